@@ -1,0 +1,39 @@
+# Targets: test lint format demo clean. The environment lives in .venv and follows pyproject.toml
+# and constraints.txt; PYTHON=... picks another interpreter for it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Two workers with one thread each: results do not depend on it, and a small machine stays usable.
+export OMP_NUM_THREADS := 1
+
+.PHONY: env .venv test lint format demo clean
+
+.venv: env
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	  || { echo "trimtab: $(PYTHON) is missing or older than Python 3.10; install 3.10 or newer, or name one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: env
+	$(BIN)/python scripts/demo.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

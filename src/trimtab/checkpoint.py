@@ -1,0 +1,307 @@
+"""The saved adapter: a small folder with everything but the backbone.
+
+======================================  ============================================================
+``adapter_model.safetensors``           tensors of method and head
+``adapter_config.json``                 method and its options, labels, backbone and its fingerprint
+``preprocessor_config.json``            what happens to an image before the backbone
+``metrics.json``                        validation metrics, history, sizes, time, memory
+``config.json``                         the resolved configuration and the command of the run
+``README.md``                           a model card
+======================================  ============================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.errors import CheckpointError
+from trimtab.files import write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trimtab.data import Preprocess
+    from trimtab.model import TunedModel
+
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+PREPROCESSOR = "preprocessor_config.json"
+METRICS = "metrics.json"
+RUN = "config.json"
+CARD = "README.md"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """An adapter folder, read and checked."""
+
+    method: str
+    method_config: dict[str, Any]
+    labels: tuple[str, ...]
+    backbone: str
+    fingerprint: str
+    weights: str | None
+    image_size: tuple[int, int]
+    preprocess: Preprocess
+    tensors: dict[str, Tensor]
+
+
+def save(
+    directory: Path,
+    model: TunedModel,
+    tensors: dict[str, Tensor],
+    *,
+    labels: tuple[str, ...],
+    weights: str | None,
+    preprocess: Preprocess,
+    metrics: dict[str, Any],
+    run: dict[str, Any],
+) -> int:
+    """Write an adapter folder; the config comes last, so that an interrupted save is seen as none.
+
+    Returns:
+        Bytes of the tensors' file.
+    """
+    from safetensors.torch import save as to_bytes
+
+    model.load_trained(tensors)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    raw = to_bytes(plain, {"format": "pt"})
+    write_bytes(directory / TENSORS, raw)
+    config = _config(model, labels, weights, hashlib.sha256(raw).hexdigest())
+    metrics = {**metrics, "adapter_bytes": len(raw)}
+    write_json(directory / PREPROCESSOR, preprocess.to_dict())
+    write_json(directory / METRICS, metrics)
+    write_text(directory / CARD, _card(config, metrics, run))
+    write_json(directory / CONFIG, config)
+    return len(raw)
+
+
+def _config(model: TunedModel, labels: tuple[str, ...], weights: str | None, sha256: str) -> dict[str, Any]:
+    backbone = model.backbone
+    return {
+        "format_version": FORMAT_VERSION,
+        "library": "trimtab",
+        "task": "classification",
+        "method": model.method.name,
+        "method_config": dataclasses.asdict(model.method.config),
+        "facts": model.method.facts(),
+        "labels": list(labels),
+        "backbone": {
+            "name": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "weights": weights,
+            "image_size": list(backbone.image_size),
+        },
+        "trained": sorted(f"method.{name}" for name, _ in model.method.named_parameters())
+        + sorted(f"head.{name}" for name, _ in model.head.named_parameters()),
+        "sha256": sha256,
+    }
+
+
+def read(directory: str | Path) -> Saved:
+    """Read and check an adapter folder; nothing is unpickled.
+
+    Raises:
+        CheckpointError: If a file is missing, broken, from another program, or of a newer format.
+    """
+    from safetensors.torch import load as load_tensors
+
+    from trimtab.data import Preprocess
+
+    directory = Path(directory)
+    config = read_config(directory)
+    raw = _bytes(directory / TENSORS)
+    if hashlib.sha256(raw).hexdigest() != config["sha256"]:
+        raise CheckpointError(
+            f"{TENSORS} in {str(directory)!r} is not the file that was saved there ({len(raw)} bytes, another "
+            "checksum): it is truncated or was changed. Copy the folder again or train anew."
+        )
+    backbone = config["backbone"]
+    height, width = backbone["image_size"]
+    return Saved(
+        method=config["method"],
+        method_config=config["method_config"],
+        labels=tuple(config["labels"]),
+        backbone=backbone["name"],
+        fingerprint=backbone["fingerprint"],
+        weights=backbone["weights"],
+        image_size=(height, width),
+        preprocess=Preprocess.from_dict(_json(directory / PREPROCESSOR)),
+        tensors=load_tensors(raw),
+    )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The adapter's configuration, checked for its format but without its tensors.
+
+    Raises:
+        CheckpointError: As :func:`read`.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"There is no folder {str(directory)!r}; name one that 'trimtab fit' wrote.")
+    config = _json(directory / CONFIG)
+    needed = {"format_version", "method", "method_config", "labels", "backbone", "trained", "sha256"}
+    if config.get("library") != "trimtab" or not needed <= config.keys():
+        lacking = ", ".join(sorted(needed - config.keys())) or "library"
+        raise CheckpointError(
+            f"{CONFIG} in {str(directory)!r} was not written by trimtab (it lacks {lacking}); "
+            "name a folder that 'trimtab fit' wrote."
+        )
+    if config["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{str(directory)!r} has format version {config['format_version']} and this trimtab reads "
+            f"{FORMAT_VERSION}; use the version of trimtab that saved it, or a newer one."
+        )
+    return config
+
+
+def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.device | str = "cpu") -> TunedModel:
+    """The tuned model of an adapter folder, on the backbone it was trained on.
+
+    Args:
+        saved: From :func:`read`.
+        weights: Where the backbone's weights lie now; by default where they were in training, or timm's own.
+        device: Where to put it.
+
+    Raises:
+        CheckpointError: If the backbone's weights are others than those it was trained on.
+        BackboneError: If the backbone cannot be had.
+    """
+    from trimtab.methods import METHODS
+    from trimtab.model import build
+    from trimtab.weights import load_backbone
+
+    if weights is None and saved.weights is not None:
+        if not Path(saved.weights).is_file():
+            raise CheckpointError(
+                f"The backbone's weights were {saved.weights!r} in training and are not there now; "
+                "name the file with --weights."
+            )
+        weights = saved.weights
+    backbone = load_backbone(saved.backbone, weights=weights, image_size=saved.image_size, device=device)
+    if backbone.fingerprint != saved.fingerprint:
+        raise CheckpointError(
+            f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, these are "
+            f"{backbone.fingerprint[:12]}: its predictions would be wrong. Name the right file with --weights."
+        )
+    try:
+        config = config_from_json(METHODS[saved.method].Config, saved.method_config)
+        model = build(backbone, config, len(saved.labels))
+        model.load_trained(saved.tensors)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"The adapter's tensors do not fit its configuration ({reason}); the folder was changed. "
+            "Copy it again or train anew."
+        ) from error
+    return model.eval()
+
+
+def config_from_json(config: type, values: dict[str, Any]) -> Any:
+    """A method's configuration from JSON, where tuples have become lists."""
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def describe(directory: str | Path) -> dict[str, Any]:
+    """What there is to know of an adapter folder, read without torch.
+
+    Returns:
+        ``method``, ``method_config``, ``facts``, ``labels``, ``backbone``, ``parameters`` (trained) and ``fixed``
+        numbers by part (counted in the tensors' file), ``bytes`` of the tensors and of the folder, ``metrics``.
+
+    Raises:
+        CheckpointError: As :func:`read`.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    raw = _bytes(directory / TENSORS)
+    try:
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{TENSORS} in {str(directory)!r} is broken; copy the folder again.") from error
+    header.pop("__metadata__", None)
+    counts: dict[str, dict[str, int]] = {"parameters": {}, "fixed": {}}
+    for name, entry in sorted(header.items()):
+        kind = counts["parameters" if name in config["trained"] else "fixed"]
+        part = re.sub(r"\.\d+$", "", name)  # the prompts of all hierarchies or blocks are one part
+        kind[part] = kind.get(part, 0) + math.prod(entry["shape"])
+    files = [path for path in directory.iterdir() if path.is_file()]
+    return {
+        "method": config["method"],
+        "method_config": config["method_config"],
+        "facts": config.get("facts", {}),
+        "labels": config["labels"],
+        "backbone": config["backbone"],
+        **counts,
+        "bytes": {"tensors": len(raw), "folder": sum(path.stat().st_size for path in files)},
+        "metrics": _json(directory / METRICS) if (directory / METRICS).is_file() else {},
+    }
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read in {str(path.parent)!r} ({error.strerror}); the folder is not a whole "
+            "adapter. Name one that 'trimtab fit' finished, or finish this one with --resume."
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_bytes(path))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path.name} in {str(path.parent)!r} is not JSON ({error}); it is truncated or was changed. "
+            "Copy the folder again or train anew."
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} in {str(path.parent)!r} holds no JSON object; copy the folder again.")
+    return value
+
+
+def _card(config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) -> str:
+    """A model card in the hub's form."""
+    labels = config["labels"]
+    shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+    accuracy = metrics.get("val_accuracy")
+    result = "was not measured (no validation images)" if accuracy is None else f"{accuracy:.4f}"
+    return f"""---
+library_name: trimtab
+base_model: timm/{config["backbone"]["name"]}
+pipeline_tag: image-classification
+tags: [image-classification, visual-prompt-tuning, {config["method"]}]
+---
+
+# {config["method"]} on {config["backbone"]["name"]}
+
+A classifier of {len(labels)} classes: {shown}.
+
+| | |
+|---|---|
+| method | {config["method"]} |
+| backbone | {config["backbone"]["name"]}, weights {config["backbone"]["fingerprint"][:12]} |
+| image size | {config["backbone"]["image_size"][0]}x{config["backbone"]["image_size"][1]} |
+| validation accuracy | {result} |
+| trained parameters | {metrics.get("trainable_parameters")} |
+| training images | {metrics.get("train_images")} |
+
+The validation images chose the epoch, so their accuracy is a little optimistic; measure on images that were
+not used here with `trimtab eval`.
+
+```
+{run.get("command") or "trained from Python"}
+trimtab predict . IMAGES... --out predictions.csv
+```
+"""

@@ -1,0 +1,324 @@
+"""The command line: one short function a command. What they do is in fit, evaluate and checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import itertools
+import json
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trimtab import __version__
+from trimtab.errors import ConfigError, TrimtabError, nearest
+from trimtab.files import write_json
+from trimtab.methods import METHODS
+from trimtab.options import Option, add_options, given_options, read_options, summary
+from trimtab.progress import default_progress, main_process
+from trimtab.show import show
+
+_FIT_CONFIG = "trimtab.recipe:FitConfig"
+_OF_METHOD = "method."
+"""Keeps a method's options apart from those of fit in the parsed namespace."""
+_MANY = 12
+"""Skipped images that are told one by one; the CSV has them all."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 1 for errors, 2 for wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            args = _parse(words)
+            args.run(args)
+        finally:
+            # A reader that has gone is noticed here, and not by the interpreter on its way out.
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where errors become exit codes
+        return _report(error, words)
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from trimtab.fit import fit
+
+    result = fit(
+        args.data,
+        out=args.out,
+        method=args.method,
+        method_options=given_options(args, _method_options(args.method), _OF_METHOD),
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=default_progress(),
+        command=args.command_line,
+        **given_options(args, read_options(_FIT_CONFIG)),
+    )
+    facts = {
+        "result": str(result.out),
+        "validation_accuracy": result.val_accuracy,
+        "best_epoch": result.best_epoch,
+        "trainable_parameters": result.trainable,
+        "adapter_bytes": result.adapter_bytes,
+        "peak_memory_bytes": result.peak_memory,
+        "time_seconds": result.seconds,
+    }
+    show(facts, follow_up=["trimtab", "eval", str(result.out), args.data])
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from trimtab.evaluate import evaluate
+
+    result = evaluate(args.directory, args.data, split=args.split, progress=default_progress(), **_running(args))
+    if args.json is not None and main_process():
+        write_json(args.json, result)
+    show(result, follow_up=["trimtab", "predict", args.directory, "IMAGES", "--out", "predictions.csv"])
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from trimtab.evaluate import predict_to_csv
+
+    counts = predict_to_csv(
+        args.directory,
+        args.images,
+        out=args.out,
+        overwrite=args.overwrite,
+        progress=default_progress(),
+        **_running(args),
+    )
+    show({"result": args.out, "images": counts.done, "skipped": len(counts.skipped)})
+    for path, reason in counts.skipped[:_MANY]:
+        _tell(f"skipped {path}: {reason}")
+    if len(counts.skipped) > _MANY:
+        _tell(f"skipped {len(counts.skipped) - _MANY} more, all named in {args.out}")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from trimtab.checkpoint import describe
+
+    facts = describe(args.directory)
+    if args.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        show(facts, follow_up=["trimtab", "eval", args.directory, "DATA"])
+
+
+# --- the parser -----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        stop = "" if message.endswith((".", "?")) else "."
+        self.exit(2, f"trimtab: error: {message}{stop} See `{self.prog} --help`.\n")
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="trimtab", allow_abbrev=False, description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    options = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+    command, own = words[len(options) : len(options) + 1], words[len(options) + 1 :]
+    # Only fit reads the sources of its options, so only fit pays for it.
+    _add_fit(_command(commands, "fit", _fit, "Tune a backbone on images."), own if command == ["fit"] else None)
+    _add_eval(_command(commands, "eval", _eval, "Measure a tuned model on labelled images."))
+    _add_predict(_command(commands, "predict", _predict, "Label images with a tuned model."))
+    _add_inspect(_command(commands, "inspect", _inspect, "Show what a result folder holds."))
+    _check_flags(parser, options)
+    if command:
+        chosen = commands.choices.get(command[0])
+        if chosen is None:
+            known = ", ".join(commands.choices)
+            hint = nearest(command[0], commands.choices, 1)
+            parser.error(f"there is no command {command[0]!r}.{hint} Choose one of: {known}.")
+        _check_flags(chosen, own)
+    args = parser.parse_args(words)
+    args.command_line = shlex.join(["trimtab", *words])
+    return args
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> _Parser:
+    parser: _Parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_fit(parser: _Parser, words: list[str] | None) -> None:
+    """``words`` are those after ``fit``; the method named in them decides which options there are."""
+    if words is None:
+        return
+    method = _method_in(words, parser)
+    parser.usage = "trimtab fit DATA --method NAME --backbone NAME --out DIR [--resume | --overwrite] [options]"
+    parser.add_argument("data", metavar="DATA", help="folder of train/ and val/, of class folders, or a CSV")
+    parser.add_argument("--method", required=True, metavar="NAME", help="how to tune; the methods are listed below")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the result")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    existing.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    add_options(parser.add_argument_group("training"), read_options(_FIT_CONFIG))
+    if method is not None:
+        options = _method_options(method)
+        text = summary(METHODS.locate(method)) + ("" if options else " It has no options of its own.")
+        add_options(parser.add_argument_group(f"method {method}", text), options, _OF_METHOD)
+    width = max(len(name) for name in METHODS)
+    lines = [f"  {name:<{width}}  {_summary(name)}" for name in METHODS]
+    pointer = "A method's options: trimtab fit --method NAME --help"
+    parser.epilog = "\n".join(["methods:", *lines, "", pointer])
+
+
+def _add_eval(parser: _Parser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="result folder of fit")
+    parser.add_argument("data", metavar="DATA", help="images with labels, as for fit")
+    parser.add_argument("--split", default="test", metavar="NAME", help="train, val, test or all (default: test)")
+    parser.add_argument("--json", type=_file_to_write, metavar="FILE", help="write the numbers to a file, too")
+    _add_running(parser)
+
+
+def _add_predict(parser: _Parser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="result folder of fit")
+    parser.add_argument("images", metavar="PATHS", nargs="+", help="images, folders of images, or patterns")
+    parser.add_argument("--out", required=True, metavar="FILE", help="CSV to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    _add_running(parser)
+
+
+def _add_inspect(parser: _Parser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="result folder of fit")
+    parser.add_argument("--json", action="store_true", help="print JSON, with nothing left out")
+
+
+def _add_running(parser: _Parser) -> None:
+    """What every command that runs a tuned model takes; :func:`_running` hands it on."""
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
+    parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="images at once (default: 64)")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU if there is one")
+
+
+def _running(args: argparse.Namespace) -> dict[str, Any]:
+    return {"weights": args.weights, "batch_size": args.batch_size, "device": args.device}
+
+
+def _method_in(words: list[str], parser: _Parser) -> str | None:
+    """The method a command line names: it has to be known before its options can be."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--method", nargs="?")
+    method: str | None = first.parse_known_args(words)[0].method
+    if method is not None:
+        try:
+            METHODS.locate(method)
+        except ConfigError as error:
+            parser.error(str(error))
+    return method
+
+
+def _method_options(method: str) -> list[Option]:
+    return read_options(METHODS.locate(method) + "Config")
+
+
+def _summary(method: str) -> str:
+    try:
+        return summary(METHODS.locate(method))
+    except ConfigError as error:
+        # Another package's broken method must not take the help away.
+        return f"(cannot be read: {error})"
+
+
+def _check_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Refuse an unknown option by name: argparse would first miss what the misspelt one stands for."""
+    known = parser._option_string_actions
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        flag = word.partition("=")[0]
+        if flag in known or not re.match(r"-[^\d.\s][^\s]*$", flag):
+            continue
+        owners = _owners(flag) if parser.prog.endswith(" fit") else []
+        if owners:
+            parser.error(f"{flag} is an option of the method {' or '.join(owners)}.")
+        parser.error(f"there is no option {flag}.{nearest(flag, known, 1)}")
+
+
+def _owners(flag: str) -> list[str]:
+    """The methods that have an option."""
+
+    def has(name: str) -> bool:
+        try:
+            return flag in {option.flag for option in _method_options(name)}
+        except ConfigError:
+            return False
+
+    return [name for name in METHODS if has(name)]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0.")
+    return int(text)
+
+
+def _file_to_write(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first.")
+    return path
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _tell(text: str) -> None:
+    if main_process():
+        print(text, file=sys.stderr)
+
+
+def _report(error: BaseException, words: list[str]) -> int:
+    """Tell an error in one line; the exit code."""
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads any more; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if os.environ.get("TRIMTAB_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        _tell(f"trimtab: interrupted.{_way_on(words)}")
+        return 130
+    # An error of one process only would be lost if the others kept quiet.
+    process = "" if main_process() else f" (process {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
+    print(f"trimtab: error{process}: {' '.join(_sentence(error, words).splitlines())}", file=sys.stderr)
+    return 1
+
+
+def _sentence(error: BaseException, words: list[str]) -> str:
+    if isinstance(error, TrimtabError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            "out of memory; try a smaller --batch-size, for fit also a larger --grad-accum, --precision bf16 "
+            f"or a smaller --cache-gb ({error})."
+        )
+    if isinstance(error, OSError):
+        text = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{text} Make room there.{_way_on(words)}" if full else text
+    return f"{type(error).__name__}: {error}. This is a bug; TRIMTAB_DEBUG=1 in the environment shows where."
+
+
+def _way_on(words: list[str]) -> str:
+    """How an interrupted fit goes on."""
+    if words[:1] != ["fit"]:
+        return ""
+    again = [word for word in words[1:] if word not in ("--overwrite", "--resume")]
+    return f" Go on with: {shlex.join(['trimtab', 'fit', '--resume', *again])}"
+
+
+_DESCRIPTION = "Visual prompt tuning: steer a frozen vision transformer to your images."

@@ -1,0 +1,235 @@
+"""Everything between an image file and the backbone's input, in one value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
+
+Resize = Literal["squash", "shorter"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Augment = Literal["none", "flip", "crop", "crop-flip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How image files become a backbone's input: `read` each, `finish` a batch, `normalise` it.
+
+    The result equals timm's own evaluation transform for the same values (its ``crop_mode``
+    ``"squash"`` and ``"center"``). What `read` gives can be kept and used again every epoch.
+
+    Attributes:
+        image_size: Height and width of the input, in pixels.
+        resize: ``"squash"`` scales both sides to ``image_size / crop_pct`` and forgets the aspect
+            ratio; ``"shorter"`` keeps it and scales the image to just cover that size. What is
+            larger than ``image_size`` is cut off around the centre.
+        crop_pct: The share of the resized sides that is kept, above 0 and at most 1.
+        interpolation: The resampling filter, always with antialiasing as in Pillow.
+        mean: What is subtracted from red, green and blue, on a scale of 0 to 1.
+        std: What they are then divided by.
+        augment: In training only: a random ``"crop"`` in place of the central one, a horizontal
+            ``"flip"`` of every second image, or both.
+
+    Raises:
+        ConfigError: A value is out of range, or a random crop would have nothing to cut off.
+    """
+
+    image_size: tuple[int, int]
+    resize: Resize
+    crop_pct: float = 1.0
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augment: Augment = "none"
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work."""
+        for name, known in (("resize", Resize), ("interpolation", Interpolation), ("augment", Augment)):
+            _check_word(name, getattr(self, name), get_args(known))
+        size: tuple[Any, ...] = self.image_size  # may come from a file, so its type is not sure
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ConfigError(f"image_size is {size}; give height and width in pixels, as (224, 224).")
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct is {self.crop_pct}; it is a share, so use above 0 and at most 1.")
+        if {len(self.mean), len(self.std)} != {3} or not all(value > 0 for value in self.std):
+            raise ConfigError(
+                f"mean is {self.mean} and std is {self.std}; give three numbers each, for red, green and "
+                "blue, with every std above 0."
+            )
+        if self._crops and self.resize == "squash" and self._resized_size == self.image_size:
+            raise ConfigError(
+                f"augment is {self.augment!r}, but resize 'squash' with crop_pct {self.crop_pct} leaves "
+                "nothing to crop; use resize 'shorter', a smaller crop_pct such as 0.875, or augment 'flip'."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them; `from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Reads what `to_dict` gave.
+
+        Raises:
+            CheckpointError: A value is missing, unknown or unusable.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if names != set(values):
+            raise CheckpointError(
+                f"The preprocessing lacks {sorted(names - set(values))} and has the unknown "
+                f"{sorted(set(values) - names)}; it was not saved by this version of trimtab."
+            )
+        restored: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        try:
+            return cls(**restored)
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"The saved preprocessing cannot be used: {error}") from error
+
+    def read(self, path: str | Path) -> Tensor:
+        """Reads and resizes an image file, upright and in colour.
+
+        Args:
+            path: A file of any format and mode that Pillow reads. Transparency is dropped, of
+                several frames the first is taken, and 16-bit grey keeps its upper 8 bits.
+
+        Returns:
+            What `finish` takes, (3, h, w) uint8: at ``image_size``, or larger when ``augment``
+            crops at random.
+
+        Raises:
+            DataError: The file cannot be read as an image.
+        """
+        # A damaged file makes Pillow's decoders fail in any way, not only with an OSError.
+        try:
+            with Image.open(path) as image:
+                return self.from_image(image)
+        except Exception as error:
+            raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error
+
+    def from_image(self, image: Image.Image) -> Tensor:
+        """Resizes an open image; as `read`, whose errors come as Pillow raises them."""
+        image = _in_colour(ImageOps.exif_transpose(image))
+        height, width = self._resized(image.height, image.width)
+        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        if not self._crops:
+            top, left = self._centre(height, width)
+            image = image.crop((left, top, left + self.image_size[1], top + self.image_size[0]))
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+
+    def finish(self, stored: Sequence[Tensor], seeds: Sequence[int] | None = None) -> Tensor:
+        """Cuts images to the input's size, at random where seeds are given, and stacks them.
+
+        Args:
+            stored: What `read` gave, each (3, h, w) uint8.
+            seeds: For training, a number for each image that alone decides how it is augmented.
+
+        Returns:
+            (B, 3, H, W) uint8.
+        """
+        if seeds is not None and self.augment != "none":
+            return torch.stack([self._augmented(image, seed) for image, seed in zip(stored, seeds, strict=True)])
+        if not self._crops:
+            return torch.stack(list(stored))
+        return torch.stack([self._cut(image, *self._centre(*image.shape[1:])) for image in stored])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scales (B, 3, H, W) uint8 to 0..1, subtracts the mean and divides by the deviation.
+
+        Returns:
+            (B, 3, H, W) float32, on the device of ``images``.
+        """
+        mean, std = images.new_tensor([self.mean, self.std], dtype=torch.float32).view(2, 3, 1, 1)
+        return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+
+    @property
+    def _crops(self) -> bool:
+        return self.augment in ("crop", "crop-flip")
+
+    @property
+    def _flips(self) -> bool:
+        return self.augment in ("flip", "crop-flip")
+
+    @property
+    def _resized_size(self) -> tuple[int, int]:
+        height, width = self.image_size
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to resize an image to before the crop."""
+        to_height, to_width = self._resized_size
+        if self.resize == "squash":
+            return to_height, to_width
+        if to_height == to_width:
+            # timm rounds the longer side down here, and to the nearest below.
+            shorter = min(height, width)
+            return to_height * height // shorter, to_width * width // shorter
+        ratio = min(height / to_height, width / to_width)
+        return round(height / ratio), round(width / ratio)
+
+    def _centre(self, height: int, width: int) -> tuple[int, int]:
+        """Top and left of the central crop, rounded as torchvision does."""
+        return round((height - self.image_size[0]) / 2), round((width - self.image_size[1]) / 2)
+
+    def _augmented(self, image: Tensor, seed: int) -> Tensor:
+        # Python promises the same random() for a seed in every version, torch does not.
+        generator = random.Random(seed)  # noqa: S311
+        if self._crops:
+            spare_height, spare_width = (
+                image.shape[1] - self.image_size[0],
+                image.shape[2] - self.image_size[1],
+            )
+            top = int(generator.random() * (spare_height + 1))
+            image = self._cut(image, top, int(generator.random() * (spare_width + 1)))
+        if self._flips and generator.random() < 0.5:
+            image = image.flip(-1)
+        return image
+
+    def _cut(self, image: Tensor, top: int, left: int) -> Tensor:
+        height, width = self.image_size
+        return image[:, top : top + height, left : left + width]
+
+
+def why_unreadable(error: BaseException) -> str:
+    """Says in words why an image could not be read, without the file's name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty or not an image"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more pixels than Pillow opens safely ({error})"
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def _check_word(name: str, word: object, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise ConfigError(f"{name} is {word!r}; use one of {', '.join(known)}.{nearest(str(word), known)}")
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """The image in RGB with 8 bits."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;"):
+        # Pillow would clip 16 bits to 8 and turn most of the image white.
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits; save it with 8 or 16 bits")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns where the palette has transparency
+    return image.convert("RGB")

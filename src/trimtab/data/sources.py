@@ -1,0 +1,211 @@
+"""Where labelled images come from: class folders, CSV files, and the split of one set in two.
+
+Nothing here opens an image; a set is a list of paths with labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.data.folders import split_folder, training_folders
+from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found
+from trimtab.data.rows import split_rows, training_rows
+from trimtab.errors import ConfigError, DataError, nearest
+from trimtab.files import write_text
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A named list of labelled images.
+
+    Attributes:
+        name: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
+        paths: The image files.
+        labels: For each file, the position of its class in ``classes``.
+        classes: The names of the classes.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.paths)
+
+    def select(self, positions: Iterable[int], name: str | None = None) -> ImageSet:
+        """The images at ``positions``, in that order, with the same classes."""
+        chosen = tuple(positions)
+        return ImageSet(
+            name=self.name if name is None else name,
+            paths=tuple(self.paths[position] for position in chosen),
+            labels=tuple(self.labels[position] for position in chosen),
+            classes=self.classes,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model is trained and selected on.
+
+    Attributes:
+        train: The training images.
+        val: The validation images; none when nothing was to be held out.
+        source: ``"folder"``, ``"split folders"`` or ``"csv"``.
+        split_made: Whether the validation images were held out from the training images here.
+        notes: Sentences to tell the user: what was split how, and what is left out.
+    """
+
+    train: ImageSet
+    val: ImageSet
+    source: str
+    split_made: bool
+    notes: tuple[str, ...]
+
+
+def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0) -> TrainingData:
+    """Reads the training and validation images of a data set; its test images are not looked at.
+
+    Validation images that the data does not name are held out from the training images, class by
+    class (see `stratified_split`).
+
+    Args:
+        path: A folder with ``train/`` and perhaps ``val/`` of class folders, one folder of class
+            folders, or a CSV file with the columns ``path,label[,split]``.
+        val_fraction: The share of each class to hold out where the data has no validation images.
+        seed: Which images are held out.
+
+    Raises:
+        ConfigError: ``val_fraction`` is not at least 0 and below 1.
+        DataError: The data cannot be used, with the folder or row that is wrong.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ConfigError(f"val_fraction is {val_fraction}; as a share it must be at least 0 and below 1.")
+    path = _existing(Path(path))
+    reading = training_folders(path) if path.is_dir() else training_rows(path)
+    classes = tuple(sorted({image.label for image in reading.train}))
+    if len(classes) == 1:
+        raise DataError(f"{path} has one class only ({classes[0]!r}); a classifier needs at least two.")
+    train = _image_set("train", reading.train, classes)
+    if reading.val:
+        val = _image_set("val", reading.val, classes)
+        return TrainingData(train, val, reading.source, False, tuple(reading.notes))
+
+    names = [image.name for image in reading.train]
+    kept, drawn = stratified_split(names, train.labels, val_fraction, seed)
+    return TrainingData(
+        train=train.select(kept),
+        val=train.select(drawn, "val"),
+        source=reading.source,
+        split_made=bool(drawn),
+        notes=(*reading.notes, _split_note(len(drawn), len(train), val_fraction, seed)),
+    )
+
+
+def open_split(path: str | Path, split: str, classes: Sequence[str]) -> ImageSet:
+    """Reads one split of a data set, labelled by a model's own list of classes.
+
+    Args:
+        path: As for `open_training`.
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` for every image there is.
+        classes: The model's classes; those without images here are fine.
+
+    Raises:
+        ConfigError: ``split`` is none of these words.
+        DataError: There is no such split, it has no images, or a class the model does not know.
+    """
+    wanted = "all" if split == "all" else SPLIT_WORDS.get(split.lower())
+    if wanted is None:
+        raise ConfigError(f"split is {split!r}; use 'train', 'val', 'test' or 'all'.")
+    path = _existing(Path(path))
+    found = split_folder(path, wanted) if path.is_dir() else split_rows(path, wanted)
+    if not found:
+        raise DataError(f"{path} has no images in its {wanted!r} split; add some or choose another split.")
+    return _image_set(wanted, found, tuple(classes))
+
+
+def write_split(path: str | Path, data: TrainingData) -> None:
+    """Writes which image is in which split as a CSV file that `open_training` and `open_split` read.
+
+    The file appears whole or not at all. Images are named by their absolute paths.
+
+    Raises:
+        TrainingError: The file cannot be written.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("path", "label", "split"))
+    for images in (data.train, data.val):
+        for image, label in zip(images.paths, images.labels, strict=True):
+            writer.writerow((image.absolute(), images.classes[label], images.name))
+    write_text(Path(path), buffer.getvalue())
+
+
+def stratified_split(
+    names: Sequence[str], labels: Sequence[int], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Holds out the same share of every class.
+
+    An image is drawn by a hash of its name and the seed, so the split depends neither on the order
+    of the images nor on which other images there are. Every class keeps at least one image, and
+    gives at least one where it has two and ``fraction`` is above 0.
+
+    Args:
+        names: For each image, a name of its own.
+        labels: For each image, its class.
+        fraction: The share to hold out, at least 0 and below 1.
+        seed: Which images are held out.
+
+    Returns:
+        The positions that are kept and those that are held out, each ascending.
+    """
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for position, label in enumerate(labels):
+        members[label].append(position)
+    draws = [hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest() for name in names]
+    held: set[int] = set()
+    for positions in members.values():
+        count = min(max(round(len(positions) * fraction), 1), len(positions) - 1) if fraction else 0
+        held.update(sorted(positions, key=draws.__getitem__)[:count])
+    return [position for position in range(len(names)) if position not in held], sorted(held)
+
+
+def _split_note(held: int, total: int, fraction: float, seed: int) -> str:
+    if not held:
+        return f"There are no validation images; all {total} images are trained on."
+    return (
+        f"The data names no validation images, so {held} of the {total} training images "
+        f"({fraction:.0%} of each class, seed {seed}) are held out for validation."
+    )
+
+
+def _existing(path: Path) -> Path:
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv"):
+        return path
+    if path.exists():
+        raise DataError(f"{path} is neither a folder nor a .csv file; give {LAYOUTS}.")
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(f"{path} does not exist; give {LAYOUTS}.{nearest(path.name, beside)}")
+
+
+def _image_set(name: str, found: list[Found], classes: tuple[str, ...]) -> ImageSet:
+    number = {label: position for position, label in enumerate(classes)}
+    for image in found:
+        if image.label not in number:
+            raise DataError(
+                f"{image.where} has the class {image.label!r}, which is none of the {len(classes)} classes "
+                f"trained on; rename or remove it.{nearest(image.label, classes)}"
+            )
+    return ImageSet(
+        name=name,
+        paths=tuple(image.path for image in found),
+        labels=tuple(number[image.label] for image in found),
+        classes=classes,
+    )

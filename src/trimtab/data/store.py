@@ -1,0 +1,159 @@
+"""Images decoded once and kept in memory, as far as they fit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from trimtab.data.preprocess import Preprocess, why_unreadable
+from trimtab.data.sources import ImageSet
+from trimtab.errors import ConfigError, DataError
+
+
+class ImageStore:
+    """The images of a set as batches, each decoded once and kept as uint8 up to a bound.
+
+    Which images are kept, and how many threads decode them, changes the speed and nothing else:
+    the same indices and seeds give the same bytes.
+
+    Attributes:
+        images: The set.
+        preprocess: How a file is read and a batch finished.
+        cached: How many images are kept.
+        cached_bytes: How many bytes they take.
+    """
+
+    def __init__(self, images: ImageSet, preprocess: Preprocess, *, cache_bytes: int, threads: int = 2) -> None:
+        """Opens the store; nothing is decoded yet.
+
+        Args:
+            images: The set.
+            preprocess: How a file is read and a batch finished.
+            cache_bytes: How many bytes of pixels to keep at most.
+            threads: How many threads decode.
+
+        Raises:
+            ConfigError: ``cache_bytes`` is negative or ``threads`` below 1.
+        """
+        if cache_bytes < 0 or threads < 1:
+            raise ConfigError(
+                f"cache_bytes is {cache_bytes} and threads is {threads}; use at least 0 bytes and 1 thread."
+            )
+        self.images = images
+        self.preprocess = preprocess
+        self.cached = 0
+        self.cached_bytes = 0
+        self._cache_bytes = cache_bytes
+        self._threads = threads
+        self._labels = torch.tensor(images.labels, dtype=torch.int64)
+        self._kept: list[Tensor | None] = [None] * len(images)
+        self._lock = threading.Lock()
+
+    def fill(self, on_image: Callable[[int], None] | None = None) -> None:
+        """Decodes every image now: keeps what fits and makes sure that the others can be read.
+
+        Args:
+            on_image: Called in this thread with 1 after each image, to advance a progress bar.
+
+        Raises:
+            DataError: Some images cannot be read; all are counted and the first three named.
+        """
+        broken = []
+        pool = ThreadPoolExecutor(self._threads)
+        try:
+            for fault in pool.map(self._fault, range(len(self.images))):
+                if fault is not None:
+                    broken.append(fault)
+                if on_image is not None:
+                    on_image(1)
+        finally:
+            # After Ctrl-C, the images still waiting would otherwise all be decoded first.
+            pool.shutdown(cancel_futures=True)
+        if broken:
+            more = f", and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise DataError(
+                f"{len(broken)} of {len(self.images)} {self.images.name} images cannot be read: "
+                f"{', '.join(broken[:3])}{more}; replace or remove them."
+            )
+
+    def batch(self, indices: Sequence[int], *, seeds: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """The images at ``indices`` and their labels.
+
+        Args:
+            indices: Positions in the set.
+            seeds: For training, a number for each image that alone decides how it is augmented.
+
+        Returns:
+            Images, (B, 3, H, W) uint8, and labels, (B,) int64.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        chosen = list(indices)
+        return self.preprocess.finish(self._read(chosen), seeds), self._labels[chosen]
+
+    def batches(
+        self, plan: Iterable[Sequence[int]], seeds_of: Callable[[int], int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`batch` for each entry of ``plan``; the next one is decoded while one is being used.
+
+        Args:
+            plan: For each batch, positions in the set.
+            seeds_of: For training, the seed of the image at a position.
+
+        Yields:
+            As `batch` returns.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+
+        def prepare(indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+            seeds = None if seeds_of is None else [seeds_of(index) for index in indices]
+            return self.batch(indices, seeds=seeds)
+
+        if self.cached == len(self.images):
+            yield from map(prepare, plan)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            waiting: Future[tuple[Tensor, Tensor]] | None = None
+            for indices in plan:
+                following = ahead.submit(prepare, indices)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+            if waiting is not None:
+                yield waiting.result()
+
+    def _read(self, indices: list[int]) -> list[Tensor]:
+        """The images at ``indices`` as they are stored, those not kept decoded side by side."""
+        kept = [self._kept[index] for index in indices]
+        missing = [index for index, image in zip(indices, kept, strict=True) if image is None]
+        if not missing:
+            return kept  # type: ignore[return-value]
+        with ThreadPoolExecutor(min(self._threads, len(missing))) as pool:
+            decoded = pool.map(self._decode, missing)
+            return [next(decoded) if image is None else image for image in kept]
+
+    def _decode(self, index: int) -> Tensor:
+        image = self.preprocess.read(self.images.paths[index])
+        with self._lock:
+            if self._kept[index] is None and self.cached_bytes + image.nbytes <= self._cache_bytes:
+                self._kept[index] = image
+                self.cached += 1
+                self.cached_bytes += image.nbytes
+        return image
+
+    def _fault(self, index: int) -> str | None:
+        """Decodes an image, and says what is wrong with it if it cannot be read."""
+        if self._kept[index] is not None:
+            return None
+        try:
+            self._decode(index)
+        except DataError as error:
+            return f"{self.images.paths[index]} ({why_unreadable(error.__cause__ or error)})"
+        return None

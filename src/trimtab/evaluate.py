@@ -1,0 +1,242 @@
+"""What a tuned model says of images: evaluation on a labelled split, prediction on anything."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trimtab import checkpoint
+from trimtab.data import ImageStore, Preprocess, list_images, open_split
+from trimtab.errors import CheckpointError, DataError
+from trimtab.files import write_text
+from trimtab.model import TunedModel
+from trimtab.progress import Progress
+from trimtab.tasks import classification_metrics
+
+Picture = "str | Path | Image.Image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image."""
+
+    path: str | None
+    """The file, if it was one."""
+    label: str | None
+    """The most probable class; ``None`` if the image could not be read."""
+    probability: float | None
+    """Its probability."""
+    probabilities: tuple[float, ...] | None
+    """One a class, in the order of the labels."""
+    error: str | None = None
+    """Why the image could not be read."""
+
+
+class PredictionCounts(NamedTuple):
+    """What :func:`predict_to_csv` did."""
+
+    done: int
+    """Images predicted."""
+    skipped: list[tuple[str, str]]
+    """Images that could not be read, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A tuned model with its labels and its preprocessing.
+
+    Example:
+        ::
+
+            predictor = trimtab.load("runs/flowers")
+            for prediction in predictor.predict(["a.jpg", "b.jpg"]):
+                print(prediction.label, prediction.probability)
+    """
+
+    model: TunedModel
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, height, width) at the model's size to logits (B, C)."""
+        with torch.inference_mode():
+            inputs = self.preprocess.normalise(images.to(self.model.backbone.device))
+            logits: Tensor = self.model(inputs)
+            return logits.float().cpu()
+
+    def predict(
+        self, images: Any, *, batch_size: int = 64, threads: int = 2, progress: Progress | None = None
+    ) -> list[Prediction]:
+        """Predict one image or many.
+
+        Args:
+            images: A path, a PIL image, or a sequence of them. Unreadable files get a prediction with an
+                ``error`` and no label; the rest are done.
+            batch_size: Images a forward pass.
+            threads: Threads that decode.
+            progress: Who is told how far it is.
+        """
+        single = isinstance(images, (str, Path, Image.Image))
+        pictures: list[Any] = [images] if single else list(images)
+        return list(self.iterate(pictures, batch_size=batch_size, threads=threads, progress=progress))
+
+    def iterate(
+        self,
+        pictures: Sequence[Any],
+        *,
+        batch_size: int = 64,
+        threads: int = 2,
+        progress: Progress | None = None,
+    ) -> Iterator[Prediction]:
+        """As :meth:`predict`, one after another, holding no more than two batches in memory."""
+        batches = [pictures[first : first + batch_size] for first in range(0, len(pictures), batch_size)]
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            (progress or Progress()).stage("Predicting", len(pictures), "images") as advance,
+        ):
+            ahead = [pool.submit(self._read, picture) for picture in (batches[0] if batches else ())]
+            for k, batch in enumerate(batches):
+                read = [future.result() for future in ahead]
+                ahead = [pool.submit(self._read, p) for p in (batches[k + 1] if k + 1 < len(batches) else ())]
+                yield from self._batch(batch, read)
+                advance(len(batch))
+
+    def _read(self, picture: Any) -> Tensor | str:
+        """The stored image, or why it cannot be read."""
+        try:
+            if isinstance(picture, Image.Image):
+                return self.preprocess.from_image(picture)
+            return self.preprocess.read(picture)
+        except DataError as error:
+            return str(error)
+
+    def _batch(self, pictures: Sequence[Any], read: Sequence[Tensor | str]) -> Iterator[Prediction]:
+        good = [image for image in read if isinstance(image, Tensor)]
+        rows: Iterator[Tensor] = iter(())
+        if good:
+            rows = iter(self.logits(self.preprocess.finish(good)).softmax(-1))
+        for picture, image in zip(pictures, read, strict=True):
+            path = None if isinstance(picture, Image.Image) else str(picture)
+            if isinstance(image, str):
+                yield Prediction(path, None, None, None, image)
+            else:
+                probabilities = tuple(next(rows).tolist())
+                best = max(range(len(probabilities)), key=probabilities.__getitem__)
+                yield Prediction(path, self.labels[best], probabilities[best], probabilities)
+
+
+def load(directory: str | Path, *, weights: str | Path | None = None, device: str = "auto") -> Predictor:
+    """Load an adapter folder onto the backbone it was trained on.
+
+    Args:
+        directory: What ``fit`` wrote.
+        weights: Where the backbone's weights lie now; by default where they were in training, or timm's own.
+        device: ``"auto"`` (a GPU where there is one), or a torch device.
+
+    Raises:
+        CheckpointError: If the folder is broken or the backbone is another one.
+        BackboneError: If the backbone cannot be had.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    saved = checkpoint.read(directory)
+    model = checkpoint.restore(saved, weights=weights, device=device)
+    return Predictor(model, saved.labels, saved.preprocess)
+
+
+def evaluate(
+    directory: str | Path,
+    data: str | Path,
+    *,
+    split: str = "test",
+    weights: str | Path | None = None,
+    batch_size: int = 64,
+    threads: int = 2,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure an adapter on labelled images.
+
+    Returns:
+        ``accuracy`` (top-1), ``mean_class_accuracy``, ``loss``, ``calibration_error``, ``images``, ``classes``
+        (how many of the model's classes occur), ``split`` and ``seconds``.
+
+    Raises:
+        TrimtabError: If the adapter, the backbone or the data cannot be used.
+    """
+    started = time.monotonic()
+    predictor = load(directory, weights=weights, device=device)
+    images = open_split(data, split, predictor.labels)
+    store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
+    plan = [range(first, min(first + batch_size, len(images))) for first in range(0, len(images), batch_size)]
+    logits, targets = [], []
+    with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
+        for pixels, labels in store.batches(plan):
+            logits.append(predictor.logits(pixels))
+            targets.append(labels)
+            advance(labels.shape[0])
+    metrics = classification_metrics(torch.cat(logits), torch.cat(targets))
+    return {
+        **metrics,
+        "images": len(images),
+        "classes": len(set(images.labels)),
+        "split": split,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def predict_to_csv(
+    directory: str | Path,
+    patterns: Sequence[str],
+    *,
+    out: str | Path,
+    weights: str | Path | None = None,
+    batch_size: int = 64,
+    threads: int = 2,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PredictionCounts:
+    """Predict files, folders and globs into a CSV: path, label, probability, error, one column a class.
+
+    Raises:
+        TrimtabError: If nothing matches, nothing can be read, or ``out`` exists and is not to be replaced.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise CheckpointError(f"{str(out)!r} exists; replace it with --overwrite or name another file.")
+    if not out.parent.is_dir():
+        raise CheckpointError(f"There is no folder {str(out.parent)!r} for {out.name!r}; make it first.")
+    paths = list_images(patterns)
+    predictor = load(directory, weights=weights, device=device)
+    predictions = predictor.iterate(paths, batch_size=batch_size, threads=threads, progress=progress)
+    text, counts = _csv(predictor.labels, predictions)
+    if not counts.done:
+        raise DataError(f"None of the {len(paths)} images could be read; the first: {counts.skipped[0][1]}")
+    write_text(out, text)
+    return counts
+
+
+def _csv(labels: Sequence[str], predictions: Iterable[Prediction]) -> tuple[str, PredictionCounts]:
+    buffer, skipped, done = io.StringIO(newline=""), [], 0
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["path", "label", "probability", "error", *(f"probability of {label}" for label in labels)])
+    for prediction in predictions:
+        if prediction.error is not None or prediction.probabilities is None:
+            skipped.append((str(prediction.path), str(prediction.error)))
+            writer.writerow([prediction.path, "", "", prediction.error, *("" for _ in labels)])
+            continue
+        done += 1
+        shares = [f"{value:.6f}" for value in prediction.probabilities]
+        writer.writerow([prediction.path, prediction.label, f"{prediction.probability:.6f}", "", *shares])
+    return buffer.getvalue(), PredictionCounts(done, skipped)

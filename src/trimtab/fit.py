@@ -1,0 +1,220 @@
+"""Training as one function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trimtab import __version__, checkpoint
+from trimtab.backbone import Backbone
+from trimtab.data import ImageSet, Preprocess, TrainingData, open_training, write_split
+from trimtab.errors import ConfigError, nearest
+from trimtab.loop import Job
+from trimtab.methods import METHODS, method_of, paper_preprocessing, paper_recipe
+from trimtab.model import build
+from trimtab.progress import Progress
+from trimtab.recipe import FitConfig, Recipe
+from trimtab.run_folder import SPLIT, RunFolder, digest, machine
+from trimtab.weights import load_backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a training run came to."""
+
+    out: Path
+    """The adapter folder."""
+    val_accuracy: float | None
+    """Top-1 accuracy on the validation images, 0 to 1; ``None`` without any."""
+    best_epoch: int
+    """The epoch that was saved, counted from 1."""
+    trainable: int
+    """Trained numbers, the head's included."""
+    adapter_bytes: int
+    """Size of the saved tensors."""
+    seconds: float
+    """Time taken, over all parts of a resumed run."""
+    peak_memory: int
+    """Most bytes the process (or the GPU) held."""
+
+
+def fit(
+    data: str | Path,
+    *,
+    out: str | Path,
+    method: str | object,
+    method_options: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> FitResult:
+    """Tune a backbone on labelled images and save the adapter.
+
+    The test images of ``data``, if it has any, are never read.
+
+    Args:
+        data: A folder with ``train/`` (and ``val/``, ``test/``) of class folders, one folder of class folders,
+            or a CSV with the columns path, label and perhaps split.
+        out: Folder for the adapter.
+        method: A method's name, or its configuration.
+        method_options: Fields of the method's configuration, if ``method`` is a name.
+        resume: Go on with a run that was stopped in ``out``.
+        overwrite: Replace what is in ``out``.
+        progress: Who is told how far it is; nobody by default.
+        command: The command line, for the record.
+        options: Fields of :class:`~trimtab.recipe.FitConfig`; ``backbone`` is needed.
+
+    Raises:
+        TrimtabError: If anything about the options, the data, the backbone or the output cannot work, or if
+            the loss is no longer finite.
+    """
+    config = _fit_config(options)
+    method_config = METHODS[method].Config(**(method_options or {})) if isinstance(method, str) else method
+    chosen = method_of(method_config)
+    recipe = config.resolve(chosen.recipe if config.recipe is None else paper_recipe(config.recipe))
+    # Told of no GPU, several processes would otherwise each train alone.
+    accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no")
+    progress = progress if progress is not None and accelerator.is_main_process else Progress()
+    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    # Nobody writes before all have looked.
+    accelerator.wait_for_everyone()
+    if folder.finished:
+        progress.say(f"{out} is finished; nothing is left to do.")
+        return _finished(folder.path)
+    training = _open(data, config, progress)
+    backbone = load_backbone(
+        config.backbone, weights=config.weights, image_size=config.size(), device=accelerator.device
+    )
+    preprocess = make_preprocess(config, backbone)
+    torch.manual_seed(config.seed)
+    model = build(backbone, method_config, len(training.train.classes))
+    run = _record(config, recipe, chosen.name, method_config, training, backbone, preprocess, command, data)
+    folder.check(run)
+    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress)
+    # Broken images are found before anything that was in the folder is replaced.
+    job.decode()
+    if accelerator.is_main_process:
+        _begin(folder, run, training)
+    accelerator.wait_for_everyone()
+    job.finish(job.train(), run)
+    return _finished(folder.path)
+
+
+def _fit_config(options: dict[str, Any]) -> FitConfig:
+    known = [field.name for field in dataclasses.fields(FitConfig)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"fit has no option {name!r}.{nearest(name, known)}")
+    if "backbone" not in options:
+        raise ConfigError("fit needs a backbone: the name of a timm model, as 'vit_base_patch16_224.augreg_in21k'.")
+    return FitConfig(**options)
+
+
+def make_preprocess(config: FitConfig, backbone: Backbone) -> Preprocess:
+    """Preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size.
+
+    Raises:
+        ConfigError: If there is no preprocessing of that name.
+    """
+    named = paper_preprocessing()
+    if config.preprocess == "native":
+        data = backbone.data_config
+        values: dict[str, Any] = {
+            "resize": "squash" if data.get("crop_mode") == "squash" else "shorter",
+            "crop_pct": data.get("crop_pct", 1.0),
+            "interpolation": data.get("interpolation", "bicubic"),
+            "mean": data.get("mean", (0.5, 0.5, 0.5)),
+            "std": data.get("std", (0.5, 0.5, 0.5)),
+        }
+    elif config.preprocess in named:
+        values = dict(named[config.preprocess])
+    else:
+        raise ConfigError(
+            f"There is no preprocessing {config.preprocess!r}.{nearest(config.preprocess, named)} "
+            f"Choose one of: native, {', '.join(named)}."
+        )
+    if config.augment is not None:
+        values["augment"] = config.augment
+    return Preprocess(image_size=backbone.image_size, **values)
+
+
+def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData) -> None:
+    folder.begin(run)
+    if training.split_made:
+        write_split(folder.path / SPLIT, training)
+
+
+def _open(data: str | Path, config: FitConfig, progress: Progress) -> TrainingData:
+    training = open_training(data, val_fraction=config.val_fraction, seed=config.seed)
+    for note in training.notes:
+        progress.say(note)
+    if config.limit is None:
+        return training
+
+    def some(images: ImageSet) -> ImageSet:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
+        return images.select(sorted(order[: config.limit].tolist()))
+
+    return dataclasses.replace(training, train=some(training.train), val=some(training.val))
+
+
+def _record(
+    config: FitConfig,
+    recipe: Recipe,
+    method: str,
+    method_config: Any,
+    training: TrainingData,
+    backbone: Backbone,
+    preprocess: Preprocess,
+    command: str | None,
+    data: str | Path,
+) -> dict[str, Any]:
+    """The resolved configuration; ``identity`` is what a resumed run must share with the first."""
+    files = [
+        (images.name, images.classes[label], path.name)
+        for images in (training.train, training.val)
+        for path, label in zip(images.paths, images.labels, strict=True)
+    ]
+    free = ("weights", "cache_gb", "threads", "device")
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free and v is not None}
+    identity = {
+        **settings,
+        **dataclasses.asdict(recipe),
+        "method": method,
+        **{f"{method}.{k}": v for k, v in dataclasses.asdict(method_config).items()},
+        "preprocessing": preprocess.to_dict(),
+        "weights": backbone.fingerprint,
+        "images": digest(files),
+    }
+    return {
+        "trimtab": __version__,
+        "command": command,
+        "data": str(data),
+        "options": dataclasses.asdict(config),
+        "train_images": len(training.train),
+        "val_images": len(training.val),
+        "split_made": training.split_made,
+        "identity": identity,
+        "machine": machine(),
+    }
+
+
+def _finished(path: Path) -> FitResult:
+    described = checkpoint.describe(path)
+    metrics = described["metrics"]
+    return FitResult(
+        path,
+        metrics.get("val_accuracy"),
+        metrics["best_epoch"],
+        metrics["trainable_parameters"],
+        described["bytes"]["tensors"],
+        metrics["seconds"],
+        metrics["peak_memory_bytes"],
+    )

@@ -1,0 +1,383 @@
+"""The loop of a training run.
+
+Order, augmentation and noise depend on the seed, the epoch or step, and the image alone. So a batch gives
+the same gradient whole, in micro-batches or spread over processes, and a killed run that goes on from the
+last epoch ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from trimtab import checkpoint
+from trimtab.data import ImageStore, Preprocess, TrainingData
+from trimtab.errors import TrainingError
+from trimtab.model import TunedModel, build
+from trimtab.noise import Noise, seed_of
+from trimtab.progress import Advance, Progress
+from trimtab.recipe import FitConfig, Recipe
+from trimtab.run_folder import RunFolder, TrainState, restore_optimizer
+from trimtab.tasks import classification_loss, classification_metrics
+
+_EVAL_BATCH = 64
+
+
+class _Decoded:
+    """Images as the model's input."""
+
+    def __init__(self, store: ImageStore, preprocess: Preprocess, device: torch.device) -> None:
+        self.store, self.preprocess, self.device = store, preprocess, device
+
+    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (inputs, labels) of the images at these positions; augmented if there is a seed."""
+        augmented = seed is not None and self.preprocess.augment != "none"
+        seeds_of = partial(seed_of, seed) if augmented else None
+        for images, labels in self.store.batches(plan, seeds_of):
+            yield self.preprocess.normalise(images.to(self.device)), labels.to(self.device)
+
+
+class _Features:
+    """Pooled features in place of images, where what is trained does not change them."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (features, labels) at these positions."""
+        for rows in plan:
+            yield self.features[rows], self.labels[rows]
+
+
+_Inputs: TypeAlias = "_Decoded | _Features"
+
+
+class _Objective(nn.Module):
+    """The summed loss of a part of a batch; what gets wrapped for several processes."""
+
+    def __init__(self, model: TunedModel, precision: str) -> None:
+        super().__init__()
+        self.model, self.precision, self.from_features = model, precision, False
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def forward(self, inputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
+        with self.autocast(inputs.device):
+            if self.from_features:
+                return classification_loss(self.model.head(inputs), targets)
+            logits, extra = self.model.outputs(inputs, noise=noise)
+        return classification_loss(logits, targets) + extra.float() * targets.shape[0]
+
+    @torch.no_grad()
+    def logits(self, inputs: Tensor) -> Tensor:
+        with self.autocast(inputs.device):
+            logits: Tensor = self.model.head(inputs) if self.from_features else self.model(inputs)
+        return logits.float()
+
+
+class Job:
+    """One training run: what the steps of the loop share."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        model: TunedModel,
+        training: TrainingData,
+        preprocess: Preprocess,
+        progress: Progress,
+    ) -> None:
+        self.config, self.recipe, self.accelerator = config, recipe, accelerator
+        self.folder, self.model, self.training = folder, model, training
+        self.preprocess, self.progress = preprocess, progress
+        self.started = time.monotonic()
+        self.objective = _Objective(model, config.precision)
+        self._decoded: tuple[_Decoded, _Decoded] | None = None
+
+    # --- before the loop ---
+
+    def train(self) -> TrainState:
+        """Everything up to the saved adapter."""
+        train: _Inputs
+        val: _Inputs
+        decoded, held_out = train, val = self.decode()
+        state = self.folder.load_state()
+        if state is None:
+            self._prepare(decoded)
+        else:
+            self._adopt(state.method_config, state.trained)
+            self.progress.say(f"Resuming after epoch {state.epoch} of {self.recipe.epochs}.")
+        if not self.model.method.touches_blocks and self.preprocess.augment == "none":
+            train, val = self._features(decoded), self._features(held_out)
+            self.objective.from_features = True
+        return self._loop(train, val, state)
+
+    def decode(self) -> tuple[_Decoded, _Decoded]:
+        """Training and validation images, each read once.
+
+        Raises:
+            DataError: If some cannot be read.
+        """
+        if self._decoded is not None:
+            return self._decoded
+        budget = int(self.config.cache_gb * 1e9)
+        stores = []
+        for images in (self.training.train, self.training.val):
+            store = ImageStore(images, self.preprocess, cache_bytes=budget, threads=self.config.threads)
+            if len(images):
+                with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
+                    store.fill(advance)
+            budget -= store.cached_bytes
+            stores.append(_Decoded(store, self.preprocess, self.accelerator.device))
+        self._decoded = stores[0], stores[1]
+        return self._decoded
+
+    def _prepare(self, train: _Decoded) -> None:
+        """Let the method look at the training images: in the main process, for all."""
+        wanted = self.model.method.images_wanted(len(self.training.train))
+        if not wanted:
+            return
+        shared: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            generator = torch.Generator().manual_seed(seed_of(self.config.seed, "prepare"))
+            order = torch.randperm(len(self.training.train), generator=generator)[:wanted].tolist()
+            plan = _cut(order, _EVAL_BATCH)
+            with self.progress.stage("Looking at training images", wanted, "images") as advance:
+
+                def images() -> Iterator[Tensor]:
+                    for inputs, _ in train.batches(plan):
+                        yield inputs
+                        advance(inputs.shape[0])
+
+                self.model.prepare(images())
+            shared = [(dataclasses.asdict(self.model.method.config), self._trained())]
+            facts = "; ".join(f"{name}: {value}" for name, value in self.model.method.facts().items())
+            if facts:
+                self.progress.say(f"Found {facts}.")
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(shared)
+            self._adopt(*shared[0])
+
+    def _adopt(self, method_config: dict[str, Any], trained: dict[str, Tensor]) -> None:
+        """Become the model that these values describe."""
+        kind = type(self.model.method.config)
+        restored = build(
+            self.model.backbone,
+            checkpoint.config_from_json(kind, method_config),
+            len(self.training.train.classes),
+        )
+        restored.load_trained(trained)
+        self.model = restored
+        self.objective = _Objective(restored, self.config.precision)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
+
+    @torch.no_grad()
+    def _features(self, images: _Decoded) -> _Features:
+        self.model.eval()
+        features, labels = [], []
+        total = len(images.store.images)
+        with self.progress.stage("Computing features", total, "images") as advance:
+            for inputs, targets in images.batches(_cut(range(total), _EVAL_BATCH)):
+                with self.objective.autocast(inputs.device):
+                    features.append(self.model.backbone.pool(self.model.run(inputs)).float())
+                labels.append(targets)
+                advance(inputs.shape[0])
+        if not total:
+            return _Features(torch.empty(0), torch.empty(0))
+        return _Features(torch.cat(features), torch.cat(labels))
+
+    # --- the loop ---
+
+    def _loop(self, train: _Inputs, val: _Inputs, state: TrainState | None) -> TrainState:
+        objective, optimizer = self.accelerator.prepare(self.objective, self._optimizer())
+        if state is None:
+            state = TrainState(0, dataclasses.asdict(self.model.method.config), {}, {}, 0, [], {}, 0.0, 0)
+        else:
+            restore_optimizer(optimizer, state.optimizer)
+        spent = state.seconds
+        steps, epochs = self._steps(), self.recipe.epochs
+        with self.progress.stage("Training", epochs * steps, "steps", done=state.epoch * steps) as advance:
+            for epoch in range(state.epoch, epochs):
+                entry = self._epoch(epoch, objective, optimizer, train, advance)
+                entry |= self._validate(val)
+                state.epoch = epoch + 1
+                state.history.append(entry)
+                state.trained = self._trained()
+                if self._is_best(state.history):
+                    state.best, state.best_epoch = state.trained, state.epoch
+                state.optimizer = optimizer.state_dict()["state"]
+                state.seconds = spent + time.monotonic() - self.started
+                state.peak_memory = max(state.peak_memory, _peak_memory(self.accelerator.device))
+                if self.accelerator.is_main_process:
+                    self.folder.save_state(state)
+        return state
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        tensors = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in tensors if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in tensors if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if self.recipe.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.recipe.lr, momentum=0.9)
+        return torch.optim.AdamW(groups, lr=self.recipe.lr)
+
+    def _steps(self) -> int:
+        images = len(self.training.train)
+        full = images // self.recipe.batch_size
+        return max(full, 1) if self.recipe.drop_last else math.ceil(images / self.recipe.batch_size)
+
+    def _epoch(
+        self, epoch: int, objective: nn.Module, optimizer: Any, train: _Inputs, advance: Advance
+    ) -> dict[str, float]:
+        self.model.train()
+        steps, accumulate = self._steps(), self.config.grad_accum
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
+        order = torch.randperm(len(self.training.train), generator=generator).tolist()
+        batches = _cut(order, self.recipe.batch_size)[:steps]
+        parts = [part for batch in batches for part in self._parts(batch)]
+        inputs = train.batches([part.rows for part in parts], seed_of(self.config.seed, "augment", epoch))
+        total = torch.zeros((), device=self.accelerator.device)
+        for k in range(steps):
+            step = epoch * steps + k
+            lr = self.recipe.learning_rate(step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad()
+            loss = torch.zeros_like(total)
+            for m in range(accumulate):
+                part = parts[k * accumulate + m]
+                noise = Noise(
+                    seed_of(self.config.seed, "noise", step),
+                    first=part.first,
+                    total=len(batches[k]),
+                    device=self.accelerator.device,
+                )
+                last = m == accumulate - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(objective):
+                    share = objective(*next(inputs), noise) * part.weight / len(batches[k])
+                    # Gradients are averaged over processes, and each process holds a part of the sum.
+                    self.accelerator.backward(share * self.accelerator.num_processes)
+                loss += share.detach()
+            loss = self.accelerator.reduce(loss, "sum") if self.accelerator.num_processes > 1 else loss
+            self._must_be_finite(float(loss), step, epoch, lr)
+            optimizer.step()
+            total += loss
+            advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
+        return {"epoch": epoch + 1, "train_loss": float(total) / steps, "lr": lr}
+
+    def _parts(self, batch: list[int]) -> list[_Part]:
+        """This process's share of a batch, in micro-batches; the same images wherever they are computed."""
+        accumulate = self.config.grad_accum
+        size = math.ceil(len(batch) / (self.accelerator.num_processes * accumulate))
+        parts = []
+        for m in range(accumulate):
+            first = (self.accelerator.process_index * accumulate + m) * size
+            rows = batch[first : first + size]
+            # Every process has to take part in every backward pass, if only with nothing.
+            parts.append(_Part(rows, first, 1.0) if rows else _Part(batch[:1], 0, 0.0))
+        return parts
+
+    def _must_be_finite(self, loss: float, step: int, epoch: int, lr: float) -> None:
+        if math.isfinite(loss):
+            return
+        raise TrainingError(
+            f"The loss is {loss} at step {step + 1} (epoch {epoch + 1}, learning rate {lr:.3g}): training has "
+            f"diverged. Try a lower --lr (a tenth), more --warmup-epochs"
+            + (", or --precision fp32." if self.config.precision == "bf16" else ".")
+        )
+
+    def _validate(self, val: _Inputs) -> dict[str, float]:
+        images = len(self.training.val)
+        if not images:
+            return {}
+        self.model.eval()
+        rank, share = self.accelerator.process_index, math.ceil(images / self.accelerator.num_processes)
+        rows = [min(rank * share + k, images - 1) for k in range(share)]
+        parts = [(self.objective.logits(inputs), labels) for inputs, labels in val.batches(_cut(rows, _EVAL_BATCH))]
+        logits, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        if self.accelerator.num_processes > 1:
+            logits, labels = self.accelerator.gather((logits, labels))
+        metrics = classification_metrics(logits[:images], labels[:images])
+        return {"val_accuracy": metrics["accuracy"], "val_loss": metrics["loss"]}
+
+    def _is_best(self, history: list[dict[str, float]]) -> bool:
+        """Whether the last epoch is the one to keep; of equal accuracies the lower loss wins."""
+        if self.config.select == "last" or "val_accuracy" not in history[-1]:
+            return True
+        return history[-1] is max(history, key=lambda entry: (entry["val_accuracy"], -entry["val_loss"]))
+
+    # --- after the loop ---
+
+    def finish(self, state: TrainState, run: dict[str, Any]) -> None:
+        """Save the adapter."""
+        kept = state.history[state.best_epoch - 1]
+        metrics = {
+            "val_accuracy": kept.get("val_accuracy"),
+            "val_loss": kept.get("val_loss"),
+            "best_epoch": state.best_epoch,
+            "epochs": state.epoch,
+            "train_images": run["train_images"],
+            "val_images": run["val_images"],
+            "trainable_parameters": self.model.num_trainable(),
+            "seconds": round(state.seconds, 1),
+            "peak_memory_bytes": state.peak_memory,
+            "history": state.history,
+        }
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.folder.path,
+                self.model,
+                state.best,
+                labels=self.training.train.classes,
+                weights=None if self.config.weights is None else str(Path(self.config.weights).resolve()),
+                preprocess=self.preprocess,
+                metrics=metrics,
+                run=run,
+            )
+            self.folder.finish()
+        self.accelerator.wait_for_everyone()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A micro-batch of one process."""
+
+    rows: list[int]
+    """Positions of its images in the training set."""
+    first: int
+    """Position of the first of them in the batch."""
+    weight: float
+    """0 where a process has nothing to do and repeats an image."""
+
+
+def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
+    return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,100 @@
+"""The tuning methods: one dict, name to class, and what other packages add to it.
+
+Another package adds a method by an entry point in the group ``trimtab.methods``, ``name = "module:Class"``.
+Importing this package imports no method and no torch; the classes come on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from trimtab.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from trimtab.methods.base import Method
+    from trimtab.recipe import Recipe
+
+_BUILT_IN = {
+    "linear": "trimtab.methods.linear:Linear",
+    "vpt": "trimtab.methods.vpt:VPT",
+    "ship": "trimtab.methods.ship:SHIP",
+}
+
+
+class _Methods(Mapping[str, "type[Method[Any]]"]):
+    """Name to class; iterating over the names imports nothing."""
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        # A foreign name never replaces one of ours: a saved adapter must keep its meaning.
+        return {point.name: point.value for point in entry_points(group="trimtab.methods")} | _BUILT_IN
+
+    def locate(self, name: str) -> str:
+        """Where a method lives, ``"module:Class"``, without importing it.
+
+        Raises:
+            ConfigError: If there is no such method, with the nearest names.
+        """
+        if name not in self._places:
+            hint = nearest(name, self._places)
+            raise ConfigError(f"There is no method {name!r}.{hint} Choose one of: {', '.join(self._places)}.")
+        return self._places[name]
+
+    def __getitem__(self, name: str) -> type[Method[Any]]:
+        module, _, attribute = self.locate(name).partition(":")
+        method: type[Method[Any]] = getattr(importlib.import_module(module), attribute)
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+METHODS = _Methods()
+
+
+def method_of(config: object) -> type[Method[Any]]:
+    """The method whose options ``config`` holds.
+
+    Raises:
+        ConfigError: If no method has options of this type.
+    """
+    for method in METHODS.values():
+        if type(config) is method.Config:
+            return method
+    raise ConfigError(f"{type(config).__name__} is no method's configuration; use one of: {', '.join(METHODS)}.")
+
+
+def paper_recipe(name: str) -> Recipe:
+    """A paper's training recipe, by name.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    recipes = {key: value for method in METHODS.values() for key, value in method.paper_recipes.items()}
+    if name not in recipes:
+        raise ConfigError(f"There is no recipe {name!r}.{nearest(name, recipes)} Choose one of: {', '.join(recipes)}.")
+    return recipes[name]
+
+
+def paper_preprocessing() -> dict[str, Mapping[str, Any]]:
+    """The papers' preprocessing, by name: fields of a preprocessing other than the image size."""
+    return {key: value for method in METHODS.values() for key, value in method.paper_preprocessing.items()}
+
+
+def __getattr__(name: str) -> Any:
+    """Configuration classes (``VPTConfig``) by their own name, imported on first use."""
+    if name.endswith("Config"):
+        for method in METHODS.values():
+            if method.Config.__name__ == name:
+                return method.Config
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

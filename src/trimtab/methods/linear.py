@@ -1,0 +1,31 @@
+"""A linear classifier on the frozen features."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trimtab.backbone import Backbone
+from trimtab.methods.base import Method
+from trimtab.recipe import Recipe
+from trimtab.stream import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """Options of the linear probe: it has none."""
+
+
+class Linear(Method[LinearConfig]):
+    """The backbone as it is; only the classifier is trained.
+
+    Adds no parameters to those of the head.
+    """
+
+    name = "linear"
+    Config = LinearConfig
+    recipe = Recipe(lr=1e-2)
+    touches_blocks = False
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` untouched."""
+        return backbone.block(i, stream)

@@ -1,0 +1,424 @@
+"""Semantic hierarchical prompt tuning (SHIP)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.errors import ConfigError
+from trimtab.methods.base import Method
+from trimtab.noise import drop
+from trimtab.recipe import Recipe
+from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class SHIPConfig:
+    """Options of SHIP; every default is the official code's value."""
+
+    prompt_length: int = 50
+    """K, semantic-independent prompts of each hierarchy. Searched officially: 5 to 200. 0 turns them off."""
+    threshold: float = 0.95
+    """A block starts a new hierarchy where its affinity to the hierarchy's first block falls below this.
+    Officially 0.93 to 0.98 by data set; 1 or more makes every block a hierarchy (turns grouping off)."""
+    hierarchy: tuple[int, ...] | None = None
+    """First blocks of the hierarchies, beginning with 0. Default: found from the training images."""
+    end_block: int | None = None
+    """No hierarchy starts at this block or later. Default: the depth (officially 12 of 12 blocks)."""
+    feature: Literal["pooled", "patches"] = "pooled"
+    """Vector of an image behind affinity and prototypes: the pooled token (class token), or the patches' mean."""
+    inside: Literal["carry", "reinsert"] = "carry"
+    """Inside a hierarchy, carry the prompts on as the blocks transform them, or insert them afresh."""
+    shared_length: int = 10
+    """Semantic-shared prompts, inserted afresh at every block. 0 turns them off."""
+    attribute_sets: int = 2
+    """How many of the last hierarchies get attribute prompts. 0 turns them off."""
+    attribute_length: int = 10
+    """Attribute prompts of each of them; also the number of salient tokens they are made from."""
+    attribute_mix: float = 0.1
+    """Weight of the prototypes' pattern in an attribute prompt; the learned part has the rest."""
+    prototypes: int = 200
+    """Prototypes, k-means clusters of the training images."""
+    prototype_images: int = 1000
+    """Training images that affinity and prototypes are computed from, at the most."""
+    prototype_seed: int = 42
+    """Seed of the k-means."""
+    temperature: float = 1.0
+    """Temperature of the softmax over prototypes."""
+    salient_class_token: bool = True
+    """Let the class token (and other prefix tokens) be among the salient tokens."""
+    attention: Literal["decoupled", "plain"] = "decoupled"
+    """Attend to image and prompts by a softmax each (decoupled), or by one over both (plain)."""
+    attention_scale: float = 0.1
+    """s, weight of the attention to prompts."""
+    attention_mix: Literal["convex", "additive"] = "convex"
+    """Image and prompt attention as (1 - s) * image + s * prompts, or as image + s * prompts."""
+    prompts_attend: Literal["last", "all", "none"] = "last"
+    """Blocks in which prompts attend to the image (P2IP)."""
+    prompt_path: Literal["project", "identity"] = "project"
+    """Where prompts do not attend: through output projection and MLP, or out as they came in."""
+    matching_weight: float = 0.5
+    """Weight of the prompt matching loss. 0 turns it off."""
+    matching_tokens: int = 10
+    """Salient tokens that the prompts are matched to."""
+    drop_path: float = 0.1
+    """Drop-path rate of the last block in training, rising linearly from 0 at the first."""
+    dropout: float = 0.0
+    """Probability of zeroing an entry of an inserted prompt in training, drawn for every image."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_length", "shared_length", "attribute_sets"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 to turn it off, or more.")
+        for name in ("attribute_length", "prototypes", "prototype_images", "matching_tokens", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 up to, not including, 1.")
+        for name in ("attention_scale", "attribute_mix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 to 1.")
+        if self.matching_weight < 0:
+            raise ConfigError(f"matching_weight is {self.matching_weight}; use 0 to turn it off, or more.")
+        if not (self.prompt_length or self.shared_length or self.attribute_sets):
+            raise ConfigError("prompt_length, shared_length and attribute_sets are all 0; turn one of them on.")
+        starts = self.hierarchy
+        if starts is not None and (not starts or starts[0] != 0 or list(starts) != sorted(set(starts))):
+            raise ConfigError(
+                f"hierarchy is {starts}; list the first blocks of the hierarchies in rising order from 0."
+            )
+
+
+class Carried(NamedTuple):
+    """SHIP's memo: the prompts of the present hierarchy, as they leave a block."""
+
+    independent: Tensor
+    """(1 or B, K, D) semantic-independent prompts."""
+    attribute: Tensor
+    """(B, L, D) attribute prompts; L is 0 before the last hierarchies."""
+    shared: Tensor
+    """(1 or B, S, D) semantic-shared prompts, wanted after the last block only."""
+
+
+def greedy_hierarchy(affinity: Tensor, threshold: float, end_block: int | None = None) -> tuple[int, ...]:
+    """First blocks of the hierarchies (SHIP, section on the semantic hierarchy).
+
+    Block 0 starts the first; block ``j`` starts another iff its affinity to the present hierarchy's first
+    block is strictly below the threshold.
+
+    Args:
+        affinity: (depth, depth) mean cosine similarity of the blocks' features.
+        threshold: 1 or more makes every block start a hierarchy.
+        end_block: No hierarchy starts here or later.
+    """
+    end = affinity.shape[0] if end_block is None else end_block
+    starts = [0]
+    for j in range(1, end):
+        if threshold >= 1 or affinity[starts[-1], j] < threshold:
+            starts.append(j)
+    return tuple(starts)
+
+
+def make_prototypes(features: Tensor, count: int, seed: int) -> Tensor:
+    """Means (at most ``count``, D) of the k-means clusters of features (images, D)."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    values = features.detach().to("cpu", torch.float32)
+    distinct = torch.unique(values, dim=0).shape[0]
+    # One thread: sums in a fixed order, so that the same images give the same prototypes to the bit.
+    with threadpool_limits(limits=1):
+        labels = KMeans(n_clusters=min(count, distinct), random_state=seed).fit(values.numpy()).labels_
+    clusters = [values[torch.from_numpy(labels == k)] for k in sorted(set(labels.tolist()))]
+    return torch.stack([cluster.mean(0) for cluster in clusters]).to(features)
+
+
+def decoupled_attention(scale: float, additive: bool = False) -> Attend:
+    """Attention of the tokens to image and prompts by a softmax each, mixed with weight ``scale``.
+
+    Full prompts attend to everything (P2IP); context prompts are attended to only.
+    """
+
+    def attend(inputs: AttentionInputs) -> Tensor:
+        t = inputs.num_tokens
+        queries, keys, values = inputs.queries[:, :, :t], inputs.own.keys, inputs.own.values
+        image = F.scaled_dot_product_attention(queries, keys[:, :, :t], values[:, :, :t], scale=inputs.scale)
+        full = KeysValues(keys[:, :, t:], values[:, :, t:])
+        parts = ([full] if keys.shape[2] > t else []) + ([inputs.context] if inputs.context else [])
+        if not parts:
+            return image
+        prompts = KeysValues.join(parts).expand(queries.shape[0])
+        seen = F.scaled_dot_product_attention(queries, prompts.keys, prompts.values, scale=inputs.scale)
+        mixed = image + scale * seen if additive else (1.0 - scale) * image + scale * seen
+        if keys.shape[2] == t:
+            return mixed
+        return torch.cat([mixed, softmax_attention(dataclasses.replace(inputs, queries=inputs.queries[:, :, t:]))], 2)
+
+    return attend
+
+
+class SHIP(Method[SHIPConfig]):
+    r"""Prompts that follow the semantic hierarchy of the blocks.
+
+    Blocks whose features resemble each other form a hierarchy. Each hierarchy has its semantic-independent
+    prompts (carried through its blocks), all blocks share the semantic-shared ones, and the last hierarchies
+    get attribute prompts: learned ones mixed with the image's salient tokens expressed in prototypes,
+    :math:`AP = (1 - \mu) L + \mu\, \mathrm{softmax}(\cos(T, A) / \tau) A`. Tokens attend to image and prompts
+    by a softmax each, :math:`(1 - s) O_{I2I} + s\, O_{I2P}`, and a loss pulls prompts to the salient tokens.
+    Adds ``M * prompt_length * width + shared_length * width + attribute_sets * attribute_length * width``
+    parameters for M hierarchies.
+
+    Prompts that do not attend enter as context, and those a later block does not read are not transformed:
+    exact, not an approximation. Where the backbone pools no class token, "class token" means the tokens it
+    pools: their mean query gives the salient tokens, their mean the features.
+
+    Departs: carried prompts are the same for all images before P2IP, so drop-path draws once for the batch
+    on their path and not once for every image; attribute prompts cannot start at block 0 (the official code
+    crashes), so fewer sets are made where hierarchies are too few; prototypes are no more than distinct
+    images.
+
+    References:
+        | Semantic Hierarchical Prompt Tuning for Parameter-Efficient Fine-Tuning (Zhu et al., ICASSP 2025)
+        | https://arxiv.org/abs/2412.16956
+    """
+
+    name = "ship"
+    Config = SHIPConfig
+    recipe = Recipe(lr=1e-2)
+    paper_recipes = {
+        "ship": Recipe(
+            lr=1e-3,
+            weight_decay=1e-4,
+            epochs=100,
+            warmup_epochs=10,
+            batch_size=64,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+            cosine_from_start=True,
+            per_epoch=True,
+            delay=1,
+            drop_last=True,
+        )
+    }
+    paper_preprocessing = {
+        "ship": {
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "interpolation": "bicubic",
+            "resize": "squash",
+        }
+    }
+
+    affinity: Tensor
+    prototypes: Tensor
+
+    def __init__(self, config: SHIPConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.depth, self.width = backbone.depth, backbone.width
+        self.register_buffer("affinity", torch.zeros(self.depth, self.depth))
+        rows = config.prototypes if config.attribute_sets else 0
+        self.register_buffer("prototypes", torch.zeros(rows, self.width))
+        self.attribute: nn.Parameter | None = None
+        self.shared = self._parameter(config.shared_length, self.width)
+        if self.shared is not None:
+            nn.init.kaiming_uniform_(self.shared)
+        self.independent = nn.ParameterList()
+        if config.hierarchy is not None:
+            self._group(config.hierarchy)
+
+    @classmethod
+    def unsupported(cls, config: SHIPConfig, backbone: Backbone) -> list[str]:
+        """A hierarchy or end block beyond the depth, more salient tokens than tokens."""
+        reasons = []
+        depth = backbone.depth
+        if config.hierarchy is not None and config.hierarchy[-1] >= depth:
+            reasons.append(f"hierarchy {config.hierarchy} goes beyond its {depth} blocks")
+        if config.end_block is not None and not 1 <= config.end_block <= depth:
+            reasons.append(f"end_block {config.end_block} is not between 1 and its {depth} blocks")
+        tokens = backbone.num_patches + backbone.num_prefix_tokens * config.salient_class_token
+        wanted = max(
+            config.attribute_length * bool(config.attribute_sets),
+            config.matching_tokens * bool(config.matching_weight),
+        )
+        if wanted > tokens:
+            reasons.append(f"{wanted} salient tokens are wanted of its {tokens}")
+        return reasons
+
+    def images_wanted(self, available: int) -> int:
+        """As many as ``prototype_images``, if anything has to be learned from them."""
+        needed = self.config.hierarchy is None or self.config.attribute_sets > 0
+        return min(available, self.config.prototype_images) if needed else 0
+
+    @torch.no_grad()
+    def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
+        """Affinity, hierarchy and prototypes from one pass of the frozen backbone (section 2.1 and 2.2).
+
+        Raises:
+            ConfigError: If there are no images.
+        """
+        similarity, last, seen = torch.zeros_like(self.affinity), [], 0
+        for images in batches:
+            images = images[: self.config.prototype_images - seen]
+            if not images.shape[0]:
+                break
+            features = self._features(backbone, images)  # (B, depth, D)
+            unit = F.normalize(features, dim=-1)
+            similarity += (unit @ unit.transpose(1, 2)).sum(0)
+            last.append(features[:, -1])
+            seen += images.shape[0]
+        if not seen:
+            raise ConfigError("prepare got no images; SHIP finds its hierarchy from the training images.")
+        self.affinity.copy_(similarity / seen)
+        starts = self.config.hierarchy
+        if starts is None:
+            starts = greedy_hierarchy(self.affinity, self.config.threshold, self.config.end_block)
+        self._group(starts)
+        if not self.config.attribute_sets:
+            self.prototypes = self.prototypes[:0]
+            return
+        self.prototypes = make_prototypes(torch.cat(last), self.config.prototypes, self.config.prototype_seed)
+        self.config = dataclasses.replace(self.config, prototypes=self.prototypes.shape[0])
+
+    def _features(self, backbone: Backbone, images: Tensor) -> Tensor:
+        stream, features = backbone.embed(images), []
+        for i in range(self.depth):
+            stream = backbone.block(i, stream)
+            if self.config.feature == "pooled":
+                features.append(backbone.feature(stream))
+            else:
+                features.append(stream.tokens[:, backbone.num_prefix_tokens :].mean(1))
+        return torch.stack(features, 1)
+
+    def _group(self, starts: tuple[int, ...]) -> None:
+        """Make the prompts of a known hierarchy and record it in the config."""
+        # Attribute prompts need the block before: none can start at block 0.
+        sets = min(self.config.attribute_sets, len([start for start in starts if start > 0]))
+        self.config = dataclasses.replace(self.config, hierarchy=starts, attribute_sets=sets)
+        self.attribute_starts = starts[len(starts) - sets :]
+        self.group_of = tuple(itertools.accumulate((i in starts for i in range(1, self.depth)), initial=0))
+        if self.attribute is not None or len(self.independent):
+            return  # made when the method was
+        length = self.config.prompt_length
+        self.independent = nn.ParameterList(self._parameter(length, self.width) for _ in starts if length)
+        for prompts in self.independent:
+            nn.init.xavier_uniform_(prompts[None])  # fans of a (1, K, D) tensor, as officially
+        self.attribute = self._parameter(sets, self.config.attribute_length, self.width)
+        if self.attribute is not None:
+            nn.init.kaiming_uniform_(self.attribute)
+
+    def _parameter(self, *shape: int) -> nn.Parameter | None:
+        """An unset parameter beside the buffers; none where its part is turned off."""
+        return nn.Parameter(self.affinity.new_empty(shape)) if 0 not in shape else None
+
+    def facts(self) -> dict[str, Any]:
+        """The hierarchy's first blocks and where attribute prompts enter."""
+        return {
+            "hierarchy": list(self.config.hierarchy or ()),
+            "attribute prompts at": list(self.attribute_starts),
+        }
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` with the prompts of its hierarchy."""
+        config, last = self.config, i == self.depth - 1
+        if config.hierarchy is None:
+            raise ConfigError("SHIP has no hierarchy yet; call prepare with the training images first.")
+        carried = self._entering(i, stream)
+        groups = [prompts for prompts in carried if prompts.shape[1]]
+        matching = last and self.training and config.matching_weight > 0
+        # What the next block replaces need not be computed.
+        kept = matching or (not last and i + 1 not in config.hierarchy and config.inside == "carry")
+        plain = config.attention == "plain"
+        attends = kept and (plain or config.prompts_attend == "all" or (config.prompts_attend == "last" and last))
+        drop_path = config.drop_path * i / max(self.depth - 1, 1) if self.training else 0.0
+        batch = stream.tokens.shape[0]
+        entered = stream.with_prompts(torch.cat([p.expand(batch, -1, -1) for p in groups], 1)) if attends else stream
+        left = backbone.block(
+            i,
+            entered,
+            context=None if attends else groups,
+            attend=softmax_attention
+            if plain
+            else decoupled_attention(config.attention_scale, config.attention_mix == "additive"),
+            saliency=matching or i + 1 in self.attribute_starts,
+            drop_path=drop_path,
+        )
+        if attends:
+            carried = Carried(*torch.split(left.prompts, [prompts.shape[1] for prompts in carried], 1))
+        elif kept and config.prompt_path == "project":
+            carried = self._bypassed(i, backbone, stream, carried, drop_path, shared=last)
+        return left.without_prompts().replace(memo=carried)
+
+    def _entering(self, i: int, stream: Stream) -> Carried:
+        """The prompts that enter block ``i``."""
+        starts = self.config.hierarchy or ()
+        carried: Carried | None = stream.memo
+        shared = self._inserted(self.shared, stream)
+        if carried is not None and i not in starts and self.config.inside == "carry":
+            return carried._replace(shared=shared)
+        independent = self._inserted(self.independent[self.group_of[i]] if self.independent else None, stream)
+        attribute = stream.tokens[:, :0]
+        if i in self.attribute_starts:
+            attribute = self._attribute(self.attribute_starts.index(i), stream)
+        elif carried is not None and i not in starts:
+            attribute = carried.attribute
+        return Carried(independent, attribute, shared)
+
+    def _attribute(self, which: int, stream: Stream) -> Tensor:
+        """Attribute prompts (B, L, D): the image's salient tokens in terms of the prototypes, and learned ones."""
+        salient = self._salient(stream, self.config.attribute_length)
+        cosine = F.normalize(salient, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        pattern = (cosine / self.config.temperature).softmax(-1) @ self.prototypes
+        mix, learned = self.config.attribute_mix, self.attribute
+        if learned is None:
+            raise RuntimeError("attribute prompts are turned off")
+        return self._dropped(mix * pattern + (1.0 - mix) * learned[which], stream)
+
+    def _salient(self, stream: Stream, count: int) -> Tensor:
+        """The ``count`` tokens (B, count, D) that the pooled tokens attended to most in the block just run."""
+        if stream.saliency is None:
+            raise RuntimeError("the block before was run without saliency")
+        logits = stream.saliency.mean(1)
+        skip = 0 if self.config.salient_class_token else logits.shape[1] - stream.num_patches
+        chosen = logits[:, skip:].topk(count, dim=1).indices + skip
+        return stream.tokens.gather(1, chosen[..., None].expand(-1, -1, stream.tokens.shape[2]))
+
+    def _inserted(self, prompts: Tensor | None, stream: Stream) -> Tensor:
+        """Prompts (P, D) as they enter a block: (1, P, D), or (B, P, D) where dropout differs between images."""
+        return stream.tokens[:1, :0] if prompts is None else self._dropped(prompts[None], stream)
+
+    def _dropped(self, prompts: Tensor, stream: Stream) -> Tensor:
+        if not self.training or self.config.dropout == 0:
+            return prompts
+        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape[1:], like=prompts)
+        return drop(prompts, self.config.dropout, uniform)
+
+    def _bypassed(
+        self, i: int, backbone: Backbone, stream: Stream, carried: Carried, drop_path: float, *, shared: bool
+    ) -> Carried:
+        def through(prompts: Tensor) -> Tensor:
+            return backbone.bypass(i, prompts, stream, drop_path=drop_path) if prompts.shape[1] else prompts
+
+        return Carried(
+            through(carried.independent),
+            through(carried.attribute),
+            through(carried.shared) if shared else carried.shared,
+        )
+
+    def loss(self, stream: Stream) -> Tensor | None:
+        """Prompt matching loss: each prompt's cosine distance to the nearest salient token, weighted."""
+        carried: Carried = stream.memo
+        if not self.training or self.config.matching_weight == 0:
+            return None
+        salient = F.normalize(self._salient(stream, self.config.matching_tokens), dim=-1)
+        batch = salient.shape[0]
+        prompts = torch.cat([p.expand(batch, -1, -1) for p in carried if p.shape[1]], 1)
+        distance = 1.0 - F.normalize(prompts, dim=-1) @ salient.transpose(1, 2)  # (B, P, salient)
+        return self.config.matching_weight * distance.amin(2).mean()

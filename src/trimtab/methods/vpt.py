@@ -1,0 +1,108 @@
+"""Visual prompt tuning: learned tokens beside the image's own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.errors import ConfigError
+from trimtab.methods.base import Method, vpt_uniform_
+from trimtab.noise import drop
+from trimtab.recipe import Recipe
+from trimtab.stream import Stream
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
+
+
+@dataclasses.dataclass(frozen=True)
+class VPTConfig:
+    """Options of visual prompt tuning."""
+
+    num_prompts: int = 10
+    """Prompts per block (deep) or in all (shallow). The paper searched 1, 5, 10, 50, 100, 200."""
+    deep: bool = True
+    """Fresh prompts at every block; otherwise the first block's are carried through."""
+    dropout: float | None = None
+    """Probability of zeroing a prompt entry, drawn for every image. Default: 0.1 deep, 0 shallow (paper)."""
+    projection: int | None = None
+    """Width of prompts that a shared linear layer maps to the backbone's width. Default: no such layer."""
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
+        if self.projection is not None and self.projection < 1:
+            raise ConfigError(f"projection is {self.projection}; use a width of at least 1, or leave it out.")
+
+
+class VPT(Method[VPTConfig]):
+    r"""Prompts beside a frozen ViT's sequence.
+
+    Deep prompts are seen by their block only, :math:`[x_i, \_] = L_i([x_{i-1}, P_{i-1}])`, so they enter as
+    context; shallow ones enter at the first block and flow on as tokens. They get no position embedding.
+    Adds ``depth * num_prompts * width`` parameters (deep) or ``num_prompts * width`` (shallow); with a
+    projection of width ``d``, ``d`` takes the place of ``width`` and ``(d + 1) * width`` come on top.
+
+    Departs: with average pooling the official code pools the prompts too; here pooling reads what the
+    backbone's own pooling reads, never a prompt.
+
+    References:
+        | Visual Prompt Tuning (Jia et al., 2022), section 3.2 and appendix A
+        | https://arxiv.org/abs/2203.12119
+    """
+
+    name = "vpt"
+    Config = VPTConfig
+    recipe = Recipe(lr=1e-2)
+    paper_recipes = {
+        "vpt": Recipe(
+            optimizer="sgd",
+            lr=1.0,
+            lr_batch=256,
+            weight_decay=1e-3,
+            epochs=100,
+            warmup_epochs=10,
+            batch_size=64,
+            per_epoch=True,
+        )
+    }
+    paper_preprocessing = {
+        "vpt": {**_IMAGENET, "resize": "squash"},
+        "vpt-fgvc": {**_IMAGENET, "resize": "shorter", "crop_pct": 224 / 256, "augment": "crop-flip"},
+    }
+
+    def __init__(self, config: VPTConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        sets = backbone.depth if config.deep else 1
+        prompts = torch.empty(sets, config.num_prompts, config.projection or backbone.width)
+        self.prompts = nn.Parameter(vpt_uniform_(prompts, backbone.patch_size))
+        self.projection: nn.Module = nn.Identity()
+        if config.projection is not None:
+            self.projection = nn.Linear(config.projection, backbone.width)
+            nn.init.kaiming_normal_(self.projection.weight, a=0, mode="fan_out")
+        self.dropout = config.dropout if config.dropout is not None else 0.1 * config.deep
+
+    def initialise_head(self, head: nn.Linear) -> None:
+        """The official code's: Kaiming-normal over the outputs, every class at a probability near 0.01."""
+        nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
+        nn.init.constant_(head.bias, -4.59511985013459)  # -log(99)
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` with its own prompts as context (deep), or with those that flow along."""
+        if self.config.deep:
+            return backbone.block(i, stream, context=self._inserted(i, stream))
+        if i == 0:
+            stream = stream.with_prompts(self._inserted(0, stream))
+        return backbone.block(i, stream)
+
+    def _inserted(self, i: int, stream: Stream) -> Tensor:
+        """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
+        prompts: Tensor = self.projection(self.prompts[i])
+        if not self.training or self.dropout == 0:
+            return prompts
+        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape, like=prompts)
+        return drop(prompts, self.dropout, uniform)

@@ -1,0 +1,117 @@
+"""A tuned model: a frozen backbone, a method that steers it, a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.errors import ConfigError
+from trimtab.heads import Classifier
+from trimtab.methods import METHODS, method_of
+from trimtab.methods.base import Method
+from trimtab.noise import Noise
+from trimtab.stream import Stream
+
+
+class Outputs(NamedTuple):
+    """What a training step needs."""
+
+    logits: Tensor
+    """(B, C)."""
+    loss: Tensor
+    """The method's own loss, to be added to the task's; 0 for most."""
+
+
+class TunedModel(nn.Module):
+    """Images in, logits out.
+
+    Args:
+        backbone: Shared with others if you like: it is never changed.
+        method: Steers the backbone; owns what is trained besides the head.
+        head: Reads the pooled features.
+    """
+
+    def __init__(self, backbone: Backbone, method: Method[Any], head: Classifier) -> None:
+        super().__init__()
+        self.backbone, self.method, self.head = backbone, method, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, height, width) to logits (B, C)."""
+        logits: Tensor = self.head(self.backbone.pool(self.run(images)))
+        return logits
+
+    def outputs(self, images: Tensor, *, noise: Noise | None = None) -> Outputs:
+        """Logits and the method's own loss, for a training loop."""
+        stream = self.run(images, noise=noise)
+        logits = self.head(self.backbone.pool(stream))
+        loss = self.method.loss(stream)
+        return Outputs(logits, logits.new_zeros(()) if loss is None else loss)
+
+    def run(self, images: Tensor, *, noise: Noise | None = None) -> Stream:
+        """The stream as it leaves the last block."""
+        stream = self.backbone.embed(images, noise=noise)
+        for i in range(self.backbone.depth):
+            stream = self.method.step(i, self.backbone, stream)
+        return stream
+
+    def prepare(self, batches: Iterable[Tensor]) -> None:
+        """Let the method look at training images (B, 3, height, width) before it is trained."""
+        self.method.prepare(self.backbone, batches)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Everything to be saved: the method's and the head's tensors by name, nothing of the backbone."""
+        tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}
+        return tensors | {f"head.{name}": value for name, value in self.head.state_dict().items()}
+
+    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what :meth:`trained` gave, strictly."""
+        for part, module in (("method.", self.method), ("head.", self.head)):
+            named = {name[len(part) :]: value for name, value in tensors.items() if name.startswith(part)}
+            module.load_state_dict(named)
+
+    def num_trainable(self) -> int:
+        """Trainable numbers, the head's included."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def build(backbone: Backbone, config: object, num_classes: int) -> TunedModel:
+    """A model to be tuned by the method whose options ``config`` holds, on the backbone's device.
+
+    Raises:
+        ConfigError: If the method cannot tune this backbone, or there are fewer than two classes.
+    """
+    if num_classes < 2:
+        raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 2.")
+    method = method_of(config)(config, backbone)
+    head = Classifier(backbone.num_features, num_classes)
+    method.initialise_head(head.linear)
+    return TunedModel(backbone, method, head).to(backbone.device)
+
+
+def attach(model: nn.Module, method: str | object, num_classes: int, **options: Any) -> TunedModel:
+    """Tune a timm model of your own, in a loop of your own.
+
+    The model is shared and frozen, never changed.
+
+    Args:
+        model: A timm VisionTransformer or Eva, weights loaded.
+        method: A method's name with ``options``, or its configuration.
+        num_classes: C.
+        options: Fields of the method's configuration, if ``method`` is a name.
+
+    Raises:
+        BackboneError: If the model cannot be opened.
+        ConfigError: If the method cannot tune it.
+
+    Example:
+        >>> import timm, torch, trimtab
+        >>> tuned = trimtab.attach(timm.create_model("test_vit"), "vpt", num_classes=7, num_prompts=5)
+        >>> logits, extra_loss = tuned.outputs(torch.zeros(2, 3, 160, 160))
+        >>> logits.shape
+        torch.Size([2, 7])
+    """
+    config = METHODS[method].Config(**options) if isinstance(method, str) else method
+    return build(Backbone(model), config, num_classes)

@@ -1,0 +1,296 @@
+"""Dataclasses as command-line options, read from their source.
+
+The text under each field is its help. Nothing is imported to read it, so that ``--help`` never waits for
+torch: the module is found by name and parsed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from trimtab.errors import ConfigError, nearest
+
+_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A default that is no literal, as it is written."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field of a dataclass."""
+
+    name: str
+    type: type
+    """bool, int, float or str; of a tuple, the type of its entries."""
+    default: Any
+    """The literal value, or its :class:`Source`; None where the field is required."""
+    help: str
+    choices: tuple[Any, ...] | None = None
+    required: bool = False
+    many: bool = False
+    """A tuple of any length, written with commas."""
+    optional: bool = False
+    """The value may be None."""
+
+    @property
+    def flag(self) -> str:
+        """How the command line spells it."""
+        return "--" + self.name.replace("_", "-")
+
+    def parse(self, text: str) -> Any:
+        """The value of ``text`` as the command line gives it.
+
+        Raises:
+            argparse.ArgumentTypeError: If it is none of this option's values.
+        """
+        # Where None is the default it is had by leaving the flag out.
+        may_be_none = self.optional and self.default is not None and "none" not in (self.choices or ())
+        if text == "none" and may_be_none:
+            return None
+        if not self.many:
+            return self._entry(text)
+        return tuple(self._entry(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+    def _entry(self, text: str) -> Any:
+        try:
+            value = self.type(text)
+        except ValueError:
+            kind = {int: "a whole number", float: "a number"}[self.type]
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}.") from None
+        if self.choices is not None and value not in self.choices:
+            words = [str(choice) for choice in self.choices]
+            hint = nearest(text, words)
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(words)}.{hint}")
+        return value
+
+
+class _Arguments(Protocol):
+    """A parser or a group of its arguments."""
+
+    def add_argument(self, *flags: str, **settings: Any) -> argparse.Action: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What an annotation says: the fields of :class:`Option` that come from it."""
+
+    type: type
+    choices: tuple[Any, ...] | None = None
+    many: bool = False
+    optional: bool = False
+
+
+def read_options(place: str) -> list[Option]:
+    """The fields of a dataclass, those it inherits first.
+
+    Args:
+        place: Where it is defined, ``"module:Class"``.
+
+    Raises:
+        ConfigError: If it cannot be found, or a field's type is none that a command line can take.
+    """
+    module, _, name = place.partition(":")
+    found = _class(module, name)
+    options: dict[str, Option] = {}
+    for base in found.bases:
+        home = _home_of(module, base)
+        if home:
+            options |= {option.name: option for option in read_options(home)}
+    for field, text in _fields(found):
+        options[field.target.id] = _option(field, text, module, place)  # type: ignore[union-attr]
+    return list(options.values())
+
+
+def summary(place: str) -> str:
+    """First line of the docstring of the class at ``place``, ``"module:Class"``.
+
+    Raises:
+        ConfigError: If it cannot be found.
+    """
+    module, _, name = place.partition(":")
+    return (ast.get_docstring(_class(module, name)) or "").partition("\n")[0]
+
+
+def add_options(arguments: _Arguments, options: Iterable[Option], prefix: str = "") -> None:
+    """Add one flag an option; what the user does not give stays out of the parsed namespace.
+
+    Args:
+        arguments: A parser or an argument group.
+        options: What to add.
+        prefix: Put before the names in the namespace, to keep two sets of options apart.
+
+    Raises:
+        ConfigError: If a flag is taken by another option of the same command.
+    """
+    for option in options:
+        settings: dict[str, Any] = {"dest": prefix + option.name, "required": option.required}
+        settings["help"] = _help(option)
+        if option.type is bool and not option.many:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            metavar = _METAVARS[option.type] if option.choices is None else _braces(option.choices)
+            settings["metavar"] = f"{metavar},..." if option.many else metavar
+            settings["type"] = option.parse
+        try:
+            action = arguments.add_argument(option.flag, **settings)
+        except argparse.ArgumentError as error:
+            raise ConfigError(f"The option {option.flag} is there twice ({error}); rename a field.") from None
+        # Set afterwards: BooleanOptionalAction of Python 3.10 would print it as a default.
+        action.default = argparse.SUPPRESS
+
+
+def given_options(parsed: argparse.Namespace, options: Iterable[Option], prefix: str = "") -> dict[str, Any]:
+    """The values that the user gave, by field name."""
+    values = vars(parsed)
+    return {option.name: values[prefix + option.name] for option in options if prefix + option.name in values}
+
+
+def _braces(choices: Iterable[Any]) -> str:
+    return "{" + ",".join(str(choice) for choice in choices) + "}"
+
+
+def _help(option: Option) -> str:
+    text = option.help.replace("``", "")
+    if option.required or option.default is None:
+        return text.replace("%", "%%")
+    default = option.default
+    if isinstance(default, Source):
+        shown = default.text
+    elif isinstance(default, bool):
+        shown = "on" if default else "off"
+    elif isinstance(default, tuple):
+        shown = ",".join(str(entry) for entry in default) or "empty"
+    else:
+        shown = str(default)
+    return f"{text} (default: {shown})".strip().replace("%", "%%")
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError as error:
+        raise ConfigError(f"The module {module!r} is not installed ({error}); install its package.") from None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ConfigError(f"The source of {module!r}, where options are read, is not found; reinstall it.")
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)
+
+
+def _class(module: str, name: str) -> ast.ClassDef:
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+    raise ConfigError(f"There is no class {name!r} in {module!r}; options are read from its source there.")
+
+
+def _home_of(module: str, base: ast.expr) -> str | None:
+    """Where a base class is defined, ``"module:Class"``; None for what adds no fields (object, Generic)."""
+    if not isinstance(base, ast.Name):
+        return None
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == base.id:
+            return f"{module}:{base.id}"
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] != "typing":
+            for alias in node.names:
+                if (alias.asname or alias.name) == base.id:
+                    return f"{node.module}:{alias.name}"
+    return None
+
+
+def _fields(found: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
+    """The annotated names of a class with the text under them."""
+    for node, after in zip(found.body, [*found.body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        if "ClassVar" in ast.unparse(node.annotation):
+            continue
+        text = ""
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            text = " ".join(str(after.value.value).split())
+        yield node, text
+
+
+def _option(field: ast.AnnAssign, text: str, module: str, place: str) -> Option:
+    name = ast.unparse(field.target)
+    refusal = ConfigError(
+        f"Field {name!r} of {place} has the type {ast.unparse(field.annotation)}, which the command line "
+        "cannot take; use bool, int, float, str, Literal or tuple[int, ...], or any of them | None."
+    )
+    kind = _kind(field.annotation, module, refusal)
+    written = _written_default(field.value)
+    default: Any = None
+    if written is not None:
+        try:
+            default = ast.literal_eval(written)
+        except ValueError:
+            default = Source(ast.unparse(written))
+    return Option(name=name, default=default, help=text, required=written is None, **vars(kind))
+
+
+def _written_default(value: ast.expr | None) -> ast.expr | None:
+    """The expression after ``=``, or that in ``field(default=...)``; None for a required field."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func).split(".")[-1] == "field":
+        keywords = {keyword.arg: keyword.value for keyword in value.keywords}
+        return keywords.get("default", keywords.get("default_factory"))
+    return value
+
+
+def _kind(node: ast.expr, module: str, refusal: ConfigError) -> _Kind:
+    """What an annotation says; ``refusal`` is raised for what no command line can take."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _kind(ast.parse(node.value, mode="eval").body, module, refusal)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        sides = [side for side in (node.left, node.right) if ast.unparse(side) != "None"]
+        if len(sides) != 1:
+            raise refusal
+        return dataclasses.replace(_kind(sides[0], module, refusal), optional=True)
+    if isinstance(node, ast.Subscript):
+        return _subscript_kind(node, module, refusal)
+    name = ast.unparse(node)
+    if name in _TYPES:
+        return _Kind(_TYPES[name])
+    alias = _alias(module, name)
+    if alias is None:
+        raise refusal
+    return _kind(alias, module, refusal)
+
+
+def _subscript_kind(node: ast.Subscript, module: str, refusal: ConfigError) -> _Kind:
+    outer, inner = ast.unparse(node.value).split(".")[-1], node.slice
+    entries = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if outer == "Optional":
+        return dataclasses.replace(_kind(inner, module, refusal), optional=True)
+    if outer == "Literal":
+        values = [ast.literal_eval(entry) for entry in entries]
+        choices = tuple(value for value in values if value is not None)
+        types = {type(choice) for choice in choices}
+        if len(types) == 1 and types <= {int, float, str}:
+            return _Kind(types.pop(), choices=choices, optional=len(choices) < len(values))
+    if outer in ("tuple", "Tuple") and len(entries) == 2 and ast.unparse(entries[1]) == "...":
+        kind = _kind(entries[0], module, refusal)
+        if kind.type is not bool and not kind.many and not kind.optional:
+            return dataclasses.replace(kind, many=True)
+    raise refusal
+
+
+def _alias(module: str, name: str) -> ast.expr | None:
+    """What a type's name stands for, where the module itself says so."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+            return node.value
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
+            return node.value
+    return None

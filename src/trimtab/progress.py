@@ -1,0 +1,192 @@
+"""What a long job tells while it runs: bars with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    import rich.progress
+    from rich.console import Console
+
+_LINE_EVERY = 10.0
+"""Seconds between two lines of one stage where there is no terminal."""
+
+
+class Advance(Protocol):
+    """How a stage is told what was done."""
+
+    def __call__(self, count: int = 1, note: str = "") -> None:
+        """Tell that ``count`` more are done; a ``note`` (a loss, an accuracy) replaces the one before."""
+
+
+class Progress:
+    """Says nothing. The base of all listeners; fit and evaluate work without one."""
+
+    def say(self, text: str) -> None:
+        """Tell one sentence."""
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Follow one stage of a job.
+
+        Args:
+            title: What is done ("Training").
+            total: How many ``unit`` there are in all.
+            unit: What is counted, in the plural ("images").
+            done: How many were done before, as after a resume; they do not count for the time left.
+        """
+
+        def advance(count: int = 1, note: str = "") -> None:
+            pass
+
+        yield advance
+
+
+class TerminalProgress(Progress):
+    """Tells on standard error.
+
+    Args:
+        stream: Where to write instead.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._bars: rich.progress.Progress | None = None
+        self._open = 0
+
+    def say(self, text: str) -> None:
+        """Print one sentence, above the bars if there are any."""
+        if self._bars is not None and self._open:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._write(text)
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Show a bar on a terminal; elsewhere a line about every ten seconds and one at the end."""
+        follow = self._bar if self._stream.isatty() else self._lines
+        with follow(title, total, unit, done) as advance:
+            yield advance
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    @contextmanager
+    def _bar(self, title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+        # One display for all stages: a stage may run inside another, and rich shows one display at a time.
+        if self._bars is None:
+            self._bars = _bars(self._stream)
+        bars = self._bars
+        if self._open == 0:
+            bars.start()
+        self._open += 1
+        task = bars.add_task(title, total=total, completed=done, unit=unit, note="")
+
+        def advance(count: int = 1, note: str = "") -> None:
+            if note:
+                bars.update(task, advance=count, note=note)
+            else:
+                bars.update(task, advance=count)
+
+        try:
+            yield advance
+        finally:
+            self._open -= 1
+            bars.stop_task(task)
+            if self._open == 0:
+                bars.stop()
+                self._bars = None
+
+    @contextmanager
+    def _lines(self, title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+        lines = _Lines(title, total, unit, done)
+
+        def advance(count: int = 1, note: str = "") -> None:
+            text = lines.advance(count, note)
+            if text:
+                self._write(text)
+
+        try:
+            yield advance
+        finally:
+            self._write(lines.text(time.monotonic()))
+
+
+class _Lines:
+    """One stage in words. Stages are advanced from several threads, so its counts have a lock."""
+
+    def __init__(self, title: str, total: int, unit: str, done: int) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.before = self.done = done
+        self.note = ""
+        self.started = self.last = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, count: int, note: str) -> str | None:
+        """Count; a line if it is time for one."""
+        with self._lock:
+            self.done += count
+            self.note = note or self.note
+            now = time.monotonic()
+            # The last line is the stage's own to write, when it closes.
+            if now - self.last < _LINE_EVERY or self.done >= self.total:
+                return None
+            self.last = now
+            return self.text(now)
+
+    def text(self, now: float) -> str:
+        elapsed = now - self.started
+        new, missing = self.done - self.before, self.total - self.done
+        parts = [f"{self.title}: {self.done}/{self.total} {self.unit}", f"{clock(elapsed)} elapsed"]
+        if new > 0 and missing > 0:
+            parts.append(f"{clock(elapsed / new * missing)} left")
+        return ", ".join([*parts, self.note] if self.note else parts)
+
+
+def clock(seconds: float) -> str:
+    """A duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def main_process() -> bool:
+    """Whether this is the process of a launch on several that speaks to the user."""
+    return os.environ.get("RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def default_progress() -> Progress:
+    """Standard error in the main process; silence in the others."""
+    return TerminalProgress() if main_process() else Progress()
+
+
+def console(stream: TextIO) -> Console:
+    """A rich console on ``stream`` that shows text as it is."""
+    from rich.console import Console
+
+    return Console(file=stream, markup=False, highlight=False, emoji=False)
+
+
+def _bars(stream: TextIO) -> rich.progress.Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    def text(pattern: str) -> Any:
+        return TextColumn(pattern, markup=False)
+
+    return Progress(
+        text("{task.description}"),
+        BarColumn(bar_width=24),
+        text("{task.completed}/{task.total} {task.fields[unit]}"),
+        TimeElapsedColumn(),
+        text("left"),
+        TimeRemainingColumn(compact=True),
+        text("{task.fields[note]}"),
+        console=console(stream),
+    )

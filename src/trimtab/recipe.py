@@ -1,0 +1,134 @@
+"""How to train: a method's recipe, and the options of one run. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from trimtab.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Optimiser and schedule, as a paper or our own measurements give them."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser; SGD has momentum 0.9."""
+    lr: float = 1e-3
+    """Peak learning rate (of a batch of ``lr_batch`` images, if that is set)."""
+    lr_batch: int | None = None
+    """Scale the learning rate by ``batch_size / lr_batch``; ``None`` leaves it as it is."""
+    weight_decay: float = 1e-4
+    """Weight decay of tensors with two or more dimensions; biases and scalars are never decayed."""
+    epochs: int = 50
+    """Passes over the training images."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up; where they would fill a short run, a tenth of the run."""
+    batch_size: int = 64
+    """Images an optimiser step sees, over all processes and micro-batches together."""
+    warmup_lr: float = 0.0
+    """Learning rate where warm-up begins."""
+    min_lr: float = 0.0
+    """Learning rate where the cosine ends."""
+    cosine_from_start: bool = False
+    """Let the cosine's clock run from epoch 0 (timm's scheduler) and not from the end of warm-up."""
+    per_epoch: bool = False
+    """Change the learning rate once an epoch and not every step."""
+    delay: int = 0
+    """Epochs by which the schedule lags (a scheduler stepped after its epoch lags by 1)."""
+    drop_last: bool = False
+    """Leave out the last batch of an epoch if it is not full."""
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of optimiser step ``step``, counted from 0."""
+        epoch = step // steps_per_epoch if self.per_epoch else (step + 1) / steps_per_epoch
+        epoch = max(epoch - self.delay, 0)
+        peak = self.lr * (self.batch_size / self.lr_batch if self.lr_batch else 1.0)
+        # A warm-up longer than a short run would never end.
+        warmup = self.warmup_epochs if self.warmup_epochs < self.epochs else self.epochs / 10
+        if epoch < warmup:
+            return self.warmup_lr + (peak - self.warmup_lr) * epoch / warmup
+        start = 0.0 if self.cosine_from_start else warmup
+        progress = min((epoch - start) / max(self.epochs - start, 1e-9), 1.0)
+        return self.min_lr + 0.5 * (peak - self.min_lr) * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """The options of one training run; what is left out comes from the method's recipe."""
+
+    backbone: str
+    """timm model name, with its pretrained tag (vit_base_patch16_224.augreg_in21k)."""
+    weights: str | None = None
+    """Local weights: safetensors, or npz/pth as timm reads them. Default: timm's own download."""
+    image_size: str | None = None
+    """Input size in pixels, 224 or 224x336 (height x width). Default: the backbone's own."""
+    preprocess: str = "native"
+    """Resizing and normalisation: native (the backbone's own) or a paper's (vpt, vpt-fgvc, ship)."""
+    augment: Literal["none", "flip", "crop", "crop-flip"] | None = None
+    """Training augmentation. Default: the preprocessing's own, which is none for all but vpt-fgvc."""
+    recipe: str | None = None
+    """A paper's training recipe in place of the method's default (vpt, ship)."""
+    optimizer: Literal["adamw", "sgd"] | None = None
+    """Optimiser. Default: the recipe's."""
+    lr: float | None = None
+    """Peak learning rate. Default: the recipe's."""
+    weight_decay: float | None = None
+    """Weight decay. Default: the recipe's."""
+    epochs: int | None = None
+    """Passes over the training images. Default: the recipe's."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up. Default: the recipe's."""
+    batch_size: int | None = None
+    """Images per optimiser step, over all processes together. Default: the recipe's."""
+    grad_accum: int = 1
+    """Split every batch into this many micro-batches to save memory; the result stays the same."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; trained tensors stay float32."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation, dropout and of a split that is made."""
+    val_fraction: float = 0.2
+    """Part of the training images set aside for validation where DATA has none; 0 trains on all of them."""
+    select: Literal["best", "last"] = "best"
+    """Keep the epoch with the best validation accuracy, or the last one."""
+    cache_gb: float = 2.0
+    """Memory for decoded images, in GB; what does not fit is decoded again every epoch."""
+    threads: int = 2
+    """Threads that decode images."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU where there is one."""
+    limit: int | None = None
+    """Use only the first N training and validation images of a shuffled list, to try things out."""
+
+    def __post_init__(self) -> None:
+        positive = ("lr", "epochs", "batch_size", "grad_accum", "threads", "limit")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0.")
+        for name in ("weight_decay", "warmup_epochs", "cache_gb"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name} is {value}; it must not be negative.")
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val_fraction is {self.val_fraction}; use 0 (none) up to, not including, 1.")
+
+    def size(self) -> tuple[int, int] | None:
+        """``image_size`` as (height, width) in pixels.
+
+        Raises:
+            ConfigError: If it is neither ``N`` nor ``HxW``.
+        """
+        if self.image_size is None:
+            return None
+        parts = str(self.image_size).lower().split("x")
+        if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise ConfigError(f"image_size is {self.image_size!r}; write 224, or 224x336 for height x width.")
+        return int(parts[0]), int(parts[-1])
+
+    def resolve(self, recipe: Recipe) -> Recipe:
+        """The recipe with this run's own values in it."""
+        names = ("optimizer", "lr", "weight_decay", "epochs", "warmup_epochs", "batch_size")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(recipe, **given)

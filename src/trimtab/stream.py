@@ -1,0 +1,103 @@
+"""The values that pass between a backbone and a method.
+
+Shapes: B images, K prefix tokens, N patches, T = K + N tokens, P prompts, D width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtab.noise import Noise
+
+
+@dataclasses.dataclass(frozen=True)
+class KeysValues:
+    """What a block attends to: keys and values, each (B or 1, H, P, d)."""
+
+    keys: Tensor
+    values: Tensor
+
+    @staticmethod
+    def join(parts: Sequence[KeysValues]) -> KeysValues:
+        """One after another along P; parts of batch 1 are repeated where others hold B images."""
+        if len(parts) == 1:
+            return parts[0]
+        batch = max(part.keys.shape[0] for part in parts)
+        same = [part.expand(batch) for part in parts]
+        return KeysValues(torch.cat([part.keys for part in same], 2), torch.cat([part.values for part in same], 2))
+
+    def expand(self, batch: int) -> KeysValues:
+        """A view for ``batch`` images."""
+        if self.keys.shape[0] == batch:
+            return self
+        return KeysValues(self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
+    """What the softmax core of one block sees; an ``attend`` function maps it to (B, H, T + P, d)."""
+
+    queries: Tensor
+    """(B, H, T + P, d): of the tokens, then of the full prompts."""
+    own: KeysValues
+    """(B, H, T + P, d) of the same sequence."""
+    context: KeysValues | None
+    """(B or 1, H, P', d) of the context prompts, if there are any."""
+    num_tokens: int
+    """T, where the full prompts begin."""
+    scale: float
+    """Factor on the logits, ``d ** -0.5``."""
+
+
+Attend: TypeAlias = Callable[[AttentionInputs], Tensor]
+Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
+
+
+def softmax_attention(inputs: AttentionInputs) -> Tensor:
+    """Ordinary attention of every query over the sequence and the context, fused."""
+    everything = inputs.own if inputs.context is None else KeysValues.join([inputs.own, inputs.context])
+    return F.scaled_dot_product_attention(inputs.queries, everything.keys, everything.values, scale=inputs.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What flows from block to block."""
+
+    tokens: Tensor
+    """(B, T, D): timm's own sequence, K prefix tokens and N patches."""
+    prompts: Tensor
+    """(B, P, D): full prompt tokens; P may be 0."""
+    grid_size: tuple[int, int]
+    """(h, w) of the patch grid, ``h * w == N``."""
+    rope: Tensor | None = None
+    """Rotary table, if the backbone has one."""
+    saliency: Tensor | None = None
+    """(B, H, T): logits of the pooled tokens' query in the block just run, if asked for."""
+    memo: Any = None
+    """The method's own carry, opaque to everyone else."""
+    noise: Noise = dataclasses.field(default_factory=Noise)
+    """Where random numbers come from in training."""
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    def replace(self, **changes: Any) -> Stream:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_prompts(self, prompts: Tensor) -> Stream:
+        """A copy whose full prompts are ``prompts``, (P, D), (1, P, D) or (B, P, D)."""
+        batched = prompts if prompts.ndim == 3 else prompts[None]
+        return self.replace(prompts=batched.expand(self.tokens.shape[0], -1, -1))
+
+    def without_prompts(self) -> Stream:
+        """A copy that carries no full prompts."""
+        return self.replace(prompts=self.tokens[:, :0])

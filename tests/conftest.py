@@ -1,0 +1,27 @@
+"""Fixtures that every test file may use; kept general."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.families import FAMILIES, shared_backbone
+from trimtab.backbone import Backbone
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same random numbers, whichever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=FAMILIES)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    """A small random backbone of each family, shared over the session: leave it as it is."""
+    return shared_backbone(request.param)
+
+
+@pytest.fixture
+def plain() -> Backbone:
+    """The small random backbone with a class token, shared over the session: leave it as it is."""
+    return shared_backbone("class-token")

@@ -1,0 +1,99 @@
+"""Small random backbones, one a family: what differs between vision transformers, in milliseconds.
+
+Weights are drawn so that nothing hides: attention is far from uniform, layer scales and norms are far from
+their start values, and every special token is large enough to be noticed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from trimtab.backbone import Backbone
+
+SMALL: Mapping[str, Any] = MappingProxyType(
+    {"embed_dim": 48, "num_heads": 3, "depth": 3, "img_size": 32, "patch_size": 8, "num_classes": 5}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A timm name and what makes it small."""
+
+    timm_name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    """Set after the model was made, where it is not the native one."""
+
+    def model(self, **options: Any) -> nn.Module:
+        """A new model with random weights, the same at every call."""
+        model = timm.create_model(self.timm_name, **{**SMALL, **self.options, **options})
+        return scramble(model).eval()
+
+    def backbone(self) -> Backbone:
+        """A new backbone around a new model."""
+        backbone = Backbone(self.model())
+        if self.image_size is not None:
+            backbone.set_image_size(*self.image_size)
+        return backbone
+
+
+FAMILIES: dict[str, Family] = {
+    "class-token": Family("vit_base_patch16_224"),
+    "distilled": Family("deit_base_distilled_patch16_224"),
+    "registers": Family("vit_small_patch14_reg4_dinov2", {"patch_size": 7, "img_size": 28}, (35, 21)),
+    "registers-average": Family(
+        "vit_small_patch14_reg4_dinov2", {"patch_size": 7, "img_size": 28, "global_pool": "avg"}, (35, 21)
+    ),
+    "map-pool": Family("vit_base_patch16_siglip_224"),
+    "pre-norm": Family("vit_base_patch16_clip_224"),
+    "eva02": Family("eva02_tiny_patch14_224"),
+    "dinov3": Family("vit_small_patch16_dinov3"),
+    "rope-mixed": Family("vit_small_patch16_rope_mixed_224"),
+    "qk-norm": Family("vit_base_patch16_224", {"qk_norm": True, "scale_attn_norm": True}),
+    "swiglu": Family("vit_giant_patch14_dinov2", {"img_size": 32}),
+    "wide-image": Family("vit_base_patch16_gap_224", {"img_size": (24, 48)}),
+    "depth-1": Family("vit_base_patch16_224", {"depth": 1}),
+    "depth-5": Family("vit_base_patch16_224", {"depth": 5}),
+}
+
+
+@functools.cache
+def shared_backbone(family: str) -> Backbone:
+    """The family's backbone, built once a session; tests must leave it as it is."""
+    return FAMILIES[family].backbone()
+
+
+def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill a model's parameters with numbers of a lively size."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if "rope" in name:
+                continue
+            if "embed" in leaf or "token" in leaf or leaf == "latent":
+                value.normal_(0.0, 0.5, generator=generator)
+            elif value.ndim > 1:
+                fan_in = math.prod(value.shape[1:])
+                value.normal_(0.0, 1.5 / math.sqrt(fan_in), generator=generator)
+            elif leaf.endswith("bias"):
+                value.normal_(0.0, 0.1, generator=generator)
+            else:
+                value.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def images_for(backbone: Backbone, count: int = 2, seed: int = 0) -> torch.Tensor:
+    """Random images (count, 3, height, width) for a backbone, in its type."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(backbone.parameters()).dtype
+    return torch.randn(count, 3, *backbone.image_size, generator=generator).to(dtype)

@@ -1,0 +1,128 @@
+"""What the contract test needs to know of each method. A method without a line here fails it.
+
+To add a method: give it a few configurations that between them reach every branch, the number of parameters
+the paper says it adds, and configurations it must refuse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.families import FAMILIES, images_for, shared_backbone
+from trimtab.backbone import Backbone
+from trimtab.methods.linear import LinearConfig
+from trimtab.methods.ship import SHIPConfig
+from trimtab.methods.vpt import VPTConfig
+from trimtab.model import TunedModel, build
+
+CLASSES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One configuration of a method."""
+
+    config: Callable[[int], Any]
+    """Options for a backbone of so many blocks."""
+    parameters: Callable[[Any, Backbone], int]
+    """Trained numbers without the head's, from the resolved options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Options a method cannot work with on a backbone, though each is fine by itself."""
+
+    config: Any
+    family: str
+    reason: str
+    """What the reason says."""
+
+
+def _linear_parameters(config: LinearConfig, backbone: Backbone) -> int:
+    return 0
+
+
+def _vpt_parameters(config: VPTConfig, backbone: Backbone) -> int:
+    sets = backbone.depth if config.deep else 1
+    if config.projection is None:
+        return sets * config.num_prompts * backbone.width
+    return sets * config.num_prompts * config.projection + (config.projection + 1) * backbone.width
+
+
+def _ship_parameters(config: SHIPConfig, backbone: Backbone) -> int:
+    tokens = len(config.hierarchy or ()) * config.prompt_length + config.shared_length
+    return (tokens + config.attribute_sets * config.attribute_length) * backbone.width
+
+
+def _ship(**options: Any) -> Callable[[int], SHIPConfig]:
+    small: dict[str, Any] = {
+        "prompt_length": 3, "shared_length": 2, "attribute_length": 2, "prototypes": 4, "matching_tokens": 3
+    }
+    return lambda depth: SHIPConfig(**{**small, **options})
+
+
+def _sparse(depth: int) -> tuple[int, ...]:
+    return tuple(range(0, depth, 2))
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "linear": {"plain": Case(lambda depth: LinearConfig(), _linear_parameters)},
+    "vpt": {
+        "deep": Case(lambda depth: VPTConfig(num_prompts=3), _vpt_parameters),
+        "shallow": Case(lambda depth: VPTConfig(num_prompts=3, deep=False, dropout=0.2), _vpt_parameters),
+        "projected": Case(lambda depth: VPTConfig(num_prompts=2, projection=7, dropout=0.0), _vpt_parameters),
+    },
+    "ship": {
+        "found": Case(_ship(threshold=0.9), _ship_parameters),
+        "every-block": Case(_ship(threshold=1.0, dropout=0.2), _ship_parameters),
+        "sparse": Case(
+            lambda depth: _ship(hierarchy=_sparse(depth), prompts_attend="all")(depth), _ship_parameters
+        ),
+        "reinserted": Case(
+            _ship(hierarchy=(0,), inside="reinsert", attention="plain", feature="patches"), _ship_parameters
+        ),
+        "aside": Case(
+            lambda depth: _ship(
+                hierarchy=_sparse(depth), prompts_attend="none", prompt_path="identity",
+                attention_mix="additive", salient_class_token=False, attribute_sets=1,
+            )(depth),
+            _ship_parameters,
+        ),
+    },
+}  # fmt: skip
+
+REFUSED: dict[str, list[Refusal]] = {
+    "linear": [],
+    "vpt": [],
+    "ship": [
+        Refusal(SHIPConfig(hierarchy=(0, 3), prototypes=4), "class-token", "goes beyond its 3 blocks"),
+        Refusal(SHIPConfig(end_block=4, prototypes=4), "class-token", "end_block 4"),
+        Refusal(SHIPConfig(matching_tokens=18, prototypes=4), "class-token", "18 salient tokens"),
+        Refusal(SHIPConfig(hierarchy=(0, 1), attribute_length=17, prototypes=4), "map-pool", "17 salient"),
+    ],
+}
+
+
+def all_cases() -> list[tuple[str, str]]:
+    """(method, case) of every configuration."""
+    return [(method, case) for method, cases in CASES.items() for case in cases]
+
+
+def main_cases() -> list[tuple[str, str]]:
+    """(method, case) of every method's first configuration."""
+    return [(method, next(iter(cases))) for method, cases in CASES.items()]
+
+
+def tuned(method: str, case: str, family: str, *, classes: int = CLASSES) -> TunedModel:
+    """A prepared model with a head that notices everything, in eval mode."""
+    assert family in FAMILIES
+    backbone = shared_backbone(family)
+    model = build(backbone, CASES[method][case].config(backbone.depth), classes)
+    images = images_for(backbone, count=6, seed=3)
+    model.prepare([images[:4], images[4:]])
+    torch.nn.init.normal_(model.head.linear.weight, std=0.5)
+    return model.eval()

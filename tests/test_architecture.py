@@ -1,0 +1,330 @@
+"""The borders between the rooms, checked on the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trimtab.methods import METHODS
+
+SOURCE = Path(__file__).parents[1] / "src" / "trimtab"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+_CORE = "errors noise recipe files stream backbone methods"
+MAY_IMPORT = {
+    "errors": "",
+    "noise": "errors",
+    "recipe": "errors",
+    "files": "errors",
+    "options": "errors",
+    "progress": "errors",
+    "show": "errors progress",
+    "data": "errors files",
+    "stream": "errors noise",
+    "backbone": "errors noise stream",
+    "weights": "errors backbone",
+    "methods": "errors noise recipe stream backbone",
+    "heads": _CORE,
+    "model": f"{_CORE} heads",
+    "tasks": f"{_CORE} heads model",
+    "checkpoint": f"{_CORE} weights heads model data",
+    "run_folder": f"{_CORE} weights heads model data checkpoint tasks",
+    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
+    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress",
+    "evaluate": f"{_CORE} weights heads model data checkpoint tasks progress",
+    "cli": "errors files methods options progress show checkpoint fit evaluate",
+    "__main__": "cli",
+}
+"""What each room may import: one way only, from top to bottom. A new room needs a line."""
+
+TIMM = {"backbone": "opens timm's models", "weights": "creates them and reads timm's files"}
+"""The rooms that may import timm, and why."""
+
+LONG_FILES: dict[str, str] = {
+    "backbone.py": "the one file that knows timm's insides; cutting it would spread them",
+    "methods/ship.py": "one method, one file",
+}
+"""Files over 400 lines, each with its reason."""
+
+LONG_FUNCTIONS: dict[str, str] = {}
+"""Functions over 40 lines without their docstring, as ``"file.py:Class.name"``, each with its reason."""
+
+ORDINARY_WORDS = {"linear", "full", "bias"}
+"""Names of methods that are also attributes and arguments of torch."""
+
+
+def room_of(file: Path) -> str:
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return "trimtab" if parts == ("__init__",) else parts[0]
+
+
+def module_of(file: Path) -> str:
+    parts = ["trimtab", *file.relative_to(SOURCE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every module a file imports, wherever the import stands, as (line, dotted name)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            # `from trimtab import fit` names a room; `from trimtab.fit import fit` does so already.
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def wrong_imports(room: str, tree: ast.Module) -> list[str]:
+    allowed = {room, *MAY_IMPORT[room].split()}
+    wrong = []
+    for line, name in imported(tree):
+        first, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if first == "" or (first == "trimtab" and target != "__version__" and target not in allowed):
+            wrong.append(f"{line}: {room} imports {name}")
+        if first == "timm" and room not in TIMM:
+            wrong.append(f"{line}: {room} imports timm")
+        if first in {"cloudpickle", "dill", "joblib", "marshal", "shelve"}:
+            wrong.append(f"{line}: {room} imports {first}, which runs code out of files")
+    return wrong
+
+
+def docstrings(tree: ast.Module) -> set[int]:
+    """Ids of the strings that stand alone: docstrings, and the text under fields and constants."""
+    expressions = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    return {id(value) for value in expressions if isinstance(value, ast.Constant)}
+
+
+def method_words() -> tuple[set[str], set[str]]:
+    """What methods are registered as, and what their classes are called."""
+    classes = {METHODS.locate(name).partition(":")[2] for name in METHODS}
+    return set(METHODS), classes | {f"{name}Config" for name in classes}
+
+
+def named_methods(tree: ast.Module) -> list[str]:
+    names, classes = method_words()
+    texts, found = docstrings(tree), []
+    for node in ast.walk(tree):
+        word: str | None = None
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+            word = node.value
+        elif isinstance(node, ast.Attribute):
+            of_torch = ast.unparse(node.value).split(".")[0] in {"nn", "F", "torch"}
+            word = None if of_torch or node.attr in ORDINARY_WORDS else node.attr
+        elif isinstance(node, ast.keyword):
+            word = None if node.arg in ORDINARY_WORDS else node.arg
+        elif isinstance(node, ast.Name):
+            word = node.id
+        elif isinstance(node, ast.alias):
+            word = node.name.rpartition(".")[2]
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            word = node.name
+        elif isinstance(node, ast.arg):
+            word = None if node.arg in ORDINARY_WORDS else node.arg
+        if word in names | classes:
+            found.append(f"{getattr(node, 'lineno', '?')}: {word}")
+    return found
+
+
+def unsafe_calls(room: str, tree: ast.Module) -> list[str]:
+    wrong = []
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Assert):
+            wrong.append(f"{line}: assert; raise an error of trimtab.errors")
+        of_pickle = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle"
+        # Its exceptions may be named: torch.load(weights_only=True) raises them.
+        if of_pickle and not node.attr.endswith("Error"):
+            wrong.append(f"{line}: pickle.{node.attr}")
+        if isinstance(node, ast.ImportFrom) and node.module == "pickle":
+            wrong.append(f"{line}: from pickle import")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called == "print" and room != "cli":
+            wrong.append(f"{line}: print; say it through progress")
+        if called == "torch.load" and keywords.get("weights_only") != "True":
+            wrong.append(f"{line}: torch.load without weights_only=True")
+        if keywords.get("allow_pickle", "False") != "False":
+            wrong.append(f"{line}: allow_pickle")
+    return wrong
+
+
+def long_functions(tree: ast.Module) -> dict[str, int]:
+    """Lines of every function over 40, its docstring left out, by qualified name."""
+    found: dict[str, int] = {}
+
+    def visit(node: ast.AST, before: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = f"{before}.{child.name}".strip(".") if hasattr(child, "name") else before
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (child.end_lineno or 0) - child.lineno + 1
+                first = child.body[0]
+                if ast.get_docstring(child) is not None:
+                    lines -= (first.end_lineno or 0) - first.lineno + 1
+                if lines > 40:
+                    found[name] = lines
+            visit(child, name)
+
+    visit(tree, "")
+    return found
+
+
+def identify(file: Path) -> str:
+    return file.relative_to(SOURCE).as_posix()
+
+
+each_file = pytest.mark.parametrize("file", FILES, ids=identify)
+
+
+@each_file
+def test_imports_go_one_way(file: Path) -> None:
+    room = room_of(file)
+    if room == "trimtab":
+        # The public names come on first use, so only the errors are imported as the package is.
+        running = [node for node in tree_of(file).body if isinstance(node, ast.ImportFrom)]
+        assert [node.module for node in running if node.module.startswith("trimtab")] == ["trimtab.errors"]
+        return
+    assert room in MAY_IMPORT, f"{room} is a new room; say in MAY_IMPORT what it may import"
+    assert wrong_imports(room, tree_of(file)) == []
+
+
+def test_rooms_come_in_order() -> None:
+    above: set[str] = set()
+    for room, allowed in MAY_IMPORT.items():
+        assert set(allowed.split()) <= above, f"{room} imports a room below it"
+        above.add(room)
+
+
+@each_file
+def test_methods_do_not_import_each_other(file: Path) -> None:
+    homes = {METHODS.locate(name).partition(":")[0] for name in METHODS}
+    others = homes - {module_of(file)}
+    wrong = [f"{line}: {name}" for line, name in imported(tree_of(file)) if name.rpartition(".")[0] in others]
+    wrong += [f"{line}: {name}" for line, name in imported(tree_of(file)) if name in others]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if room_of(file) != "methods"], ids=identify)
+def test_no_method_is_named_outside_methods(file: Path) -> None:
+    assert named_methods(tree_of(file)) == []
+
+
+@each_file
+def test_nothing_unsafe_is_called(file: Path) -> None:
+    assert unsafe_calls(room_of(file), tree_of(file)) == []
+
+
+def test_files_stay_short() -> None:
+    long = {identify(file) for file in FILES if len(file.read_text(encoding="utf-8").splitlines()) > 400}
+    assert long - LONG_FILES.keys() == set()
+
+
+def test_functions_stay_short() -> None:
+    found = {
+        f"{identify(file)}:{name}": n for file in FILES for name, n in long_functions(tree_of(file)).items()
+    }
+    assert {name: lines for name, lines in found.items() if name not in LONG_FUNCTIONS} == {}
+    assert LONG_FUNCTIONS.keys() <= found.keys(), "an exception that is no longer needed"
+
+
+# --- the rules themselves, on sources that break them -------------------------------------------------
+
+
+def parsed(source: str) -> ast.Module:
+    return ast.parse(textwrap.dedent(source))
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("data", "from trimtab.backbone import Backbone"),
+        ("data", "import trimtab.backbone"),
+        ("data", "from trimtab import backbone"),
+        ("data", "from .. import backbone"),
+        ("backbone", "def late():\n    from trimtab.methods import METHODS"),
+        ("errors", "if TYPE_CHECKING:\n    from trimtab.fit import fit"),
+        ("methods", "import timm.layers"),
+        ("fit", "from timm import create_model"),
+        ("files", "import joblib"),
+    ],
+)
+def test_wrong_imports_are_found(room: str, source: str) -> None:
+    assert wrong_imports(room, parsed(source))
+
+
+def test_right_imports_pass() -> None:
+    assert wrong_imports("fit", parsed("from trimtab import __version__, checkpoint\nimport torch")) == []
+    assert wrong_imports("data", parsed("from trimtab.data.store import ImageStore")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if name == 'vpt': pass",
+        "from trimtab.methods.vpt import VPT",
+        "from trimtab.methods import vpt as x",
+        "import trimtab.methods.ship",
+        "x = methods.SHIPConfig()",
+        "x = Linear",
+        "options = {'linear': 1}",
+        "def ship(): ...",
+        "f(vpt=1)",
+    ],
+)
+def test_named_methods_are_found(source: str) -> None:
+    assert named_methods(parsed(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = nn.Linear(1, 2)",
+        "y = F.linear(x)",
+        "'''vpt'''",
+        "class A:\n    x: int\n    'ship'",
+        "z = 'bilinear'",
+    ],
+)
+def test_ordinary_words_pass(source: str) -> None:
+    assert named_methods(parsed(source)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert x",
+        "print(1)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "pickle.load(f)",
+        "from pickle import load",
+        "np.load(f, allow_pickle=True)",
+    ],
+)
+def test_unsafe_calls_are_found(source: str) -> None:
+    assert unsafe_calls("fit", parsed(source))
+
+
+def test_safe_calls_pass() -> None:
+    source = (
+        "torch.load(f, weights_only=True)\nexcept_ = pickle.UnpicklingError\nnp.load(f, allow_pickle=False)"
+    )
+    assert unsafe_calls("fit", parsed(source)) == []
+    assert unsafe_calls("cli", parsed("print(1)")) == []
+
+
+def test_long_functions_are_found() -> None:
+    body = "\n".join(["        x = 1"] * 40)
+    assert long_functions(ast.parse(f"class A:\n    def f(self):\n{body}")) == {"A.f": 41}
+    text = "\n".join(["        '''Text."] + [""] * 50 + ["        '''"])
+    assert long_functions(ast.parse(f"class A:\n    def f(self):\n{text}\n        return 1")) == {}
