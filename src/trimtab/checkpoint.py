@@ -37,6 +37,18 @@ METRICS = "metrics.json"
 RUN = "config.json"
 CARD = "README.md"
 FORMAT_VERSION = 1
+_PARTS = {
+    "method": str,
+    "method_config": dict,
+    "labels": list,
+    "trained": list,
+    "sha256": str,
+    "backbone": dict,
+    "backbone.name": str,
+    "backbone.fingerprint": str,
+    "backbone.image_size": list,
+}
+"""What the adapter's configuration must hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +131,7 @@ def read(directory: str | Path) -> Saved:
 
     directory = Path(directory)
     config = read_config(directory)
-    raw = _bytes(directory / TENSORS)
-    if hashlib.sha256(raw).hexdigest() != config["sha256"]:
-        raise CheckpointError(
-            f"{TENSORS} in {str(directory)!r} is not the file that was saved there ({len(raw)} bytes, another "
-            "checksum): it is truncated or was changed. Copy the folder again or train anew."
-        )
+    raw = _tensors(directory, config)
     backbone = config["backbone"]
     height, width = backbone["image_size"]
     return Saved(
@@ -133,7 +140,7 @@ def read(directory: str | Path) -> Saved:
         labels=tuple(config["labels"]),
         backbone=backbone["name"],
         fingerprint=backbone["fingerprint"],
-        weights=backbone["weights"],
+        weights=backbone.get("weights"),
         image_size=(height, width),
         preprocess=Preprocess.from_dict(_json(directory / PREPROCESSOR)),
         tensors=load_tensors(raw),
@@ -149,17 +156,23 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise CheckpointError(f"There is no folder {str(directory)!r}; name one that 'trimtab fit' wrote.")
     config = _json(directory / CONFIG)
-    needed = {"format_version", "method", "method_config", "labels", "backbone", "trained", "sha256"}
-    if config.get("library") != "trimtab" or not needed <= config.keys():
-        lacking = ", ".join(sorted(needed - config.keys())) or "library"
+    if config.get("library") != "trimtab":
         raise CheckpointError(
-            f"{CONFIG} in {str(directory)!r} was not written by trimtab (it lacks {lacking}); "
-            "name a folder that 'trimtab fit' wrote."
+            f"{CONFIG} in {str(directory)!r} was not written by trimtab; name a folder that 'trimtab fit' wrote."
         )
-    if config["format_version"] != FORMAT_VERSION:
+    if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{str(directory)!r} has format version {config['format_version']} and this trimtab reads "
+            f"{str(directory)!r} has format version {config.get('format_version')} and this trimtab reads "
             f"{FORMAT_VERSION}; use the version of trimtab that saved it, or a newer one."
+        )
+    backbone = config.get("backbone")
+    inner = backbone if isinstance(backbone, dict) else {}
+    parts = config | {f"backbone.{name}": value for name, value in inner.items()}
+    wrong = sorted(name for name, kind in _PARTS.items() if not isinstance(parts.get(name), kind))
+    if wrong:
+        raise CheckpointError(
+            f"{CONFIG} in {str(directory)!r} lacks {', '.join(wrong)}, or has something else there; it was "
+            "changed. Copy the folder again or train anew."
         )
     return config
 
@@ -223,12 +236,8 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """
     directory = Path(directory)
     config = read_config(directory)
-    raw = _bytes(directory / TENSORS)
-    try:
-        length = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8 : 8 + length])
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{TENSORS} in {str(directory)!r} is broken; copy the folder again.") from error
+    raw = _tensors(directory, config)
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     header.pop("__metadata__", None)
     counts: dict[str, dict[str, int]] = {"parameters": {}, "fixed": {}}
     for name, entry in sorted(header.items()):
@@ -246,6 +255,17 @@ def describe(directory: str | Path) -> dict[str, Any]:
         "bytes": {"tensors": len(raw), "folder": sum(path.stat().st_size for path in files)},
         "metrics": _json(directory / METRICS) if (directory / METRICS).is_file() else {},
     }
+
+
+def _tensors(directory: Path, config: dict[str, Any]) -> bytes:
+    """The tensors' file, checked to be the one that was saved."""
+    raw = _bytes(directory / TENSORS)
+    if hashlib.sha256(raw).hexdigest() != config["sha256"]:
+        raise CheckpointError(
+            f"{TENSORS} in {str(directory)!r} is not the file that was saved there ({len(raw)} bytes, another "
+            "checksum): it is truncated or was changed. Copy the folder again or train anew."
+        )
+    return raw
 
 
 def _bytes(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from trimtab.data import ImageSet, Preprocess, TrainingData, open_training, writ
 from trimtab.errors import ConfigError, nearest
 from trimtab.loop import Job
 from trimtab.methods import METHODS, method_of, paper_preprocessing, paper_recipe
-from trimtab.model import build
+from trimtab.model import TunedModel, build
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import SPLIT, RunFolder, digest, machine
@@ -77,8 +77,7 @@ def fit(
     """
     config = _fit_config(options)
     method_config = METHODS[method].Config(**(method_options or {})) if isinstance(method, str) else method
-    chosen = method_of(method_config)
-    recipe = config.resolve(chosen.recipe if config.recipe is None else paper_recipe(config.recipe))
+    recipe = config.resolve(paper_recipe(config.recipe) if config.recipe else method_of(method_config).recipe)
     # Told of no GPU, several processes would otherwise each train alone.
     accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no")
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
@@ -89,13 +88,12 @@ def fit(
         progress.say(f"{out} is finished; nothing is left to do.")
         return _finished(folder.path)
     training = _open(data, config, progress)
-    backbone = load_backbone(
-        config.backbone, weights=config.weights, image_size=config.size(), device=accelerator.device
-    )
+    size, device = config.size(), accelerator.device
+    backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device=device)
     preprocess = make_preprocess(config, backbone)
     torch.manual_seed(config.seed)
     model = build(backbone, method_config, len(training.train.classes))
-    run = _record(config, recipe, chosen.name, method_config, training, backbone, preprocess, command, data)
+    run = _record(config, recipe, model, training, preprocess, command, data)
     folder.check(run)
     job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress)
     # Broken images are found before anything that was in the folder is replaced.
@@ -168,10 +166,8 @@ def _open(data: str | Path, config: FitConfig, progress: Progress) -> TrainingDa
 def _record(
     config: FitConfig,
     recipe: Recipe,
-    method: str,
-    method_config: Any,
+    model: TunedModel,
     training: TrainingData,
-    backbone: Backbone,
     preprocess: Preprocess,
     command: str | None,
     data: str | Path,
@@ -187,10 +183,10 @@ def _record(
     identity = {
         **settings,
         **dataclasses.asdict(recipe),
-        "method": method,
-        **{f"{method}.{k}": v for k, v in dataclasses.asdict(method_config).items()},
+        "method": model.method.name,
+        **{f"{model.method.name}.{k}": v for k, v in dataclasses.asdict(model.method.config).items()},
         "preprocessing": preprocess.to_dict(),
-        "weights": backbone.fingerprint,
+        "weights": model.backbone.fingerprint,
         "images": digest(files),
     }
     return {
