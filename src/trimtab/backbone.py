@@ -15,18 +15,23 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import timm
+import timm.layers
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.layers import apply_rot_embed_cat
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaAttention, EvaBlock
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from trimtab.errors import BackboneError
 from trimtab.noise import Noise, drop
 from trimtab.stream import Attend, AttentionInputs, Context, KeysValues, Stream, softmax_attention
+
+# Younger than timm 1.0.
+_ATTENTION_ROPE = getattr(timm.layers, "AttentionRope", EvaAttention)
 
 
 class _OpenBlock(nn.Module):
@@ -58,9 +63,9 @@ class _OpenBlock(nn.Module):
         return x, None if pooled is None else _pooled_logits(inputs, pooled)
 
     def context(self, context: Context | None) -> KeysValues | None:
-        if context is None:
-            return None
         parts = [context] if isinstance(context, (Tensor, KeysValues)) else context
+        if not parts:
+            return None
         return KeysValues.join([p if isinstance(p, KeysValues) else self.keys_values(p) for p in parts])
 
     def keys_values(self, prompts: Tensor) -> KeysValues:
@@ -99,7 +104,8 @@ def _project(attn: Any, x: Tensor, with_queries: bool) -> list[Tensor]:
     """Queries (if wanted), keys and values of ``x`` (B, S, D), each (B, heads, S, d)."""
     if attn.qkv is None:
         layers = ([attn.q_proj] if with_queries else []) + [attn.k_proj, attn.v_proj]
-        return [layer(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for layer in layers]
+        head_dim = attn.proj.in_features // attn.num_heads
+        return [layer(x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for layer in layers]
     bias = attn.qkv.bias
     if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
@@ -112,18 +118,23 @@ def _project(attn: Any, x: Tensor, with_queries: bool) -> list[Tensor]:
 def _keys_values(attn: Any, normed: Tensor) -> KeysValues:
     """Keys and values of prompts: no position, rotary or otherwise."""
     keys, values = _project(attn, normed, with_queries=False)
-    return _repeat_groups(attn, KeysValues(attn.k_norm(keys).to(values.dtype), values))
+    return _repeat_groups(attn, KeysValues(_qk_norm(attn, "k_norm", keys).to(values.dtype), values))
 
 
 def _heads(attn: Any, normed: Tensor, rope: Tensor | None, num_tokens: int) -> tuple[Tensor, KeysValues]:
     """Queries, keys and values of tokens and full prompts; rotary positions on the patches only."""
     queries, keys, values = _project(attn, normed, with_queries=True)
-    queries, keys = attn.q_norm(queries), attn.k_norm(keys)
+    queries, keys = _qk_norm(attn, "q_norm", queries), _qk_norm(attn, "k_norm", keys)
     if rope is not None:
         queries = _rotate(attn, queries, rope, num_tokens)
         keys = _rotate(attn, keys, rope, num_tokens)
     own = KeysValues(keys.to(values.dtype), values)
     return queries.to(values.dtype), _repeat_groups(attn, own)
+
+
+def _qk_norm(attn: Any, name: str, x: Tensor) -> Tensor:
+    norm = getattr(attn, name, None)  # timm 1.0's EvaAttention has none
+    return x if norm is None else norm(x)
 
 
 def _rotate(attn: Any, x: Tensor, rope: Tensor, num_tokens: int) -> Tensor:
@@ -231,7 +242,7 @@ class Backbone(nn.Module):
             return slice(0, 1)
         whole = getattr(self.model, "pool_include_prefix", False) or (
             # Eva's map pooling reads the prefix tokens too.
-            isinstance(self.model, Eva) and self.model.attn_pool is not None
+            isinstance(self.model, Eva) and getattr(self.model, "attn_pool", None) is not None
         )
         return slice(0 if whole else self.num_prefix_tokens, None)
 
@@ -284,7 +295,12 @@ class Backbone(nn.Module):
                 f"Image size {height}x{width} is not a multiple of the patch size {patch[0]}x{patch[1]} of "
                 f"{self.name!r}; use {below[0]}x{below[1]} or {above[0]}x{above[1]}."
             )
-        _ = self.fingerprint
+        if not hasattr(self.model, "set_input_size"):
+            raise BackboneError(
+                f"timm {timm.__version__} cannot change the image size of {self.name!r} from "
+                f"{self.image_size[0]}x{self.image_size[1]}; install a newer timm."
+            )
+        _ = self.fingerprint  # of the weights as they are in the file
         self.model.set_input_size(img_size=(height, width))
 
     def train(self, mode: bool = True) -> Backbone:
@@ -354,13 +370,23 @@ class Backbone(nn.Module):
         tokens = stream.tokens.shape[1]
         return stream.replace(tokens=x[:, :tokens], prompts=x[:, tokens:], saliency=logits)
 
-    def bypass(self, i: int, prompts: Tensor, stream: Stream, *, drop_path: float = 0.0) -> Tensor:
+    def bypass(
+        self,
+        i: int,
+        prompts: Tensor,
+        stream: Stream,
+        *,
+        drop_path: float = 0.0,
+        per_image: bool | None = None,
+    ) -> Tensor:
         """Run block ``i`` on prompts (1 or B, P, D) with its softmax core left out.
 
         The normalised prompts go straight to the output projection: ``p += W_o LN1(p) + b_o``, then the MLP.
-        Prompts of batch 1 stay of batch 1 and share one drop-path draw.
+        Prompts of batch 1 stay of batch 1. Drop-path is drawn for every image if ``per_image`` and once for the
+        batch otherwise; by default it goes by the prompts' batch, which cannot tell where there is one image.
         """
-        keep = self._keep(stream.noise, drop_path, prompts, per_image=prompts.shape[0] > 1)
+        per_image = prompts.shape[0] > 1 if per_image is None else per_image
+        keep = self._keep(stream.noise, drop_path, prompts, per_image=per_image)
         return self._blocks[i].bypass(prompts, keep)
 
     def _keep(self, noise: Noise, rate: float, like: Tensor, *, per_image: bool) -> tuple[Tensor, Tensor] | None:
@@ -408,7 +434,7 @@ def reasons_not_to_open(model: Any) -> list[str]:
     blocks = {type(block).__name__ for block in model.blocks if type(block) not in (Block, EvaBlock)}
     for name in sorted(blocks):
         reasons.append(f"its blocks are {name}s, not pre-norm blocks with attention and MLP in sequence")
-    known = (Attention, EvaAttention, AttentionRope)
+    known = (Attention, EvaAttention, _ATTENTION_ROPE)
     attention = [getattr(block, "attn", None) for block in model.blocks]
     for name in sorted({type(attn).__name__ for attn in attention if type(attn) not in known} - {"NoneType"}):
         reasons.append(f"its attention is {name}, not ordinary softmax attention")

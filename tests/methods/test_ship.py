@@ -130,6 +130,9 @@ SWITCHES = {
     "independent prompts only": ({"shared_length": 0, "attribute_sets": 0}, {}),
     "shared prompts only": ({"prompt_length": 0, "attribute_sets": 0}, {}),
     "attribute prompts only": ({"prompt_length": 0, "shared_length": 0}, {}),
+    "attribute prompts only, p2ip": (
+        {"prompt_length": 0, "shared_length": 0, "prompts_attend": "all"}, {"p2ip": "all"}
+    ),
 }  # fmt: skip
 
 
@@ -275,7 +278,8 @@ def test_features_may_be_the_patches_mean() -> None:
     method = unprepared(2, feature="patches", prototypes=1)
     method.prepare(backbone, [images])
     tokens = backbone.model.blocks(backbone.model._pos_embed(backbone.model.patch_embed(images)))
-    torch.testing.assert_close(method.prototypes[0], tokens[:, 1:].mean((0, 1)), **CLOSE)
+    # The clusters are float32.
+    torch.testing.assert_close(method.prototypes[0], tokens[:, 1:].mean((0, 1)), atol=1e-6, rtol=0)
 
 
 def _blobs(count: int, each: int) -> tuple[Tensor, Tensor]:
@@ -411,7 +415,7 @@ class TestDropPath:
         wide = wide.without_prompts()
         uniform = backbone._keep(wide.noise, 0.25, wide.tokens, per_image=True)[0]
         assert uniform.mean().item() == pytest.approx(1.0, abs=0.05)
-        assert set(uniform.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+        assert uniform.unique().tolist() == pytest.approx([0.0, 4 / 3])
 
 
 def test_dropout_zeroes_its_share_of_inserted_prompts() -> None:
@@ -438,14 +442,22 @@ def test_dropout_zeroes_its_share_of_inserted_prompts() -> None:
         ({"hierarchy": (1, 3)}, "hierarchy is"),
         ({"hierarchy": (0, 3, 2)}, "hierarchy is"),
         ({"hierarchy": (0, 3, 3)}, "hierarchy is"),
-        ({"inside": "carried"}, "inside"),
-        ({"attention": "dense"}, "attention"),
-        ({"prompts_attend": "first"}, "prompts_attend"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SHIPConfig(**options)
+
+
+def test_no_prompt_left_is_refused() -> None:
+    config = SHIPConfig(**{**SMALL, "prompt_length": 0, "shared_length": 0, "hierarchy": (0,)})
+    with pytest.raises(ConfigError, match="starts after block 0"):
+        SHIP(config, network(3))
+
+
+def test_method_without_attribute_prompts_can_be_saved_unprepared() -> None:
+    method = unprepared(3, hierarchy=(0,))
+    SHIP(method.config, network(3)).load_state_dict(method.state_dict())
 
 
 def test_all_reasons_are_given_at_once() -> None:
@@ -455,7 +467,7 @@ def test_all_reasons_are_given_at_once() -> None:
 
 def test_defaults_are_the_official_values() -> None:
     config = SHIPConfig()
-    assert dataclasses.asdict(config) | {} == dataclasses.asdict(
+    assert dataclasses.asdict(config) == dataclasses.asdict(
         SHIPConfig(
             prompt_length=50, shared_length=10, attribute_sets=2, attribute_length=10, attribute_mix=0.1,
             prototypes=200, prototype_images=1000, prototype_seed=42, temperature=1.0, salient_class_token=True,

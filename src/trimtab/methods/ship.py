@@ -282,7 +282,6 @@ class SHIP(Method[SHIPConfig]):
             starts = greedy_hierarchy(self.affinity, self.config.threshold, self.config.end_block)
         self._group(starts)
         if not self.config.attribute_sets:
-            self.prototypes = self.prototypes[:0]
             return
         self.prototypes = make_prototypes(torch.cat(last), self.config.prototypes, self.config.prototype_seed)
         self.config = dataclasses.replace(self.config, prototypes=self.prototypes.shape[0])
@@ -301,7 +300,14 @@ class SHIP(Method[SHIPConfig]):
         """Make the prompts of a known hierarchy and record it in the config."""
         # Attribute prompts need the block before: none can start at block 0.
         sets = min(self.config.attribute_sets, len([start for start in starts if start > 0]))
+        if not (sets or self.config.prompt_length or self.config.shared_length):
+            raise ConfigError(
+                f"No hierarchy of {starts} starts after block 0, so there are no attribute prompts, and the other "
+                "prompts are turned off; raise prompt_length or shared_length above 0."
+            )
         self.config = dataclasses.replace(self.config, hierarchy=starts, attribute_sets=sets)
+        if not sets:
+            self.prototypes = self.prototypes[:0]
         self.attribute_starts = starts[len(starts) - sets :]
         self.group_of = tuple(itertools.accumulate((i in starts for i in range(1, self.depth)), initial=0))
         if self.attribute is not None or len(self.independent):
@@ -336,7 +342,8 @@ class SHIP(Method[SHIPConfig]):
         # What the next block replaces need not be computed.
         kept = matching or (not last and i + 1 not in config.hierarchy and config.inside == "carry")
         plain = config.attention == "plain"
-        attends = kept and (plain or config.prompts_attend == "all" or (config.prompts_attend == "last" and last))
+        wanted = plain or config.prompts_attend == "all" or (config.prompts_attend == "last" and last)
+        attends = kept and wanted and bool(groups)
         drop_path = config.drop_path * i / max(self.depth - 1, 1) if self.training else 0.0
         batch = stream.tokens.shape[0]
         entered = stream.with_prompts(torch.cat([p.expand(batch, -1, -1) for p in groups], 1)) if attends else stream
@@ -403,13 +410,17 @@ class SHIP(Method[SHIPConfig]):
     def _bypassed(
         self, i: int, backbone: Backbone, stream: Stream, carried: Carried, drop_path: float, *, shared: bool
     ) -> Carried:
-        def through(prompts: Tensor) -> Tensor:
-            return backbone.bypass(i, prompts, stream, drop_path=drop_path) if prompts.shape[1] else prompts
+        def through(prompts: Tensor, per_image: bool) -> Tensor:
+            if not prompts.shape[1]:
+                return prompts
+            return backbone.bypass(i, prompts, stream, drop_path=drop_path, per_image=per_image)
 
+        # By what they are and not by their shape: a micro-batch may hold one image.
+        dropped = self.config.dropout > 0
         return Carried(
-            through(carried.independent),
-            through(carried.attribute),
-            through(carried.shared) if shared else carried.shared,
+            through(carried.independent, dropped),
+            through(carried.attribute, True),
+            through(carried.shared, dropped) if shared else carried.shared,
         )
 
     def loss(self, stream: Stream) -> Tensor | None:
