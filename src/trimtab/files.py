@@ -13,7 +13,8 @@ from typing import Any
 
 from trimtab.errors import TrainingError
 
-_DRAFT = ".tmp"
+DRAFT = ".tmp"
+"""How the name of a file ends that is not whole yet."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_DRAFT)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=DRAFT)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -62,7 +63,7 @@ def write_json(path: Path, value: Any) -> None:
 def remove_drafts(folder: Path, names: Iterable[str]) -> None:
     """Remove what a killed process left of files of these names that it was writing."""
     for name in names:
-        for draft in folder.glob(f".{name}.*{_DRAFT}"):
+        for draft in folder.glob(f".{name}.*{DRAFT}"):
             draft.unlink(missing_ok=True)
 
 

@@ -94,6 +94,7 @@ def fit(
     torch.manual_seed(config.seed)
     model = build(backbone, method_config, len(training.train.classes))
     run = _record(config, recipe, model, training, preprocess, command, data)
+    run["machine"]["processes"] = accelerator.num_processes
     folder.check(run)
     job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress)
     # Broken images are found before anything that was in the folder is replaced.

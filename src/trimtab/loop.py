@@ -220,6 +220,10 @@ class Job:
                 state.epoch = epoch + 1
                 state.history.append(entry)
                 state.trained = self._trained()
+                finite = all(bool(value.isfinite().all()) for value in state.trained.values())
+                # The last step of a run has no next loss that would tell.
+                if not finite or not math.isfinite(entry.get("val_loss", 0.0)):
+                    raise self._diverged("A trained tensor or the validation loss is not finite", epoch, steps - 1)
                 if self._is_best(state.history):
                     state.best, state.best_epoch = state.trained, state.epoch
                 state.optimizer = optimizer.state_dict()["state"]
@@ -278,7 +282,8 @@ class Job:
                     self.accelerator.backward(share * self.accelerator.num_processes)
                 loss += share.detach()
             loss = self.accelerator.reduce(loss, "sum") if self.accelerator.num_processes > 1 else loss
-            self._must_be_finite(float(loss), step, epoch, lr)
+            if not math.isfinite(float(loss)):
+                raise self._diverged(f"The loss is {float(loss)}", epoch, k)
             optimizer.step()
             total += loss
             advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
@@ -296,12 +301,12 @@ class Job:
             parts.append(_Part(rows, first, 1.0) if rows else _Part(batch[:1], 0, 0.0))
         return parts
 
-    def _must_be_finite(self, loss: float, step: int, epoch: int, lr: float) -> None:
-        if math.isfinite(loss):
-            return
-        raise TrainingError(
-            f"The loss is {loss} at step {step + 1} (epoch {epoch + 1}, learning rate {lr:.3g}): training has "
-            f"diverged. Try a lower --lr (a tenth), more --warmup-epochs"
+    def _diverged(self, what: str, epoch: int, step_of_epoch: int) -> TrainingError:
+        step = epoch * self._steps() + step_of_epoch
+        lr = self.recipe.learning_rate(step, self._steps())
+        return TrainingError(
+            f"{what} at step {step + 1} (epoch {epoch + 1}, learning rate {lr:.3g}): training has diverged. "
+            "Try a lower --lr (a tenth), more --warmup-epochs"
             + (", or --precision fp32." if self.config.precision == "bf16" else ".")
         )
 

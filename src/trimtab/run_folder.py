@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.errors import CheckpointError, TrainingError
-from trimtab.files import remove_drafts, write_bytes, write_json
+from trimtab.files import DRAFT, remove_drafts, write_bytes, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +75,11 @@ class RunFolder:
             raise CheckpointError(
                 f"The output folder {str(path)!r} already holds {what}; go on with --resume, replace it with "
                 "--overwrite, or name another folder with --out."
+            )
+        if others and not _is_ours(self.path):
+            raise CheckpointError(
+                f"The output folder {str(path)!r} holds files and no result of trimtab, and is left as it is; "
+                "name another folder with --out."
             )
         self.going_on = resume and RUN in there
         if resume and not self.going_on and CONFIG in there:
@@ -182,6 +187,19 @@ class RunFolder:
     def finish(self) -> None:
         """Drop the state once the adapter is saved."""
         (self.path / RESUME).unlink(missing_ok=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder holds what trimtab wrote; config.json and README.md are common names."""
+    for name, key in ((CONFIG, "library"), (RUN, "identity")):
+        try:
+            record = json.loads((path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and key in record:
+            return True
+    # A run that was killed before its first file was whole leaves a draft at most.
+    return (path / RESUME).exists() or all(entry.name.endswith(DRAFT) for entry in path.iterdir())
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, values: dict[int, dict[str, Any]]) -> None:

@@ -88,6 +88,8 @@ def _load(model: Any, name: str, path: Path) -> None:
         raise BackboneError(f"Weights file {path.name!r} ends in {path.suffix!r}; use one of {', '.join(_SUFFIXES)}.")
     try:
         if path.suffix == ".npz":
+            # numpy leaves a truncated file open.
+            zipfile.ZipFile(path).close()
             model.load_pretrained(str(path))
             return
         state = timm.models.load_state_dict(str(path), weights_only=True)

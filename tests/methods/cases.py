@@ -60,7 +60,11 @@ def _ship_parameters(config: SHIPConfig, backbone: Backbone) -> int:
 
 def _ship(**options: Any) -> Callable[[int], SHIPConfig]:
     small: dict[str, Any] = {
-        "prompt_length": 3, "shared_length": 2, "attribute_length": 2, "prototypes": 4, "matching_tokens": 3
+        "prompt_length": 3,
+        "shared_length": 2,
+        "attribute_length": 2,
+        "prototypes": 4,
+        "matching_tokens": 3,
     }
     return lambda depth: SHIPConfig(**{**small, **options})
 

@@ -128,9 +128,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.pow(2).sum().sqrt() * b.pow(2).sum().sqrt())
 
 
-def _attribute_prompts(
-    x: Tensor, logits: Tensor, learned: Tensor, prototypes: Tensor, switches: Switches
-) -> Tensor:
+def _attribute_prompts(x: Tensor, logits: Tensor, learned: Tensor, prototypes: Tensor, switches: Switches) -> Tensor:
     """AP of every image: its salient tokens in terms of the prototypes, mixed with the learned ones."""
     made = []
     for image, positions in enumerate(_salient(logits, len(learned), switches)):
@@ -144,9 +142,7 @@ def _attribute_prompts(
     return torch.stack(made)
 
 
-def _ship_block(
-    vit: PlainViT, i: int, x: Tensor, prompts: Tensor, switches: Switches
-) -> tuple[Tensor, Tensor, Tensor]:
+def _ship_block(vit: PlainViT, i: int, x: Tensor, prompts: Tensor, switches: Switches) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens and prompts after block ``i``, and the class token's mean logits over the tokens."""
     n = x.shape[1]
     both = torch.cat([x, prompts], 1)

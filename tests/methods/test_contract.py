@@ -257,9 +257,7 @@ class TestRefused:
         with pytest.raises(ConfigError, match=refusal.reason):
             METHODS[method](refusal.config, shared_backbone(refusal.family))
 
-    def test_without_the_refusal_it_fails(
-        self, method: str, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_without_the_refusal_it_fails(self, method: str, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(METHODS[method], "unsupported", classmethod(lambda *_: []))
         backbone = shared_backbone(refusal.family)
         images = images_for(backbone, count=4)

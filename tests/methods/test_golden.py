@@ -32,14 +32,10 @@ class Golden:
     def __init__(self, name: str) -> None:
         with np.load(GOLDEN / f"{name}.npz") as file:
             self.arrays = {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
-        network = timm.create_model(
-            "vit_base_patch16_224", embed_dim=48, num_heads=3, mlp_ratio=2, num_classes=7
-        )
+        network = timm.create_model("vit_base_patch16_224", embed_dim=48, num_heads=3, mlp_ratio=2, num_classes=7)
         network.load_state_dict(self.under("backbone/"))
         self.model: TunedModel = build(Backbone(network), self.config(), 7)
-        self.model.head.linear.load_state_dict(
-            {name: self[f"backbone/head.{name}"] for name in ("weight", "bias")}
-        )
+        self.model.head.linear.load_state_dict({name: self[f"backbone/head.{name}"] for name in ("weight", "bias")})
         with torch.no_grad():
             for key, parameter in self.parameters():
                 parameter.copy_(self[key])

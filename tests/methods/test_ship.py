@@ -148,9 +148,7 @@ def test_switch_equals_the_reference(switch: str, starts: tuple[int, ...]) -> No
 @pytest.mark.parametrize("p2ip", ["last", "all", "none"])
 @pytest.mark.parametrize("path", ["project", "identity"])
 def test_switches_together_equal_the_reference(inside: Any, attention: Any, p2ip: Any, path: Any) -> None:
-    model = tuned(
-        5, hierarchy=(0, 1, 3), inside=inside, attention=attention, prompts_attend=p2ip, prompt_path=path
-    )
+    model = tuned(5, hierarchy=(0, 1, 3), inside=inside, attention=attention, prompts_attend=p2ip, prompt_path=path)
     assert_equals_reference(model, Switches(inside=inside, attention=attention, p2ip=p2ip, path=path))
 
 

@@ -40,9 +40,7 @@ def features(method: VPT, backbone: Backbone, images: Tensor, noise: Noise | Non
 @pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
 @pytest.mark.parametrize("num_prompts", [1, 4, 23])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_features_and_gradients_equal_the_reference(
-    double: Backbone, deep: bool, num_prompts: int, batch: int
-) -> None:
+def test_features_and_gradients_equal_the_reference(double: Backbone, deep: bool, num_prompts: int, batch: int) -> None:
     method = made(double, deep=deep, num_prompts=num_prompts, dropout=0.0)
     images = images_for(double, batch)
     ours = features(method, double, images)
@@ -68,9 +66,7 @@ def test_one_set_a_block_or_one_in_all(plain: Backbone, deep: bool, sets: int) -
 
 
 @pytest.mark.parametrize(("projection", "width"), [(None, 48), (11, 11)])
-def test_prompts_start_uniform_within_the_papers_bound(
-    plain: Backbone, projection: int | None, width: int
-) -> None:
+def test_prompts_start_uniform_within_the_papers_bound(plain: Backbone, projection: int | None, width: int) -> None:
     prompts = VPT(VPTConfig(num_prompts=200, projection=projection), plain).prompts
     bound = math.sqrt(6 / (3 * 8 * 8 + width))
     assert prompts.abs().max() <= bound
@@ -87,8 +83,14 @@ def test_projection_starts_kaiming_normal_over_the_outputs(plain: Backbone) -> N
     assert weight.std().item() == pytest.approx(math.sqrt(2 / 48), rel=0.1)
 
 
-def test_head_starts_with_every_class_unlikely(plain: Backbone) -> None:
+def test_head_starts_small(plain: Backbone) -> None:
     head = build(plain, VPTConfig(), 50).head.linear
+    assert (head.bias == 0).all()
+    assert head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_papers_head_starts_with_every_class_unlikely(plain: Backbone) -> None:
+    head = build(plain, VPTConfig(head_init="paper"), 50).head.linear
     assert torch.allclose(head.bias, torch.tensor(-math.log(99)))
     assert head.weight.std().item() == pytest.approx(math.sqrt(2 / 50), rel=0.1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class VPTConfig:
     """Probability of zeroing a prompt entry, drawn for every image. Default: 0.1 deep, 0 shallow (paper)."""
     projection: int | None = None
     """Width of prompts that a shared linear layer maps to the backbone's width. Default: no such layer."""
+    head_init: Literal["small", "paper"] = "small"
+    """Start of the classifier: small weights and no bias, or the official Kaiming-normal with bias -log(99)."""
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -47,8 +50,9 @@ class VPT(Method[VPTConfig]):
     Adds ``depth * num_prompts * width`` parameters (deep) or ``num_prompts * width`` (shallow); with a
     projection of width ``d``, ``d`` takes the place of ``width`` and ``(d + 1) * width`` come on top.
 
-    Departs: with average pooling the official code pools the prompts too; here pooling reads what the
-    backbone's own pooling reads, never a prompt.
+    Departs: the classifier starts small unless ``head_init`` is ``"paper"``, whose large start suits the paper's
+    SGD and not AdamW (LOG.md, 2026-11-21). With average pooling the official code pools the prompts too; here
+    pooling reads what the backbone's own pooling reads, never a prompt.
 
     References:
         | Visual Prompt Tuning (Jia et al., 2022), section 3.2 and appendix A
@@ -87,7 +91,10 @@ class VPT(Method[VPTConfig]):
         self.dropout = config.dropout if config.dropout is not None else 0.1 * config.deep
 
     def initialise_head(self, head: nn.Linear) -> None:
-        """The official code's: Kaiming-normal over the outputs, every class at a probability near 0.01."""
+        """Small, or the official code's: Kaiming-normal over the outputs, every class at a probability near 0.01."""
+        if self.config.head_init == "small":
+            super().initialise_head(head)
+            return
         nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
         nn.init.constant_(head.bias, -4.59511985013459)  # -log(99)
 

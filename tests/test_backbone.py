@@ -1,0 +1,484 @@
+"""The backbone at its block boundaries: timm's own numbers, and what prompts do to them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from tests.families import FAMILIES, images_for, scramble, shared_backbone
+from trimtab.backbone import Backbone, reasons_not_to_open
+from trimtab.errors import BackboneError
+from trimtab.stream import AttentionInputs, KeysValues, Stream, softmax_attention
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+POSITIONS_FREE = [name for name, f in FAMILIES.items() if not {"eva02", "dinov3", "rope-mixed"} & {name}]
+
+# Blocks of other kinds, by the word the reason has; every other name of these files of timm can be opened.
+REFUSED = {
+    "_18x2_": "ParallelThingsBlock",
+    "_rpn_": "ResPostBlock",
+    "_xp_": "ParallelScalingBlock",
+    "_pwee_": "ParallelScalingBlock",
+    "_dpwee_": "DiffParallelScalingBlock",
+    "_dwee_": "DiffAttention",
+    "_dlittle_": "DiffAttention",
+    "eva02_enormous": "EvaBlockPostNorm",
+}
+NAMES = [n for file in ("vision_transformer", "eva", "deit") for n in timm.list_models(module=file)]
+OPEN = [name for name in NAMES if not any(part in name for part in REFUSED)]
+
+
+def small(name: str, **options: Any) -> torch.nn.Module:
+    """The architecture of that name at depth 2, width 48 and a few patches, with random weights."""
+    size = {"embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 5, **options}
+    if "sapiens2" in name:
+        size["num_kv_heads"] = (1, 3)
+    size.setdefault("img_size", 56 if "patch14" in name else 64)
+    return scramble(timm.create_model(name, **size)).eval()
+
+
+def run(backbone: Backbone, stream: Stream, **options: Any) -> Stream:
+    for i in range(backbone.depth):
+        stream = backbone.block(i, stream, **options)
+    return stream
+
+
+@pytest.fixture
+def stream(backbone: Backbone) -> Stream:
+    """What enters the family's first block."""
+    return backbone.embed(images_for(backbone))
+
+
+@pytest.fixture
+def fresh() -> Backbone:
+    """A backbone with a class token that a test may change."""
+    return FAMILIES["class-token"].backbone()
+
+
+class TestAgainstTimm:
+    """Without prompts, timm's own results."""
+
+    @pytest.mark.parametrize("name", OPEN)
+    def test_every_name_gives_timms_logits(self, name: str) -> None:
+        model = small(name)
+        backbone = Backbone(model)
+        images = images_for(backbone)
+        stream = run(backbone, backbone.embed(images))
+        logits = model.forward_head(backbone.normalised(stream))
+        torch.testing.assert_close(logits, model(images), atol=1e-6, rtol=1e-6)
+
+    def test_pooled_features_are_timms(self, backbone: Backbone) -> None:
+        images, model = images_for(backbone), backbone.model
+        timms = model.forward_head(model.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(backbone.pool(run(backbone, backbone.embed(images))), timms, **CLOSE)
+
+    def test_number_of_features_is_the_pooled_width(self, backbone: Backbone, stream: Stream) -> None:
+        assert backbone.pool(stream).shape == (2, backbone.num_features)
+
+    @pytest.mark.parametrize("family", ["class-token", "registers", "eva02", "dinov3", "rope-mixed"])
+    def test_another_image_size_is_timms_own_resizing(self, family: str) -> None:
+        model = FAMILIES[family].model()
+        backbone = Backbone(copy.deepcopy(model))
+        height, width = (3 * backbone.patch_size[0], 5 * backbone.patch_size[1])
+        backbone.set_image_size(height, width)
+        model.set_input_size(img_size=(height, width))
+        images = torch.randn(2, 3, height, width)
+        stream = run(backbone, backbone.embed(images))
+        torch.testing.assert_close(model.forward_head(backbone.normalised(stream)), model(images), **CLOSE)
+        assert backbone.image_size == (height, width)
+        assert stream.grid_size == (3, 5)
+
+    def test_dynamic_images_may_have_any_size(self) -> None:
+        model = FAMILIES["class-token"].model(dynamic_img_size=True)
+        backbone, images = Backbone(model), torch.randn(2, 3, 48, 24)
+        stream = run(backbone, backbone.embed(images))
+        torch.testing.assert_close(model.forward_head(backbone.normalised(stream)), model(images), **CLOSE)
+        assert backbone.grid(stream).shape == (2, 48, 6, 3)
+
+
+class TestFullPrompts:
+    """Prompts as tokens of the sequence."""
+
+    @pytest.mark.parametrize("family", POSITIONS_FREE)
+    def test_equal_timms_block_on_the_concatenated_sequence(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        stream = backbone.embed(images_for(backbone)).with_prompts(torch.randn(4, backbone.width))
+        whole = backbone.model.blocks[0](torch.cat([stream.tokens, stream.prompts], 1))
+        left = backbone.block(0, stream)
+        torch.testing.assert_close(torch.cat([left.tokens, left.prompts], 1), whole, **CLOSE)
+
+    @pytest.mark.parametrize("family", ["eva02", "dinov3", "rope-mixed"])
+    def test_have_no_rotary_position(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        stream, prompts = backbone.embed(images_for(backbone)), torch.randn(4, backbone.width)
+        left = backbone.block(0, stream.with_prompts(prompts)).prompts
+        turned = backbone.block(0, stream.with_prompts(prompts.flip(0))).prompts
+        torch.testing.assert_close(turned, left.flip(1), **CLOSE)
+
+    @pytest.mark.parametrize("shape", [(4, 48), (1, 4, 48), (2, 4, 48)])
+    def test_come_in_three_shapes(self, plain: Backbone, shape: tuple[int, ...]) -> None:
+        stream = plain.embed(images_for(plain)).with_prompts(torch.randn(shape))
+        assert stream.prompts.shape == (2, 4, 48)
+
+    def test_can_be_left_behind(self, backbone: Backbone, stream: Stream) -> None:
+        assert stream.with_prompts(torch.randn(4, 48)).without_prompts().prompts.shape == (2, 0, 48)
+
+
+class TestContext:
+    """Prompts as keys and values."""
+
+    def test_acts_on_tokens_as_full_prompts_do(self, backbone: Backbone, stream: Stream) -> None:
+        prompts = torch.randn(4, backbone.width)
+        as_tokens = backbone.block(0, stream.with_prompts(prompts)).tokens
+        as_context = backbone.block(0, stream, context=prompts).tokens
+        torch.testing.assert_close(as_context, as_tokens, **CLOSE)
+
+    def test_changes_the_tokens(self, backbone: Backbone, stream: Stream) -> None:
+        bare = backbone.block(0, stream).tokens
+        prompts = torch.randn(4, backbone.width)
+        assert not torch.allclose(backbone.block(0, stream, context=prompts).tokens, bare, atol=1e-3)
+
+    def test_leaves_no_prompts(self, backbone: Backbone, stream: Stream) -> None:
+        assert backbone.block(0, stream, context=torch.randn(4, backbone.width)).prompts.shape[1] == 0
+
+    def test_may_be_keys_and_values(self, backbone: Backbone, stream: Stream) -> None:
+        prompts = torch.randn(4, backbone.width)
+        stored = backbone.keys_values(0, prompts)
+        expected = backbone.block(0, stream, context=prompts).tokens
+        assert torch.equal(backbone.block(0, stream, context=stored).tokens, expected)
+
+    @pytest.mark.parametrize("shape", [(4, 48), (1, 4, 48)])
+    def test_of_batch_1_is_that_of_every_image(self, backbone: Backbone, stream: Stream, shape: Any) -> None:
+        prompts = torch.randn(shape)
+        expected = backbone.block(0, stream, context=prompts.expand(2, 4, 48)).tokens
+        torch.testing.assert_close(backbone.block(0, stream, context=prompts).tokens, expected, **CLOSE)
+
+    def test_may_differ_between_images(self, backbone: Backbone, stream: Stream) -> None:
+        prompts = torch.randn(2, 4, backbone.width)
+        both = backbone.block(0, stream, context=prompts).tokens
+        second = stream.replace(tokens=stream.tokens[1:], prompts=stream.prompts[1:])
+        alone = backbone.block(0, second, context=prompts[1]).tokens
+        torch.testing.assert_close(both[1:], alone, **CLOSE)
+
+    def test_may_come_in_parts_of_any_kind(self, backbone: Backbone, stream: Stream) -> None:
+        prompts = torch.randn(2, 6, backbone.width)
+        prompts[:, :2] = prompts[:1, :2]
+        parts = [prompts[0, :2], backbone.keys_values(0, prompts[:, 2:5]), prompts[:, 5:]]
+        expected = backbone.block(0, stream, context=prompts).tokens
+        torch.testing.assert_close(backbone.block(0, stream, context=parts).tokens, expected, **CLOSE)
+
+    def test_order_does_not_matter(self, backbone: Backbone, stream: Stream) -> None:
+        prompts = torch.randn(4, backbone.width)
+        expected = backbone.block(0, stream, context=prompts).tokens
+        torch.testing.assert_close(backbone.block(0, stream, context=prompts.flip(0)).tokens, expected, **CLOSE)
+
+    def test_of_no_parts_is_none(self, plain: Backbone) -> None:
+        stream = plain.embed(images_for(plain))
+        assert torch.equal(plain.block(0, stream, context=[]).tokens, plain.block(0, stream).tokens)
+
+    def test_goes_with_full_prompts(self, backbone: Backbone, stream: Stream) -> None:
+        prompts = torch.randn(5, backbone.width)
+        expected = backbone.block(0, stream.with_prompts(prompts))
+        left = backbone.block(0, stream.with_prompts(prompts[:3]), context=prompts[3:])
+        torch.testing.assert_close(left.tokens, expected.tokens, **CLOSE)
+        torch.testing.assert_close(left.prompts, expected.prompts[:, :3], **CLOSE)
+
+
+class TestAttend:
+    """The softmax core, replaced."""
+
+    def test_a_core_written_out_gives_the_same(self, backbone: Backbone, stream: Stream) -> None:
+        def written_out(inputs: AttentionInputs) -> Tensor:
+            everything = KeysValues.join([inputs.own, inputs.context])
+            logits = inputs.queries @ everything.keys.transpose(-2, -1) * inputs.scale
+            return logits.softmax(-1) @ everything.values
+
+        context, prompted = torch.randn(4, backbone.width), stream.with_prompts(torch.randn(3, 48))
+        expected = backbone.block(0, prompted, context=context)
+        left = backbone.block(0, prompted, context=context, attend=written_out)
+        torch.testing.assert_close(left.tokens, expected.tokens, **CLOSE)
+
+    def test_sees_tokens_prompts_and_context(self, plain: Backbone) -> None:
+        seen = []
+
+        def spy(inputs: AttentionInputs) -> Tensor:
+            seen.append(inputs)
+            return softmax_attention(inputs)
+
+        stream = plain.embed(images_for(plain)).with_prompts(torch.randn(3, 48))
+        plain.block(0, stream, context=torch.randn(4, 48), attend=spy)
+        assert seen[0].queries.shape == (2, 3, 17 + 3, 16)
+        assert seen[0].own.keys.shape == (2, 3, 17 + 3, 16)
+        assert seen[0].context.values.shape == (1, 3, 4, 16)
+        assert seen[0].num_tokens == 17
+        assert seen[0].scale == 16**-0.5
+
+
+class TestBypass:
+    """A block with its softmax core left out."""
+
+    def test_is_the_block_whose_core_gives_the_normalised_input(self, backbone: Backbone) -> None:
+        prompts = torch.randn(2, 4, backbone.width)
+        stream = backbone.embed(images_for(backbone)).with_prompts(prompts)
+
+        def normalised(inputs: AttentionInputs) -> Tensor:
+            normed = backbone.model.blocks[0].norm1(torch.cat([stream.tokens, stream.prompts], 1))
+            return normed.unflatten(2, (inputs.queries.shape[1], -1)).transpose(1, 2)
+
+        expected = backbone.block(0, stream, attend=normalised).prompts
+        torch.testing.assert_close(backbone.bypass(0, prompts, stream), expected, **CLOSE)
+
+    def test_of_batch_1_stays_of_batch_1(self, backbone: Backbone, stream: Stream) -> None:
+        prompts = torch.randn(1, 4, backbone.width)
+        assert backbone.bypass(0, prompts, stream, drop_path=0.5).shape == prompts.shape
+
+
+class TestWeights:
+    """Parameters swapped for one call."""
+
+    @pytest.mark.parametrize("name", ["attn.qkv.weight", "attn.proj.bias", "mlp.fc1.weight", "norm2.weight"])
+    def test_swap_is_the_block_edited(self, fresh: Backbone, name: str) -> None:
+        stream, prompts = fresh.embed(images_for(fresh)), torch.randn(4, 48)
+        value = torch.randn_like(fresh.model.blocks[1].get_parameter(name))
+        swapped = fresh.block(1, stream, context=prompts, weights={name: value}).tokens
+        fresh.model.blocks[1].get_parameter(name).copy_(value)
+        torch.testing.assert_close(swapped, fresh.block(1, stream, context=prompts).tokens, **CLOSE)
+
+    def test_swap_leaves_the_block_as_it_is(self, fresh: Backbone) -> None:
+        before = copy.deepcopy(fresh.state_dict())
+        value = torch.zeros_like(fresh.model.blocks[0].attn.qkv.weight)
+        fresh.block(0, fresh.embed(images_for(fresh)), weights={"attn.qkv.weight": value})
+        torch.testing.assert_close(fresh.state_dict(), before, rtol=0, atol=0)
+
+    def test_gradient_flows_into_the_swapped_weights(self, plain: Backbone) -> None:
+        value = plain.model.blocks[0].attn.qkv.weight.clone().requires_grad_()
+        left = plain.block(0, plain.embed(images_for(plain)), weights={"attn.qkv.weight": value})
+        left.tokens.sum().backward()
+        assert value.grad.abs().sum() > 0
+
+
+class TestSaliency:
+    """The row of logits of what pooling reads."""
+
+    @pytest.mark.parametrize("family", POSITIONS_FREE)
+    def test_is_the_mean_of_the_pooled_queries_logits(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        stream = backbone.embed(images_for(backbone)).with_prompts(torch.randn(3, backbone.width))
+        attn = backbone.model.blocks[0].attn
+        normed = backbone.model.blocks[0].norm1(stream.tokens)
+        q, k, _ = attn.qkv(normed).unflatten(2, (3, 3, 16)).permute(2, 0, 3, 1, 4)
+        logits = attn.q_norm(q) @ attn.k_norm(k).transpose(-2, -1) / 4
+        expected = logits[:, :, backbone.pooled_tokens].mean(2)
+        got = backbone.block(0, stream, saliency=True, context=torch.randn(2, 48)).saliency
+        torch.testing.assert_close(got, expected, **CLOSE)
+
+    @pytest.mark.parametrize(
+        ("family", "pooled"),
+        [
+            ("class-token", [0]), ("distilled", [0, 1]), ("registers", [0]), ("dinov3", list(range(5, 21))),
+            ("registers-average", list(range(5, 20))), ("map-pool", list(range(16))),
+            ("wide-image", list(range(18))),
+        ],
+    )  # fmt: skip
+    def test_pooled_tokens(self, family: str, pooled: list[int]) -> None:
+        backbone = shared_backbone(family)
+        total = backbone.num_prefix_tokens + backbone.num_patches
+        assert list(range(total))[backbone.pooled_tokens] == pooled
+
+    def test_has_one_logit_a_token_and_head(self, backbone: Backbone, stream: Stream) -> None:
+        row = backbone.block(0, stream, saliency=True).saliency
+        assert row.shape == (2, backbone.num_heads, stream.tokens.shape[1])
+
+    def test_is_not_kept_from_an_earlier_block(self, plain: Backbone) -> None:
+        stream = plain.block(0, plain.embed(images_for(plain)), saliency=True)
+        assert plain.block(1, stream).saliency is None
+
+    def test_changes_nothing_else(self, backbone: Backbone, stream: Stream) -> None:
+        asked = backbone.block(0, stream, saliency=True).tokens
+        assert torch.equal(asked, backbone.block(0, stream).tokens)
+
+
+class TestReadingOut:
+    """Pool and grid."""
+
+    def test_grid_has_the_patches_in_their_places(self, backbone: Backbone, stream: Stream) -> None:
+        height, width = (s // p for s, p in zip(backbone.image_size, backbone.patch_size, strict=True))
+        grid = backbone.grid(stream)
+        assert grid.shape == (2, backbone.width, height, width)
+        flat = backbone.normalised(stream)[:, backbone.num_prefix_tokens :]
+        assert torch.equal(grid[1, :, height - 1, 1], flat[1, (height - 1) * width + 1])
+
+    def test_prompts_reach_neither_grid_nor_pool(self, backbone: Backbone, stream: Stream) -> None:
+        prompted = stream.with_prompts(torch.full((3, backbone.width), 1e5))
+        assert torch.equal(backbone.grid(prompted), backbone.grid(stream))
+        assert torch.equal(backbone.pool(prompted), backbone.pool(stream))
+
+    def test_feature_is_the_mean_of_what_pooling_reads(self, backbone: Backbone, stream: Stream) -> None:
+        expected = stream.tokens[:, backbone.pooled_tokens].mean(1)
+        assert torch.equal(backbone.feature(stream), expected)
+
+
+class TestSizes:
+    """What a method may ask about a backbone."""
+
+    def test_of_a_family(self, plain: Backbone) -> None:
+        sizes = (plain.depth, plain.width, plain.num_heads, plain.num_prefix_tokens, plain.num_patches)
+        assert sizes == (3, 48, 3, 1, 16)
+
+    @pytest.mark.parametrize(("family", "patch"), [("class-token", (8, 8)), ("registers", (7, 7))])
+    def test_patch_size(self, family: str, patch: tuple[int, int]) -> None:
+        assert shared_backbone(family).patch_size == patch
+
+    def test_patch_size_behind_a_convolutional_stem(self) -> None:
+        backbone = Backbone(timm.create_model("vit_tiny_r_s16_p8_224", depth=1, img_size=64).eval())
+        images = images_for(backbone)
+        assert backbone.patch_size == (32, 32)
+        assert backbone.embed(images).grid_size == (2, 2)
+
+    @pytest.mark.parametrize(("family", "has"), [("class-token", True), ("map-pool", False), ("wide-image", False)])
+    def test_class_token(self, family: str, has: bool) -> None:
+        assert shared_backbone(family).has_class_token is has
+
+    def test_wide_images(self) -> None:
+        backbone = shared_backbone("wide-image")
+        assert backbone.image_size == (24, 48)
+        assert backbone.embed(images_for(backbone)).grid_size == (3, 6)
+
+
+class TestImageSize:
+    """Images of the wrong size, and sizes that cannot be."""
+
+    def test_images_of_another_size_are_refused(self, plain: Backbone) -> None:
+        with pytest.raises(BackboneError, match=r"40x32 but .* takes 32x32; .*set_image_size"):
+            plain.embed(torch.zeros(1, 3, 40, 32))
+
+    def test_a_size_that_does_not_fit_the_patches_is_refused_with_the_nearest(self, fresh: Backbone) -> None:
+        with pytest.raises(BackboneError, match=r"36x61 .*8x8.*use 32x56 or 40x64"):
+            fresh.set_image_size(36, 61)
+
+    @pytest.mark.parametrize("size", [(0, 32), (-8, 32)])
+    def test_no_pixels_are_refused(self, fresh: Backbone, size: tuple[int, int]) -> None:
+        with pytest.raises(BackboneError, match="not a multiple"):
+            fresh.set_image_size(*size)
+
+    def test_the_same_size_changes_nothing(self, fresh: Backbone) -> None:
+        before = fresh.model.pos_embed
+        fresh.set_image_size(32, 32)
+        assert fresh.model.pos_embed is before
+
+
+class TestFrozen:
+    """Nothing about the backbone trains."""
+
+    def test_stays_in_eval_mode(self, fresh: Backbone) -> None:
+        fresh.train()
+        assert not any(module.training for module in fresh.modules())
+
+    def test_stays_in_eval_mode_inside_a_model_in_training(self, fresh: Backbone) -> None:
+        torch.nn.ModuleList([fresh]).train()
+        assert not any(module.training for module in fresh.model.modules())
+
+    def test_asks_for_no_gradient(self, backbone: Backbone) -> None:
+        assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+    def test_timms_own_drop_path_is_off(self) -> None:
+        model = FAMILIES["class-token"].model(drop_path_rate=0.9, proj_drop_rate=0.9)
+        backbone = Backbone(model).train()
+        images = images_for(backbone)
+        first, second = (run(backbone, backbone.embed(images)).tokens for _ in range(2))
+        assert torch.equal(first, second)
+
+    def test_parameters_are_listed_once(self, plain: Backbone) -> None:
+        assert len(plain.state_dict()) == len(plain.model.state_dict())
+
+
+class TestFingerprint:
+    """Which weights an adapter was trained on."""
+
+    def test_is_that_of_the_same_weights(self, plain: Backbone, fresh: Backbone) -> None:
+        assert fresh.fingerprint == plain.fingerprint
+
+    def test_changes_with_a_weight(self, plain: Backbone) -> None:
+        model = FAMILIES["class-token"].model()
+        with torch.no_grad():
+            model.blocks[1].mlp.fc1.weight[3, 5] += 1e-3
+        assert Backbone(model).fingerprint != plain.fingerprint
+
+    @pytest.mark.parametrize("classes", [5, 9, 0])
+    def test_does_not_know_the_classifier(self, plain: Backbone, classes: int) -> None:
+        model = FAMILIES["class-token"].model()
+        model.reset_classifier(classes)
+        assert Backbone(model).fingerprint == plain.fingerprint
+
+    def test_does_not_know_both_classifiers_of_a_distilled_model(self) -> None:
+        model = FAMILIES["distilled"].model()
+        model.reset_classifier(9)
+        assert Backbone(model).fingerprint == shared_backbone("distilled").fingerprint
+
+    def test_does_not_know_the_image_size(self, plain: Backbone, fresh: Backbone) -> None:
+        fresh.set_image_size(48, 64)
+        assert fresh.fingerprint == plain.fingerprint
+
+    def test_is_the_same_for_weights_of_low_precision_as_they_are(self) -> None:
+        model = FAMILIES["class-token"].model()
+        half = Backbone(copy.deepcopy(model).half())
+        assert half.fingerprint == Backbone(model.half().float()).fingerprint
+
+
+class TestRefused:
+    """Models that cannot be opened, with the reason."""
+
+    @pytest.mark.parametrize("name", sorted(set(NAMES) - set(OPEN)))
+    def test_blocks_of_other_kinds(self, name: str) -> None:
+        word = next(word for part, word in REFUSED.items() if part in name)
+        with pytest.raises(BackboneError, match=word):
+            Backbone(small(name))
+
+    @pytest.mark.parametrize(
+        ("name", "word"),
+        [
+            ("test_resnet", "ResNet"),
+            ("test_vit_relpos", "VisionTransformerRelPos"),
+            ("test_efficientnet", "EfficientNet"),
+        ],
+    )
+    def test_other_architectures(self, name: str, word: str) -> None:
+        with pytest.raises(BackboneError, match=rf"{word} is neither a timm VisionTransformer nor an Eva"):
+            Backbone(timm.create_model(name))
+
+    def test_swin(self) -> None:
+        model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1), num_heads=(1, 2))
+        with pytest.raises(BackboneError, match="SwinTransformer is neither"):
+            Backbone(model)
+
+    def test_a_model_that_is_not_timms(self) -> None:
+        with pytest.raises(BackboneError, match="Linear is neither"):
+            Backbone(torch.nn.Linear(2, 2))
+
+    def test_all_reasons_at_once(self) -> None:
+        mixed = small("vit_dlittle_patch16_reg1_gap_256")
+        mixed.blocks[1] = small("vit_base_patch16_rpn_224").blocks[1]
+        reasons = reasons_not_to_open(mixed)
+        assert any("ResPostBlock" in reason for reason in reasons)
+        assert any("DiffAttention" in reason for reason in reasons)
+
+    def test_error_names_the_model(self) -> None:
+        with pytest.raises(BackboneError, match="'vit_base_patch16_rpn_224' cannot be opened"):
+            Backbone(small("vit_base_patch16_rpn_224"))
+
+
+def test_drop_path_of_a_block_keeps_an_image_or_drops_it(plain: Backbone) -> None:
+    stream = plain.embed(images_for(plain, 1).expand(64, -1, -1, -1))
+    left = plain.block(0, stream, drop_path=0.5).tokens
+    # Two branches, kept or dropped each: four outcomes for the same image.
+    assert len({tuple(row.tolist()) for row in left[:, 0].round(decimals=3)}) == 4
+
+
+def test_data_config_is_what_the_weights_were_trained_with() -> None:
+    config = Backbone(timm.create_model("test_vit")).data_config
+    assert config.keys() == {"mean", "std", "interpolation", "crop_pct", "crop_mode"}

@@ -1,0 +1,183 @@
+"""The saved adapter: what is in it, and one clear line for everything that may be wrong with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests import job
+from trimtab import checkpoint
+from trimtab.checkpoint import CONFIG, METRICS, PREPROCESSOR, TENSORS, describe, read, restore
+from trimtab.errors import CheckpointError
+from trimtab.evaluate import load
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    return job.copy_of(job.finished("vpt"), tmp_path / "adapter")
+
+
+def change(path: Path, **values: Any) -> None:
+    config = job.read_json(path)
+    path.write_text(json.dumps({k: v for k, v in (config | values).items() if v is not ...}))
+
+
+def truncate(path: Path, share: float) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * share)])
+
+
+@pytest.mark.parametrize("method", job.METHODS)
+def test_the_folder_is_whole_and_small(method: str) -> None:
+    folder = job.finished(method)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {TENSORS, CONFIG, PREPROCESSOR, METRICS, "config.json", "README.md"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize("method", job.METHODS)
+def test_the_tensors_are_those_of_method_and_head(method: str) -> None:
+    folder = job.finished(method)
+    model = restore(read(folder))
+    assert job.tensors(folder).keys() == model.trained().keys()
+    assert {name.partition(".")[0] for name in job.tensors(folder)} <= {"method", "head"}
+
+
+@pytest.mark.parametrize("method", job.METHODS)
+def test_the_counts_are_the_models(method: str) -> None:
+    folder = job.finished(method)
+    described = describe(folder)
+    assert sum(described["parameters"].values()) == restore(read(folder)).num_trainable()
+    assert described["metrics"]["trainable_parameters"] == restore(read(folder)).num_trainable()
+
+
+def test_buffers_are_counted_apart() -> None:
+    described = describe(job.finished("ship"))
+    # Affinity (6, 6) and 5 prototypes of width 64.
+    assert described["fixed"] == {"method.affinity": 36, "method.prototypes": 5 * 64}
+
+
+def test_sizes_are_those_on_disk(adapter: Path) -> None:
+    sizes = describe(adapter)["bytes"]
+    assert sizes["tensors"] == (adapter / TENSORS).stat().st_size
+    assert sizes["folder"] == sum(path.stat().st_size for path in adapter.iterdir())
+
+
+def test_the_description_says_what_it_is() -> None:
+    described = describe(job.finished("ship"))
+    assert described["method"] == "ship"
+    assert described["labels"] == list(job.CLASSES)
+    assert described["facts"]["hierarchy"] == [0, 2, 4]
+    assert described["backbone"]["name"] == job.BACKBONE
+
+
+def test_describing_needs_no_torch() -> None:
+    code = (
+        "import sys; from trimtab.checkpoint import describe; describe(sys.argv[1]);"
+        "sys.exit(bool({'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(job.finished("ship"))]).returncode == 0
+
+
+def test_another_place_gives_the_same_bits(adapter: Path) -> None:
+    images = sorted((job.data() / "test").rglob("*.png"))
+    here, there = load(job.finished("vpt")).predict(images), load(adapter).predict(images)
+    assert [p.probabilities for p in here] == [p.probabilities for p in there]
+
+
+def test_the_model_card_names_the_backbone_and_the_result(adapter: Path) -> None:
+    card = (adapter / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: trimtab\n")
+    assert f"timm/{job.BACKBONE}" in card
+    assert f"{job.read_json(adapter / METRICS)['val_accuracy']:.4f}" in card
+    assert all(label in card for label in job.CLASSES)
+
+
+Spoil = Callable[[Path], Any]
+BROKEN: dict[str, tuple[Spoil, str]] = {
+    "truncated tensors": (lambda a: truncate(a / TENSORS, 0.9), "truncated or was changed"),
+    "header cut short": (lambda a: truncate(a / TENSORS, 0.01), "truncated or was changed"),
+    "empty tensors": (lambda a: truncate(a / TENSORS, 0), "truncated or was changed"),
+    "no tensors": (lambda a: (a / TENSORS).unlink(), f"{TENSORS} cannot be read"),
+    "no config": (lambda a: (a / CONFIG).unlink(), f"{CONFIG} cannot be read"),
+    "truncated config": (lambda a: truncate(a / CONFIG, 0.5), "is not JSON"),
+    "binary config": (lambda a: (a / CONFIG).write_bytes(b"\xff\xfe\x00"), "is not JSON"),
+    "a list": (lambda a: (a / CONFIG).write_text("[1]"), "holds no JSON object"),
+    "another library's": (lambda a: (a / CONFIG).write_text('{"peft_type": "LORA"}'), "not written by trimtab"),
+    "a newer format": (lambda a: (a / CONFIG).write_text('{"library": "trimtab", "format_version": 99}'), "version 99"),
+    "no labels": (lambda a: change(a / CONFIG, labels=...), "lacks labels"),
+    "odd labels": (lambda a: change(a / CONFIG, labels=3), "lacks labels"),
+    "odd backbone": (lambda a: change(a / CONFIG, backbone="vit"), r"lacks backbone"),
+    "no folder": (shutil.rmtree, "There is no folder"),
+}
+
+
+@pytest.mark.parametrize("action", [describe, read])
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_folder_is_told_in_a_line(adapter: Path, what: str, action: Callable[[Path], Any]) -> None:
+    spoil, message = BROKEN[what]
+    spoil(adapter)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        action(adapter)
+    assert "\n" not in str(raised.value)
+
+
+BROKEN_FOR_LOADING: dict[str, tuple[Spoil, str]] = {
+    "no preprocessing": (lambda a: (a / PREPROCESSOR).unlink(), f"{PREPROCESSOR} cannot be read"),
+    "unknown preprocessing": (lambda a: change(a / PREPROCESSOR, zoom=2), "zoom"),
+    "odd preprocessing": (lambda a: change(a / PREPROCESSOR, resize="melt"), "melt"),
+    "one label fewer": (lambda a: change(a / CONFIG, labels=["a", "b"]), "do not fit its configuration"),
+    "one label": (lambda a: change(a / CONFIG, labels=["a"]), "do not fit its configuration"),
+    "unknown method": (lambda a: change(a / CONFIG, method="vtp"), "do not fit its configuration"),
+    "another method": (lambda a: change(a / CONFIG, method="linear"), "do not fit its configuration"),
+    "unknown option": (lambda a: change(a / CONFIG, method_config={"lenght": 1}), "do not fit its configuration"),
+    "other length": (lambda a: change(a / CONFIG, method_config={"num_prompts": 4}), "do not fit its configuration"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_FOR_LOADING)
+def test_what_cannot_be_loaded_is_told_in_a_line(adapter: Path, what: str) -> None:
+    spoil, message = BROKEN_FOR_LOADING[what]
+    spoil(adapter)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load(adapter)
+    assert "\n" not in str(raised.value)
+
+
+def test_foreign_tensors_are_told(adapter: Path) -> None:
+    save_file({"lora.A": torch.zeros(2)}, adapter / TENSORS)
+    with pytest.raises(CheckpointError, match="not the file that was saved"):
+        load(adapter)
+
+
+def test_another_backbones_weights_are_refused(adapter: Path) -> None:
+    with pytest.raises(CheckpointError, match="its predictions would be wrong"):
+        load(adapter, weights=job.weights(1))
+
+
+def test_weights_that_are_gone_are_told(adapter: Path) -> None:
+    config = job.read_json(adapter / CONFIG)
+    change(adapter / CONFIG, backbone=config["backbone"] | {"weights": "gone.safetensors"})
+    with pytest.raises(CheckpointError, match=r"'gone\.safetensors' in training and are not there now; .* --weights"):
+        load(adapter)
+
+
+def test_weights_that_moved_can_be_named(adapter: Path) -> None:
+    config = job.read_json(adapter / CONFIG)
+    change(adapter / CONFIG, backbone=config["backbone"] | {"weights": "gone.safetensors"})
+    assert load(adapter, weights=job.weights()).labels == job.CLASSES
+
+
+def test_lists_become_tuples_again() -> None:
+    saved = read(job.finished("ship"))
+    assert restore(saved).method.config.hierarchy == (0, 2, 4)
+    assert checkpoint.config_from_json(dict, {"a": [1]}) == {"a": (1,)}

@@ -1,0 +1,242 @@
+"""The job through the command line, in processes of its own: killed, interrupted, out of disk, or in two."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import job
+from trimtab import files
+from trimtab.errors import TrainingError
+from trimtab.run_folder import RESUME
+
+LONG: dict[str, Any] = {"epochs": 10}
+KILLED: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "vpt with dropout": ("vpt", LONG),
+    "ship with drop-path": ("ship", LONG),
+    "sgd with momentum": ("vpt", {**LONG, "optimizer": "sgd", "augment": "flip"}),
+}
+
+
+def unbroken(tmp_path: Path, method: str, **more: Any) -> bytes:
+    """The adapter of a run that nothing stopped."""
+    ended = job.call(job.words(method, tmp_path / "unbroken", **more))
+    assert ended.code == 0, ended.err
+    return job.bits(tmp_path / "unbroken")
+
+
+def wait_for(path: Path, process: job.Running) -> None:
+    end = time.monotonic() + 60
+    while not path.exists() and process.stands() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", KILLED)
+def test_killed_at_random_it_ends_with_the_same_bits(what: str, tmp_path: Path) -> None:
+    method, more = KILLED[what]
+    whole, out, kills = unbroken(tmp_path, method, **more), tmp_path / "a", 0
+    for round_ in range(5):
+        process = job.Running(job.words(method, out, "--resume", **more))
+        if round_:  # the first is killed before there is a state, or about then
+            wait_for(out / RESUME, process)
+        time.sleep(random.uniform(0.02, 0.25))
+        process.kill(signal.SIGKILL)
+        kills += process.wait().code == -signal.SIGKILL
+    assert kills >= 2
+    ended = job.call(job.words(method, out, "--resume", **more))
+    assert ended.code == 0, ended.err
+    assert job.bits(out) == whole
+
+
+@pytest.mark.parametrize("write", range(9))
+def test_killed_at_any_write_it_ends_with_the_same_bits(write: int, tmp_path: Path) -> None:
+    images = job.data() / "train"
+    whole = job.call(job.words("vpt", tmp_path / "unbroken", images=images))
+    assert whole.code == 0, whole.err
+    assert job.call(job.words("vpt", tmp_path / "a", images=images), die_at_write=write).code == -signal.SIGKILL
+    ended = job.call(job.words("vpt", tmp_path / "a", "--resume", images=images))
+    assert ended.code == 0, ended.err
+    assert job.bits(tmp_path / "a") == job.bits(tmp_path / "unbroken")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        path.name for path in (tmp_path / "unbroken").iterdir()
+    }
+
+
+def test_a_killed_run_may_go_on_with_another_cache(tmp_path: Path) -> None:
+    whole = unbroken(tmp_path, "ship")
+    job.call(job.words("ship", tmp_path / "a"), die_at_write=2)
+    ended = job.call(job.words("ship", tmp_path / "a", "--resume", cache_gb=0, threads=1))
+    assert "Resuming after epoch 1 of 2." in ended.err
+    assert job.bits(tmp_path / "a") == whole
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    job.call(job.words("vpt", tmp_path / "a"), die_at_write=2)
+    before = job.contents(tmp_path / "a")
+    ended = job.call(job.words("vpt", tmp_path / "a", "--resume", lr=0.02, seed=3))
+    assert (ended.code, ended.err.count("\n")) == (1, 2)  # the note on test/, and the error
+    assert "lr was 0.01, is 0.02; seed was 0, is 3" in ended.err
+    assert job.contents(tmp_path / "a") == before
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    job.call(job.words("vpt", tmp_path / "a"), die_at_write=2)
+    ended = job.call(job.words("vpt", tmp_path / "a", "--resume", limit=10))
+    assert ended.code == 1
+    assert "images was" in ended.err
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    job.call(job.words("vpt", tmp_path / "a"), die_at_write=2)
+    ended = job.call(job.words("vpt", tmp_path / "a", "--resume", weights=job.weights(1)))
+    assert ended.code == 1
+    assert "weights was" in ended.err
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_is_one_line_and_resumes(tmp_path: Path) -> None:
+    whole, out = unbroken(tmp_path, "vpt", epochs=30), tmp_path / "a"
+    process = job.Running(job.words("vpt", out, epochs=30))
+    wait_for(out / RESUME, process)
+    process.kill(signal.SIGINT)
+    ended = process.wait()
+    assert ended.code == 130
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    told = [line for line in ended.err.splitlines() if line.startswith("trimtab:")]
+    assert len(told) == 1
+    assert told[0].startswith("trimtab: interrupted. Go on with: trimtab fit --resume")
+    assert job.call(job.words("vpt", out, "--resume", epochs=30)).code == 0
+    assert job.bits(out) == whole
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_up_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, fsync = 0, os.fsync
+
+    def full(handle: int) -> None:
+        nonlocal states
+        states += 1
+        if states == 3:  # the record, the first epoch's state, the second's
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(TrainingError, match="the disk is full"):
+            job.run("ship", tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", RESUME]
+    assert job.bits(job.run("ship", tmp_path / "a", resume=True)) == job.bits(job.finished("ship"))
+
+
+def test_a_system_that_refuses_to_write_leaves_the_last_state(tmp_path: Path) -> None:
+    whole = unbroken(tmp_path, "vpt")
+    job.call(job.words("vpt", tmp_path / "a"), die_at_write=2)
+    before = (tmp_path / "a" / RESUME).read_bytes()
+    ended = job.call(job.words("vpt", tmp_path / "a", "--resume"), largest_file=8000)
+    assert ended.code == 1
+    assert [line for line in ended.err.splitlines() if line.startswith("trimtab:")] == [ended.err.splitlines()[-1]]
+    assert f"{RESUME}': {os.strerror(errno.EFBIG)}" in ended.err
+    assert (tmp_path / "a" / RESUME).read_bytes() == before
+    assert job.call(job.words("vpt", tmp_path / "a", "--resume")).code == 0
+    assert job.bits(tmp_path / "a") == whole
+
+
+# --- other ends -----------------------------------------------------------------------------------
+
+
+def test_a_diverged_run_is_one_line_and_no_adapter(tmp_path: Path) -> None:
+    ended = job.call(job.words("vpt", tmp_path / "a", lr=1e37))
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert "learning rate 1e+37" in ended.err.splitlines()[-1]
+    assert not (tmp_path / "a" / "adapter_model.safetensors").exists()
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    folder = job.copy_of(job.finished("linear"), tmp_path / "a")
+    ended = job.call(job.words("linear", folder, "--resume"))
+    assert ended.code == 0
+    assert "is finished; nothing is left to do" in ended.err
+    assert job.contents(folder) == job.contents(job.finished("linear"))
+
+
+def test_the_whole_job(tmp_path: Path) -> None:
+    out, csv = tmp_path / "a", tmp_path / "p.csv"
+    for line in (
+        job.words("ship", out),
+        ["eval", str(out), str(job.data()), "--json", str(tmp_path / "e.json")],
+        ["predict", str(out), str(job.data() / "test"), "--out", str(csv)],
+        ["inspect", str(out), "--json"],
+    ):
+        ended = job.call(line)
+        assert ended.code == 0, ended.err
+    lines = csv.read_text(encoding="utf-8").splitlines()[1:]
+    hits = [Path(line.split(",")[0]).parent.name == line.split(",")[1] for line in lines]
+    assert job.read_json(tmp_path / "e.json")["accuracy"] == pytest.approx(sum(hits) / len(hits))
+    assert json.loads(ended.out)["method"] == "ship"
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(7, 2), (17, 2), (7, 3)])
+@pytest.mark.parametrize("method", job.METHODS)
+def test_processes_together_do_what_one_does(method: str, batch_size: int, processes: int, tmp_path: Path) -> None:
+    """17 of 18 images leave a last batch of 1, so that a process has nothing to do."""
+    if processes == 3 and method != "ship":
+        pytest.skip("three processes are tried with the method that has most to get wrong")
+    one = job.finished(method, select="last", batch_size=batch_size)
+    ended = job.launch(job.words(method, tmp_path / "a", select="last", batch_size=batch_size), processes)
+    assert [process.code for process in ended] == [0] * processes, ended
+    assert job.read_json(tmp_path / "a" / "config.json")["machine"]["processes"] == processes
+    assert job.farthest(job.tensors(tmp_path / "a"), job.tensors(one)) < 1e-5
+    assert [(process.out, process.err) for process in ended[1:]] == [("", "")] * (processes - 1)
+
+
+def test_processes_may_resume_what_one_began(tmp_path: Path) -> None:
+    job.call(job.words("vpt", tmp_path / "a", select="last"), die_at_write=2)
+    ended = job.launch(job.words("vpt", tmp_path / "a", "--resume", select="last"))
+    assert [process.code for process in ended] == [0, 0], ended
+    assert job.farthest(job.tensors(tmp_path / "a"), job.tensors(job.finished("vpt", select="last"))) < 1e-5
+
+
+def test_micro_batches_in_processes(tmp_path: Path) -> None:
+    ended = job.launch(job.words("ship", tmp_path / "a", select="last", grad_accum=2))
+    assert [process.code for process in ended] == [0, 0], ended
+    assert job.farthest(job.tensors(tmp_path / "a"), job.tensors(job.finished("ship", select="last"))) < 1e-5
+
+
+@pytest.mark.slow
+def test_accelerates_launcher_does_it_too(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Without --multi_gpu the launcher starts one process on a machine without GPUs, whatever it is told.
+    flags = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    line = [sys.executable, "-m", "accelerate.commands.launch", *flags, "--main_process_port", str(port)]
+    line += ["-m", "trimtab", *job.words("vpt", tmp_path / "a", "--device", "cpu", select="last")]
+    ended = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("validation accuracy") == 1
+    assert job.read_json(tmp_path / "a" / "config.json")["machine"]["processes"] == 2
+    assert job.farthest(job.tensors(tmp_path / "a"), job.tensors(job.finished("vpt", select="last"))) < 1e-5
