@@ -228,9 +228,7 @@ def same(option: Option, field: dataclasses.Field[Any]) -> bool:
     return isinstance(option.default, Source) or option.default == field.default
 
 
-@pytest.mark.parametrize(
-    "place", ["trimtab.recipe:FitConfig", *(f"{METHODS.locate(n)}Config" for n in METHODS)]
-)
+@pytest.mark.parametrize("place", ["trimtab.recipe:FitConfig", *(f"{METHODS.locate(n)}Config" for n in METHODS)])
 def test_our_own_configs_read_as_they_are(place: str) -> None:
     module, _, name = place.partition(":")
     fields = dataclasses.fields(getattr(importlib.import_module(module), name))

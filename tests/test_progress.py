@@ -127,9 +127,7 @@ def test_two_runs_of_one_listener(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"LOCAL_RANK": "1"}, False),
     ],
 )
-def test_only_the_main_process_speaks(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], speaks: bool
-) -> None:
+def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], speaks: bool) -> None:
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

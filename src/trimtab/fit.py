@@ -93,8 +93,7 @@ def fit(
     preprocess = make_preprocess(config, backbone)
     torch.manual_seed(config.seed)
     model = build(backbone, method_config, len(training.train.classes))
-    run = _record(config, recipe, model, training, preprocess, command, data)
-    run["machine"]["processes"] = accelerator.num_processes
+    run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes)
     folder.check(run)
     job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress)
     # Broken images are found before anything that was in the folder is replaced.
@@ -172,6 +171,7 @@ def _record(
     preprocess: Preprocess,
     command: str | None,
     data: str | Path,
+    processes: int,
 ) -> dict[str, Any]:
     """The resolved configuration; ``identity`` is what a resumed run must share with the first."""
     files = [
@@ -199,7 +199,7 @@ def _record(
         "val_images": len(training.val),
         "split_made": training.split_made,
         "identity": identity,
-        "machine": machine(),
+        "machine": {**machine(), "processes": processes},
     }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 
 
@@ -102,6 +103,7 @@ class FitConfig:
     """Use only the first N training and validation images of a shuffled list, to try things out."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         positive = ("lr", "epochs", "batch_size", "grad_accum", "threads", "limit")
         for name in positive:
             value = getattr(self, name)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
+from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Method
 from trimtab.noise import drop
@@ -74,6 +75,7 @@ class SHIPConfig:
     """Probability of zeroing an entry of an inserted prompt in training, drawn for every image."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("prompt_length", "shared_length", "attribute_sets"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 0 to turn it off, or more.")
@@ -192,7 +194,7 @@ class SHIP(Method[SHIPConfig]):
 
     name = "ship"
     Config = SHIPConfig
-    recipe = Recipe(lr=1e-2)
+    recipe = Recipe(lr=5e-3, epochs=20, warmup_epochs=3)
     paper_recipes = {
         "ship": Recipe(
             lr=1e-3,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
+from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Method, vpt_uniform_
 from trimtab.noise import drop
@@ -34,6 +35,7 @@ class VPTConfig:
     """Start of the classifier: small weights and no bias, or the official Kaiming-normal with bias -log(99)."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.num_prompts < 1:
             raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -61,7 +63,7 @@ class VPT(Method[VPTConfig]):
 
     name = "vpt"
     Config = VPTConfig
-    recipe = Recipe(lr=1e-2)
+    recipe = Recipe(lr=5e-3, epochs=20, warmup_epochs=3)
     paper_recipes = {
         "vpt": Recipe(
             optimizer="sgd",

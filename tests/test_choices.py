@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from trimtab.choices import check_choices
+from trimtab.errors import ConfigError
+from trimtab.methods import METHODS
+from trimtab.recipe import FitConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    how: Literal["fast", "slow"] = "fast"
+    maybe: Literal["a", "b"] | None = None
+    rate: float = 0.5
+
+
+@pytest.mark.parametrize("config", [Config(), Config(how="slow", maybe="b"), Config(rate=0.0)])
+def test_what_the_types_allow_passes(config: Config) -> None:
+    check_choices(config)
+
+
+def test_another_word_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"how is 'slaw'\. Did you mean 'slow'\? Choose one of: fast, slow"):
+        check_choices(Config(how="slaw"))  # type: ignore[arg-type]
+
+
+def test_another_word_of_an_optional_is_refused() -> None:
+    with pytest.raises(ConfigError, match="maybe is 'c'"):
+        check_choices(Config(maybe="c"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_must_be_finite(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"rate is (inf|nan); give a finite number"):
+        check_choices(Config(rate=value))
+
+
+def test_fit_is_checked() -> None:
+    with pytest.raises(ConfigError, match="optimizer is 'adam'"):
+        FitConfig(backbone="a", optimizer="adam")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_words_are_checked(method: str) -> None:
+    config = METHODS[method].Config
+    for field in dataclasses.fields(config):
+        if "Literal" in str(field.type):
+            with pytest.raises(ConfigError, match=field.name):
+                config(**{field.name: "nonsense"})
