@@ -15,7 +15,7 @@ from trimtab.backbone import Backbone
 from trimtab.data import ImageSet, Preprocess, TrainingData, open_training, write_split
 from trimtab.errors import ConfigError, nearest
 from trimtab.loop import Job
-from trimtab.methods import METHODS, method_of, paper_preprocessing, paper_recipe
+from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
 from trimtab.model import TunedModel, build
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
@@ -76,7 +76,7 @@ def fit(
             the loss is no longer finite.
     """
     config = _fit_config(options)
-    method_config = METHODS[method].Config(**(method_options or {})) if isinstance(method, str) else method
+    method_config = configure(method, method_options)
     recipe = config.resolve(paper_recipe(config.recipe) if config.recipe else method_of(method_config).recipe)
     # Told of no GPU, several processes would otherwise each train alone.
     accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no")

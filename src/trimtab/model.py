@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.heads import Classifier
-from trimtab.methods import METHODS, method_of
+from trimtab.methods import configure, method_of
 from trimtab.methods.base import Method
 from trimtab.noise import Noise
 from trimtab.stream import Stream
@@ -113,5 +113,4 @@ def attach(model: nn.Module, method: str | object, num_classes: int, **options: 
         >>> logits.shape
         torch.Size([2, 7])
     """
-    config = METHODS[method].Config(**options) if isinstance(method, str) else method
-    return build(Backbone(model), config, num_classes)
+    return build(Backbone(model), configure(method, options), num_classes)

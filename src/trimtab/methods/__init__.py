@@ -6,6 +6,7 @@ Importing this package imports no method and no torch; the classes come on first
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -72,6 +73,24 @@ def method_of(config: object) -> type[Method[Any]]:
         if type(config) is method.Config:
             return method
     raise ConfigError(f"{type(config).__name__} is no method's configuration; use one of: {', '.join(METHODS)}.")
+
+
+def configure(method: str | object, options: Mapping[str, Any] | None = None) -> Any:
+    """A method's configuration: from its name and options, or as it is.
+
+    Raises:
+        ConfigError: If there is no such method or option, or the options cannot work.
+    """
+    if not isinstance(method, str):
+        if options:
+            raise ConfigError(f"{', '.join(options)} cannot be given beside a configuration; put it into that.")
+        return method
+    config = METHODS[method].Config
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in options or {}:
+        if name not in known:
+            raise ConfigError(f"The method {method!r} has no option {name!r}.{nearest(name, known)}")
+    return config(**(options or {}))
 
 
 def paper_recipe(name: str) -> Recipe:
