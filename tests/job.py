@@ -183,6 +183,8 @@ class Running:
 
     def __init__(self, line: Sequence[str], *, env: Mapping[str, str] | None = None, **hooks: Any) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=home()))
+        for name in ("out", "err"):
+            (self.folder / name).touch()
         order = {"argv": list(line), "folder": str(self.folder), "env": dict(env or {}), "hooks": hooks}
         self.pid = _forker().start(order)
 
@@ -269,7 +271,11 @@ def _forker() -> _Forker:
 
 
 def _serve() -> None:
-    import trimtab.evaluate  # noqa: F401 - so that the children need not
+    # So that the children need not.
+    import sklearn.cluster  # noqa: F401
+    import torchmetrics.functional.classification  # noqa: F401
+
+    import trimtab.evaluate  # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)

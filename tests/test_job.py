@@ -172,7 +172,7 @@ def test_a_diverged_run_is_one_line_and_no_adapter(tmp_path: Path) -> None:
     ended = job.call(job.words("vpt", tmp_path / "a", lr=1e37))
     assert ended.code == 1
     assert "Traceback" not in ended.err
-    assert "learning rate 1e+37" in ended.err.splitlines()[-1]
+    assert "learning rate 8.43e+36" in ended.err.splitlines()[-1]  # the schedule's, at the second of 6 steps
     assert not (tmp_path / "a" / "adapter_model.safetensors").exists()
 
 
@@ -203,12 +203,12 @@ def test_the_whole_job(tmp_path: Path) -> None:
 # --- several processes ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch_size", "processes"), [(7, 2), (17, 2), (7, 3)])
-@pytest.mark.parametrize("method", job.METHODS)
+@pytest.mark.parametrize(
+    ("method", "batch_size", "processes"),
+    [*((method, size, 2) for method in job.METHODS for size in (7, 17)), ("ship", 7, 3)],
+)
 def test_processes_together_do_what_one_does(method: str, batch_size: int, processes: int, tmp_path: Path) -> None:
     """17 of 18 images leave a last batch of 1, so that a process has nothing to do."""
-    if processes == 3 and method != "ship":
-        pytest.skip("three processes are tried with the method that has most to get wrong")
     one = job.finished(method, select="last", batch_size=batch_size)
     ended = job.launch(job.words(method, tmp_path / "a", select="last", batch_size=batch_size), processes)
     assert [process.code for process in ended] == [0] * processes, ended
