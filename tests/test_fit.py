@@ -13,12 +13,13 @@ import pytest
 import trimtab
 from tests import job
 from trimtab import checkpoint
+from trimtab.backbone import Backbone
 from trimtab.errors import BackboneError, CheckpointError, ConfigError, DataError
 from trimtab.evaluate import Prediction, Predictor, evaluate, load
 from trimtab.fit import fit
 from trimtab.progress import Progress
 
-QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 18}
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 18}
 
 
 class Heard(Progress):
@@ -298,3 +299,23 @@ def test_resume_on_a_finished_run_says_so_and_changes_nothing(tmp_path: Path) ->
     assert any("is finished; nothing is left to do" in text for text in heard.said)
     assert job.contents(folder) == job.contents(job.finished("vpt"))
     assert result.val_accuracy == job.read_json(folder / "metrics.json")["val_accuracy"]
+
+
+def test_weights_may_be_a_path(tmp_path: Path) -> None:
+    folder = job.run("linear", tmp_path / "a", weights=Path(job.weights()), **QUICK)
+    assert trimtab.load(folder).labels == job.CLASSES
+
+
+def test_other_pixels_under_the_same_names_are_not_resumed(tmp_path: Path) -> None:
+    images = shutil.copytree(job.data(), tmp_path / "images")
+    job.run("linear", tmp_path / "a", images=images, **QUICK)
+    first = next((images / "train").rglob("*.png"))
+    first.write_bytes(first.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="images was"):
+        job.run("linear", tmp_path / "a", images=images, resume=True, **QUICK)
+
+
+def test_a_crop_that_is_not_supported_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Backbone, "data_config", property(lambda _: {"crop_mode": "border"}))
+    with pytest.raises(ConfigError, match=r"crops by 'border', which is not supported; choose another by --preprocess"):
+        job.run("linear", tmp_path / "a", **QUICK)

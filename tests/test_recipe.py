@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 from trimtab.errors import ConfigError
-from trimtab.methods import paper_recipe
+from trimtab.methods import METHODS, paper_recipe
 from trimtab.recipe import FitConfig, Recipe
 
 
@@ -172,3 +173,15 @@ def test_unknown_recipe_offers_the_nearest() -> None:
 def test_recipes_are_read_without_torch() -> None:
     code = "import sys, trimtab.recipe; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("recipe", [Recipe(epochs=1), Recipe(epochs=1, per_epoch=True, warmup_epochs=0.5)])
+def test_a_run_without_any_learning_rate_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="would be 0 at all 1 steps of this run; use more --epochs"):
+        recipe.check(1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_recipe_learns_in_two_epochs(name: str) -> None:
+    for recipe in (METHODS[name].recipe, *METHODS[name].paper_recipes.values()):
+        dataclasses.replace(recipe, epochs=2).check(1)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+import timm.data
 import timm.layers
 import torch
 import torch.nn.functional as F
@@ -262,9 +263,8 @@ class Backbone(nn.Module):
     @property
     def data_config(self) -> dict[str, Any]:
         """What the weights were trained with: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``."""
-        config = getattr(self.model, "pretrained_cfg", None) or {}
-        keys = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-        return {key: config[key] for key in keys if config.get(key) is not None}
+        config = timm.data.resolve_data_config({}, model=self.model)
+        return {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
 
     @property
     def device(self) -> torch.device:
@@ -429,6 +429,9 @@ def reasons_not_to_open(model: Any) -> list[str]:
     if not isinstance(model, (VisionTransformer, Eva)):
         return [f"{type(model).__name__} is neither a timm VisionTransformer nor an Eva"]
     reasons = []
+    dtype = next(model.parameters()).dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        reasons.append(f"its weights are {dtype}; call model.float(), and use autocast for speed")
     if type(model).forward_features not in (VisionTransformer.forward_features, Eva.forward_features):
         reasons.append(f"{type(model).__name__} runs its blocks in a way of its own")
     blocks = {type(block).__name__ for block in model.blocks if type(block) not in (Block, EvaBlock)}

@@ -193,11 +193,16 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
     from trimtab.model import build
     from trimtab.weights import load_backbone
 
+    if saved.method not in METHODS:
+        raise CheckpointError(
+            f"The adapter needs the method {saved.method!r}, which is not installed; install the package that "
+            "brings it, or a newer trimtab."
+        )
     if weights is None and saved.weights is not None:
         if not Path(saved.weights).is_file():
             raise CheckpointError(
                 f"The backbone's weights were {saved.weights!r} in training and are not there now; "
-                "name the file with --weights."
+                "name the file with --weights (weights=... in Python)."
             )
         weights = saved.weights
     backbone = load_backbone(saved.backbone, weights=weights, image_size=saved.image_size, device=device)

@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise TrainingError(
             f"Could not write {str(path)!r}: {reason}. What was saved before is untouched; "
-            "make room (or choose another place) and run again."
+            "make room (or choose another place) and run it again, a fit with --resume."
         ) from error
     finally:
         if temporary is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from accelerate import Accelerator
 
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
+from trimtab.checkpoint import METRICS, RUN
 from trimtab.data import ImageSet, Preprocess, TrainingData, open_training, write_split
-from trimtab.errors import ConfigError, nearest
+from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.loop import Job
 from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
 from trimtab.model import TunedModel, build
@@ -78,15 +80,11 @@ def fit(
     config = _fit_config(options)
     method_config = configure(method, method_options)
     recipe = config.resolve(paper_recipe(config.recipe) if config.recipe else method_of(method_config).recipe)
-    # Told of no GPU, several processes would otherwise each train alone.
-    accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no")
+    accelerator = _accelerator(config)
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     # Nobody writes before all have looked.
     accelerator.wait_for_everyone()
-    if folder.finished:
-        progress.say(f"{out} is finished; nothing is left to do.")
-        return _finished(folder.path)
     training = _open(data, config, progress)
     size, device = config.size(), accelerator.device
     backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device=device)
@@ -95,11 +93,14 @@ def fit(
     model = build(backbone, method_config, len(training.train.classes))
     run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes)
     folder.check(run)
+    if folder.finished:
+        progress.say(f"{out} is finished; nothing is left to do.")
+        return _finished(folder.path)
     job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress)
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
     if accelerator.is_main_process:
-        _begin(folder, run, training)
+        run = _begin(folder, run, training)
     accelerator.wait_for_everyone()
     job.finish(job.train(), run)
     return _finished(folder.path)
@@ -112,6 +113,8 @@ def _fit_config(options: dict[str, Any]) -> FitConfig:
             raise ConfigError(f"fit has no option {name!r}.{nearest(name, known)}")
     if "backbone" not in options:
         raise ConfigError("fit needs a backbone: the name of a timm model, as 'vit_base_patch16_224.augreg_in21k'.")
+    if isinstance(options.get("weights"), Path):
+        options = {**options, "weights": str(options["weights"])}
     return FitConfig(**options)
 
 
@@ -123,14 +126,15 @@ def make_preprocess(config: FitConfig, backbone: Backbone) -> Preprocess:
     """
     named = paper_preprocessing()
     if config.preprocess == "native":
-        data = backbone.data_config
-        values: dict[str, Any] = {
-            "resize": "squash" if data.get("crop_mode") == "squash" else "shorter",
-            "crop_pct": data.get("crop_pct", 1.0),
-            "interpolation": data.get("interpolation", "bicubic"),
-            "mean": data.get("mean", (0.5, 0.5, 0.5)),
-            "std": data.get("std", (0.5, 0.5, 0.5)),
-        }
+        values = backbone.data_config
+        modes = {"center": "shorter", "squash": "squash"}
+        mode = values.pop("crop_mode")
+        if mode not in modes:
+            raise ConfigError(
+                f"The own preprocessing of {backbone.name!r} crops by {mode!r}, which is not supported; "
+                f"choose another by --preprocess: {', '.join(named)}."
+            )
+        values["resize"] = modes[mode]
     elif config.preprocess in named:
         values = dict(named[config.preprocess])
     else:
@@ -143,10 +147,21 @@ def make_preprocess(config: FitConfig, backbone: Backbone) -> Preprocess:
     return Preprocess(image_size=backbone.image_size, **values)
 
 
-def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData) -> None:
+def _accelerator(config: FitConfig) -> Accelerator:
+    # Told of no GPU, several processes would otherwise each train alone.
+    accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no")
+    # Whatever the launcher's environment says: the loop accumulates by itself.
+    accelerator.gradient_accumulation_steps = 1
+    return accelerator
+
+
+def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData) -> dict[str, Any]:
+    """Start the folder; the record of a resumed run is the first one's."""
     folder.begin(run)
     if training.split_made:
         write_split(folder.path / SPLIT, training)
+    recorded: dict[str, Any] = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
+    return recorded
 
 
 def _open(data: str | Path, config: FitConfig, progress: Progress) -> TrainingData:
@@ -174,21 +189,11 @@ def _record(
     processes: int,
 ) -> dict[str, Any]:
     """The resolved configuration; ``identity`` is what a resumed run must share with the first."""
-    files = [
-        (images.name, images.classes[label], path.name)
-        for images in (training.train, training.val)
-        for path, label in zip(images.paths, images.labels, strict=True)
-    ]
-    free = ("weights", "cache_gb", "threads", "device")
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in free and v is not None}
-    identity = {
-        **settings,
-        **dataclasses.asdict(recipe),
+    resolved = {
+        "recipe": dataclasses.asdict(recipe),
         "method": model.method.name,
-        **{f"{model.method.name}.{k}": v for k, v in dataclasses.asdict(model.method.config).items()},
+        "method_config": dataclasses.asdict(model.method.config),
         "preprocessing": preprocess.to_dict(),
-        "weights": model.backbone.fingerprint,
-        "images": digest(files),
     }
     return {
         "trimtab": __version__,
@@ -198,14 +203,38 @@ def _record(
         "train_images": len(training.train),
         "val_images": len(training.val),
         "split_made": training.split_made,
-        "identity": identity,
+        "resolved": resolved,
+        "identity": _identity(config, resolved, model.backbone.fingerprint, training),
         "machine": {**machine(), "processes": processes},
+    }
+
+
+def _identity(config: FitConfig, resolved: dict[str, Any], fingerprint: str, training: TrainingData) -> dict[str, Any]:
+    """By name, what decides the bits of the result."""
+    files = [
+        (images.name, images.classes[label], path.name, path.stat().st_size)
+        for images in (training.train, training.val)
+        for path, label in zip(images.paths, images.labels, strict=True)
+    ]
+    free = ("weights", "cache_gb", "threads", "device")
+    return {
+        **{name: value for name, value in dataclasses.asdict(config).items() if name not in free and value is not None},
+        **resolved["recipe"],
+        "method": resolved["method"],
+        **{f"{resolved['method']}.{name}": value for name, value in resolved["method_config"].items()},
+        "preprocessing": resolved["preprocessing"],
+        "weights": fingerprint,
+        "images": digest(files),
     }
 
 
 def _finished(path: Path) -> FitResult:
     described = checkpoint.describe(path)
     metrics = described["metrics"]
+    if "best_epoch" not in metrics:
+        raise CheckpointError(
+            f"The adapter in {str(path)!r} has no whole {METRICS}; copy it again, or start anew with --overwrite."
+        )
     return FitResult(
         path,
         metrics.get("val_accuracy"),

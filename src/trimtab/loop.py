@@ -108,6 +108,7 @@ class Job:
         self.started = time.monotonic()
         self.objective = _Objective(model, config.precision)
         self._decoded: tuple[_Decoded, _Decoded] | None = None
+        recipe.check(self._steps())
 
     # --- before the loop ---
 
@@ -381,8 +382,10 @@ def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Kilobytes on Linux, bytes on macOS.
     return peak if sys.platform == "darwin" else peak * 1024

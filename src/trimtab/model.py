@@ -94,7 +94,7 @@ def build(backbone: Backbone, config: object, num_classes: int) -> TunedModel:
 def attach(model: nn.Module, method: str | object, num_classes: int, **options: Any) -> TunedModel:
     """Tune a timm model of your own, in a loop of your own.
 
-    The model is shared and frozen, never changed.
+    The model is shared, not copied: it is frozen and put into eval mode; its values are never changed.
 
     Args:
         model: A timm VisionTransformer or Eva, weights loaded.

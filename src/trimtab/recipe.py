@@ -41,6 +41,17 @@ class Recipe:
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is not full."""
 
+    def check(self, steps_per_epoch: int) -> None:
+        """Make sure that something is learned.
+
+        Raises:
+            ConfigError: If the learning rate is 0 at every step of the run.
+        """
+        steps = self.epochs * steps_per_epoch
+        # The rate rises from the first step on or falls to the last: a short look is enough.
+        if all(self.learning_rate(step, steps_per_epoch) == 0 for step in range(min(steps, 2 * steps_per_epoch))):
+            raise ConfigError(f"The learning rate would be 0 at all {steps} steps of this run; use more --epochs.")
+
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of optimiser step ``step``, counted from 0."""
         epoch = step // steps_per_epoch if self.per_epoch else (step + 1) / steps_per_epoch
@@ -66,15 +77,15 @@ class FitConfig:
     image_size: str | None = None
     """Input size in pixels, 224 or 224x336 (height x width). Default: the backbone's own."""
     preprocess: str = "native"
-    """Resizing and normalisation: native (the backbone's own) or a paper's (vpt, vpt-fgvc, ship)."""
+    """Resizing and normalisation: native (the backbone's own), or a paper's by the name of its method."""
     augment: Literal["none", "flip", "crop", "crop-flip"] | None = None
-    """Training augmentation. Default: the preprocessing's own, which is none for all but vpt-fgvc."""
+    """Training augmentation. Default: the preprocessing's own, which is none for native."""
     recipe: str | None = None
-    """A paper's training recipe in place of the method's default (vpt, ship)."""
+    """A paper's training recipe, by the name of its method, in place of our default."""
     optimizer: Literal["adamw", "sgd"] | None = None
     """Optimiser. Default: the recipe's."""
     lr: float | None = None
-    """Peak learning rate. Default: the recipe's."""
+    """Peak learning rate (of 256 images, under a recipe that scales it). Default: the recipe's."""
     weight_decay: float | None = None
     """Weight decay. Default: the recipe's."""
     epochs: int | None = None

@@ -56,7 +56,8 @@ class SHIPConfig:
     salient_class_token: bool = True
     """Let the class token (and other prefix tokens) be among the salient tokens."""
     attention: Literal["decoupled", "plain"] = "decoupled"
-    """Attend to image and prompts by a softmax each (decoupled), or by one over both (plain)."""
+    """Attend to image and prompts by a softmax each (decoupled), or by one over both (plain; prompts then always
+    attend, and the scale and mix below are not used)."""
     attention_scale: float = 0.1
     """s, weight of the attention to prompts."""
     attention_mix: Literal["convex", "additive"] = "convex"
@@ -138,7 +139,7 @@ def make_prototypes(features: Tensor, count: int, seed: int) -> Tensor:
     distinct = torch.unique(values, dim=0).shape[0]
     # One thread: sums in a fixed order, so that the same images give the same prototypes to the bit.
     with threadpool_limits(limits=1):
-        labels = KMeans(n_clusters=min(count, distinct), random_state=seed).fit(values.numpy()).labels_
+        labels = KMeans(n_clusters=min(count, distinct), n_init=1, random_state=seed).fit(values.numpy()).labels_
     clusters = [values[torch.from_numpy(labels == k)] for k in sorted(set(labels.tolist()))]
     return torch.stack([cluster.mean(0) for cluster in clusters]).to(features)
 
@@ -229,6 +230,7 @@ class SHIP(Method[SHIPConfig]):
         rows = config.prototypes if config.attribute_sets else 0
         self.register_buffer("prototypes", torch.zeros(rows, self.width))
         self.attribute: nn.Parameter | None = None
+        self.attribute_starts: tuple[int, ...] = ()
         self.shared = self._parameter(config.shared_length, self.width)
         if self.shared is not None:
             nn.init.kaiming_uniform_(self.shared)
