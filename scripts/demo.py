@@ -5,6 +5,7 @@ Takes scikit-learn's digits, and ViT-Tiny's weights from ../shared, from timm's 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -91,7 +92,9 @@ def main() -> None:
         console.print(f"{prediction.path}: {prediction.label} ({prediction.probability:.2f})", soft_wrap=True)
     console.print(
         "\nNow your own images, one folder a class:\n"
-        f"  trimtab fit MY_IMAGES --method {method} --backbone {backbone} --out runs/mine",
+        f"  trimtab fit MY_IMAGES --method {method} --backbone {backbone}"
+        + ("" if weights is None else f" --weights {os.path.relpath(weights)}")
+        + " --out runs/mine",
         markup=False,
         highlight=False,
         soft_wrap=True,

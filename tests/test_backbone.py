@@ -424,10 +424,10 @@ class TestFingerprint:
         fresh.set_image_size(48, 64)
         assert fresh.fingerprint == plain.fingerprint
 
-    def test_is_the_same_for_weights_of_low_precision_as_they_are(self) -> None:
+    def test_is_the_same_for_the_same_values_in_double_precision(self) -> None:
         model = FAMILIES["class-token"].model()
-        half = Backbone(copy.deepcopy(model).half())
-        assert half.fingerprint == Backbone(model.half().float()).fingerprint
+        double = Backbone(copy.deepcopy(model).double())
+        assert double.fingerprint == Backbone(model).fingerprint
 
 
 class TestRefused:
@@ -482,3 +482,10 @@ def test_drop_path_of_a_block_keeps_an_image_or_drops_it(plain: Backbone) -> Non
 def test_data_config_is_what_the_weights_were_trained_with() -> None:
     config = Backbone(timm.create_model("test_vit")).data_config
     assert config.keys() == {"mean", "std", "interpolation", "crop_pct", "crop_mode"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_are_refused(dtype: torch.dtype) -> None:
+    model = FAMILIES["class-token"].model().to(dtype)
+    with pytest.raises(BackboneError, match=r"its weights are torch\.\w+; call model\.float\(\)"):
+        Backbone(model)

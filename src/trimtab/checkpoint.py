@@ -301,7 +301,7 @@ def _card(config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) 
     labels = config["labels"]
     shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
     accuracy = metrics.get("val_accuracy")
-    result = "was not measured (no validation images)" if accuracy is None else f"{accuracy:.4f}"
+    result = "not measured (no validation images)" if accuracy is None else f"{accuracy:.4f}"
     return f"""---
 library_name: trimtab
 base_model: timm/{config["backbone"]["name"]}
@@ -322,8 +322,8 @@ A classifier of {len(labels)} classes: {shown}.
 | trained parameters | {metrics.get("trainable_parameters")} |
 | training images | {metrics.get("train_images")} |
 
-The validation images chose the epoch, so their accuracy is a little optimistic; measure on images that were
-not used here with `trimtab eval`.
+Validation images choose the epoch and the settings, so their accuracy is a little optimistic: measure with
+`trimtab eval` on images that were not used here.
 
 ```
 {run.get("command") or "trained from Python"}

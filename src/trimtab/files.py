@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise TrainingError(
             f"Could not write {str(path)!r}: {reason}. What was saved before is untouched; "
-            "make room (or choose another place) and run it again, a fit with --resume."
+            "make room (or choose another place) and run it again."
         ) from error
     finally:
         if temporary is not None:
@@ -51,13 +51,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` atomically, in UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write ``text`` atomically, in UTF-8; names of files that are not come out as the bytes they are."""
+    write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` atomically as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as indented JSON in UTF-8."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # Only halves of surrogate pairs (names of files that are not UTF-8) cannot be encoded; JSON has an escape for
+    # them, which is Python's.
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def remove_drafts(folder: Path, names: Iterable[str]) -> None:

@@ -117,6 +117,8 @@ class Job:
         train: _Inputs
         val: _Inputs
         decoded, held_out = train, val = self.decode()
+        if self.accelerator.num_processes > 1:
+            self.progress.say(f"Training in {self.accelerator.num_processes} processes.")
         state = self.folder.load_state()
         if state is None:
             self._prepare(decoded)

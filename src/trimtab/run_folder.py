@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.errors import CheckpointError, TrainingError
-from trimtab.files import DRAFT, remove_drafts, write_bytes, write_json
+from trimtab.files import DRAFT, json_bytes, remove_drafts, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ RESUME = "resume.safetensors"
 SPLIT = "split.csv"
 # In the order of removal: without its configuration an adapter is none, so a kill midway leaves nothing that
 # looks whole.
-_OURS = (CONFIG, RUN, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT)
+_OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, RUN)
 
 
 @dataclasses.dataclass
@@ -91,15 +91,17 @@ class RunFolder:
 
     def begin(self, run: dict[str, Any]) -> None:
         """Make the folder ours and record the run's configuration, unless it is being resumed."""
+        # First, so that a record that cannot be written leaves everything as it was.
+        record = json_bytes(run)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_drafts(self.path, _OURS)
-            for name in () if self.going_on else _OURS:
+            for name in () if self.going_on else _to_remove(self.path):
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise TrainingError(f"Could not make the folder {str(self.path)!r}: {error.strerror}.") from error
         if not self.going_on:
-            write_json(self.path / RUN, run)
+            write_bytes(self.path / RUN, record)
 
     def check(self, run: dict[str, Any]) -> None:
         """Make sure that a run to be resumed is this one; nothing is changed.
@@ -190,16 +192,28 @@ class RunFolder:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a folder holds what trimtab wrote; config.json and README.md are common names."""
-    for name, key in ((CONFIG, "library"), (RUN, "identity")):
+    """Whether trimtab may write into a folder that is there."""
+    # A run that was killed before its first file was whole leaves a draft at most.
+    return _proof(path) is not None or all(entry.name.endswith(DRAFT) for entry in path.iterdir())
+
+
+def _to_remove(path: Path) -> list[str]:
+    """What a new run removes, in this order; the old record is not removed but replaced, in one step."""
+    # What shows that the folder is ours goes last, so that a kill midway leaves one that may still be replaced.
+    proof = _proof(path)
+    return sorted((name for name in _OURS if name != RUN), key=lambda name: name == proof)
+
+
+def _proof(path: Path) -> str | None:
+    """The file that shows that trimtab wrote into a folder; config.json and README.md are common names."""
+    for name, key in ((RUN, "identity"), (CONFIG, "library")):
         try:
             record = json.loads((path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and key in record:
-            return True
-    # A run that was killed before its first file was whole leaves a draft at most.
-    return (path / RESUME).exists() or all(entry.name.endswith(DRAFT) for entry in path.iterdir())
+            return name
+    return RESUME if (path / RESUME).exists() else None
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, values: dict[int, dict[str, Any]]) -> None:

@@ -482,3 +482,7 @@ def test_parts_may_all_be_on_without_a_class_token(family: str) -> None:
     model = build(backbone, SHIPConfig(**{**SMALL, "hierarchy": (0, 1, 2)}), 2).train()
     nn.init.normal_(model.method.prototypes)
     assert torch.isfinite(model.outputs(images_for(backbone)).loss)
+
+
+def test_facts_can_be_asked_for_before_there_is_a_hierarchy(plain: Backbone) -> None:
+    assert SHIP(SHIPConfig(), plain).facts() == {"hierarchy": [], "attribute prompts at": []}

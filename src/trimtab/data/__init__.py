@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from trimtab.data.folders import list_images
-from trimtab.data.preprocess import Preprocess
+from trimtab.data.folders import find_images, list_images
+from trimtab.data.preprocess import Preprocess, why_unreadable
 from trimtab.data.sources import (
     ImageSet,
     TrainingData,
+    named_splits,
     open_split,
     open_training,
     stratified_split,
@@ -19,9 +20,12 @@ __all__ = [
     "ImageStore",
     "Preprocess",
     "TrainingData",
+    "find_images",
     "list_images",
+    "named_splits",
     "open_split",
     "open_training",
     "stratified_split",
+    "why_unreadable",
     "write_split",
 ]

@@ -38,17 +38,26 @@ def list_images(patterns: Sequence[str | Path]) -> list[Path]:
     Raises:
         DataError: A pattern stands for no image.
     """
+    images, unmatched = find_images(patterns)
+    for reason in unmatched.values():
+        raise DataError(reason)
+    return images
+
+
+def find_images(patterns: Sequence[str | Path]) -> tuple[list[Path], dict[str, str]]:
+    """As `list_images`, and the patterns that stand for no image, each with a sentence that says so."""
     chosen: dict[Path, Path] = {}
+    unmatched: dict[str, str] = {}
     for pattern in patterns:
         images = _matches(str(pattern))
         if not images:
-            raise DataError(
+            unmatched[str(pattern)] = (
                 f"{str(pattern)!r} matches no image; give image files, folders that hold some, "
                 "or glob patterns such as 'photos/**/*.jpg'."
             )
         for image in images:
             chosen.setdefault(image.absolute(), image)
-    return sorted(chosen.values())
+    return sorted(chosen.values()), unmatched
 
 
 def training_folders(path: Path) -> Reading:
@@ -72,6 +81,11 @@ def training_folders(path: Path) -> Reading:
     if others:
         notes.append(f"Ignored beside {splits['train'].name}/: {some(others)}.")
     return Reading("split folders", train, val, notes)
+
+
+def folder_splits(path: Path) -> set[str]:
+    """The splits that a folder has folders for."""
+    return set(_split_folders(path)[0])
 
 
 def split_folder(path: Path, wanted: str) -> list[Found]:
@@ -118,7 +132,10 @@ def _class_folders(path: Path, notes: list[str], *, allow_empty: bool) -> list[F
     """The images in the class folders of ``path``; what is left out is added to ``notes``."""
     folders, loose = _scan(path)
     if not folders:
-        raise DataError(f"{path} has no class folders; put the images of each class into a folder of its own.")
+        rename = f", or rename {path.name!r} if it is a class itself" if path.name.lower() in SPLIT_WORDS else ""
+        raise DataError(
+            f"{path} has no class folders; put the images of each class into a folder of its own{rename}."
+        )
     found: list[Found] = []
     beside = [file for file in loose if _is_image(file)]
     other = [file for file in loose if not _is_image(file)]

@@ -20,6 +20,8 @@ from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
 Resize = Literal["squash", "shorter"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Augment = Literal["none", "flip", "crop", "crop-flip"]
+_LONGEST = 100
+"""How many times as long as its shorter side an image may be where the aspect ratio is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,11 @@ class Preprocess:
     def from_image(self, image: Image.Image) -> Tensor:
         """Resizes an open image; as `read`, whose errors come as Pillow raises them."""
         image = _in_colour(ImageOps.exif_transpose(image))
+        if self.resize == "shorter" and max(image.size) > _LONGEST * min(image.size):
+            # With its shorter side enlarged, a thin line would fill the memory.
+            raise ValueError(
+                f"it is {image.height} pixels high and {image.width} wide, and nothing above 1:{_LONGEST} is resized"
+            )
         height, width = self._resized(image.height, image.width)
         image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if not self._crops:

@@ -32,6 +32,11 @@ def training_rows(path: Path) -> Reading:
     return Reading("csv", _files_of(path, train), _files_of(path, val), notes)
 
 
+def row_splits(path: Path) -> set[str]:
+    """The splits that the rows of a CSV file name."""
+    return {row.split for row in _read_rows(path) if row.split is not None}
+
+
 def split_rows(path: Path, wanted: str) -> list[Found]:
     """The images of one split of a CSV file, or of all its rows."""
     rows = _read_rows(path)
@@ -62,9 +67,10 @@ def _read_rows(path: Path) -> list[_Row]:
 def _read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The column names, and the numbered rows that are not blank, filled up to all columns."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        # Names of files need not be UTF-8; labels must be, and are checked where they become classes.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
-    except (OSError, UnicodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV ({error}); save it as CSV in UTF-8.") from error
     header = [name.lower() for name in lines[0]] if lines else []
     if missing := [name for name in ("path", "label") if name not in header]:

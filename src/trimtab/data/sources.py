@@ -8,14 +8,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.data.folders import split_folder, training_folders
+from trimtab.data.folders import folder_splits, split_folder, training_folders
 from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found
-from trimtab.data.rows import split_rows, training_rows
+from trimtab.data.rows import row_splits, split_rows, training_rows
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.files import write_text
 
@@ -93,6 +94,7 @@ def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0)
     classes = tuple(sorted({image.label for image in reading.train}))
     if len(classes) == 1:
         raise DataError(f"{path} has one class only ({classes[0]!r}); a classifier needs at least two.")
+    _check_classes(path, classes)
     train = _image_set("train", reading.train, classes)
     if reading.val:
         val = _image_set("val", reading.val, classes)
@@ -109,13 +111,25 @@ def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0)
     )
 
 
-def open_split(path: str | Path, split: str, classes: Sequence[str]) -> ImageSet:
+def named_splits(path: str | Path) -> set[str]:
+    """The splits that a data set itself names, of ``"train"``, ``"val"`` and ``"test"``.
+
+    Raises:
+        DataError: The data cannot be used.
+    """
+    path = _existing(Path(path))
+    return folder_splits(path) if path.is_dir() else row_splits(path)
+
+
+def open_split(path: str | Path, split: str, classes: Sequence[str], *, made: Path | None = None) -> ImageSet:
     """Reads one split of a data set, labelled by a model's own list of classes.
 
     Args:
         path: As for `open_training`.
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` for every image there is.
         classes: The model's classes; those without images here are fine.
+        made: Where `write_split` wrote a split of this data, if it did: where the data names no
+            validation images, those and the training images are as they are there.
 
     Raises:
         ConfigError: ``split`` is none of these words.
@@ -125,10 +139,30 @@ def open_split(path: str | Path, split: str, classes: Sequence[str]) -> ImageSet
     if wanted is None:
         raise ConfigError(f"split is {split!r}; use 'train', 'val', 'test' or 'all'.")
     path = _existing(Path(path))
+    named = named_splits(path)
+    held_out = made is not None and made.is_file() and "val" not in named
+    if made is not None and held_out and wanted in ("train", "val"):
+        return _made_split(path, made, wanted, tuple(classes))
+    if wanted == "test" and wanted not in named:
+        val = "measure on the held-out validation images with --split val; " if held_out or "val" in named else ""
+        raise DataError(f"{path} has no 'test' split; {val}--split all measures on all images, also those trained on.")
     found = split_folder(path, wanted) if path.is_dir() else split_rows(path, wanted)
     if not found:
         raise DataError(f"{path} has no images in its {wanted!r} split; add some or choose another split.")
     return _image_set(wanted, found, tuple(classes))
+
+
+def _made_split(path: Path, made: Path, wanted: str, classes: tuple[str, ...]) -> ImageSet:
+    """The images of a split that was made of ``path``, and of no other data."""
+    images = open_split(made, wanted, classes)
+    there = {os.path.realpath(image) for image in open_split(path, "all", classes).paths}
+    for image in images.paths:
+        if os.path.realpath(image) not in there:
+            raise DataError(
+                f"{path} has no {wanted!r} split, and {made} was made of other images, such as {image}; give the "
+                "data trained on, or use --split all for the whole of this."
+            )
+    return images
 
 
 def write_split(path: str | Path, data: TrainingData) -> None:
@@ -175,6 +209,15 @@ def stratified_split(
         count = min(max(round(len(positions) * fraction), 1), len(positions) - 1) if fraction else 0
         held.update(sorted(positions, key=draws.__getitem__)[:count])
     return [position for position in range(len(names)) if position not in held], sorted(held)
+
+
+def _check_classes(path: Path, classes: Sequence[str]) -> None:
+    """Refuse names that do not come back from the files that are to hold them."""
+    for name in classes:
+        if name != name.strip():
+            raise DataError(f"{path} has a class named {name!r}, with blanks around it; rename it without them.")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(f"{path} has a class named {name!r}, which is not UTF-8; rename it, or save it as UTF-8.")
 
 
 def _split_note(held: int, total: int, fraction: float, seed: int) -> str:

@@ -6,6 +6,7 @@ Importing this package imports no method and no torch; the classes come on first
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,8 @@ class _Methods(Mapping[str, "type[Method[Any]]"]):
     @cached_property
     def _places(self) -> dict[str, str]:
         # A foreign name never replaces one of ours: a saved adapter must keep its meaning.
-        return {point.name: point.value for point in entry_points(group="trimtab.methods")} | _BUILT_IN
+        theirs = {point.name: point.value for point in entry_points(group="trimtab.methods")}
+        return _BUILT_IN | {name: place for name, place in theirs.items() if name not in _BUILT_IN}
 
     def locate(self, name: str) -> str:
         """Where a method lives, ``"module:Class"``, without importing it.
@@ -46,9 +48,27 @@ class _Methods(Mapping[str, "type[Method[Any]]"]):
         return self._places[name]
 
     def __getitem__(self, name: str) -> type[Method[Any]]:
-        module, _, attribute = self.locate(name).partition(":")
-        method: type[Method[Any]] = getattr(importlib.import_module(module), attribute)
+        place = self.locate(name)
+        module, _, attribute = place.partition(":")
+        try:
+            method: type[Method[Any]] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"The method {name!r} of {place} cannot be imported ({error}); repair or remove its package."
+            ) from error
+        own = getattr(method, "name", None)
+        if own != name:
+            # A saved adapter finds its method by this name.
+            raise ConfigError(f"The method {name!r} of {place} calls itself {own!r}; its package must give one name.")
         return method
+
+    def usable(self) -> list[type[Method[Any]]]:
+        """The classes of all methods that can be imported: a broken package spoils its own methods only."""
+        found = []
+        for name in self:
+            with contextlib.suppress(ConfigError):
+                found.append(self[name])
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -69,7 +89,7 @@ def method_of(config: object) -> type[Method[Any]]:
     Raises:
         ConfigError: If no method has options of this type.
     """
-    for method in METHODS.values():
+    for method in METHODS.usable():
         if type(config) is method.Config:
             return method
     raise ConfigError(f"{type(config).__name__} is no method's configuration; use one of: {', '.join(METHODS)}.")
@@ -99,7 +119,7 @@ def paper_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: If there is none of that name.
     """
-    recipes = {key: value for method in METHODS.values() for key, value in method.paper_recipes.items()}
+    recipes = {key: value for method in METHODS.usable() for key, value in method.paper_recipes.items()}
     if name not in recipes:
         raise ConfigError(f"There is no recipe {name!r}.{nearest(name, recipes)} Choose one of: {', '.join(recipes)}.")
     return recipes[name]
@@ -107,13 +127,13 @@ def paper_recipe(name: str) -> Recipe:
 
 def paper_preprocessing() -> dict[str, Mapping[str, Any]]:
     """The papers' preprocessing, by name: fields of a preprocessing other than the image size."""
-    return {key: value for method in METHODS.values() for key, value in method.paper_preprocessing.items()}
+    return {key: value for method in METHODS.usable() for key, value in method.paper_preprocessing.items()}
 
 
 def __getattr__(name: str) -> Any:
     """Configuration classes (``VPTConfig``) by their own name, imported on first use."""
     if name.endswith("Config"):
-        for method in METHODS.values():
+        for method in METHODS.usable():
             if method.Config.__name__ == name:
                 return method.Config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
