@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "run_folder": f"{_CORE} weights heads model data checkpoint tasks",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
     "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress",
-    "evaluate": f"{_CORE} weights heads model data checkpoint tasks progress",
+    "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
     "cli": "errors files methods options progress show checkpoint fit evaluate",
     "__main__": "cli",
 }

@@ -16,9 +16,23 @@ class Config:
     how: Literal["fast", "slow"] = "fast"
     maybe: Literal["a", "b"] | None = None
     rate: float = 0.5
+    count: int | None = None
+    flag: bool = False
+    text: str = ""
+    many: tuple[int, ...] | None = None
 
 
-@pytest.mark.parametrize("config", [Config(), Config(how="slow", maybe="b"), Config(rate=0.0)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        Config(how="slow", maybe="b"),
+        Config(rate=0.0),
+        Config(rate=2),
+        Config(text=224),  # type: ignore[arg-type]
+        Config(count=3, flag=True, text="a", many=(1, 2)),
+    ],
+)
 def test_what_the_types_allow_passes(config: Config) -> None:
     check_choices(config)
 
@@ -39,9 +53,31 @@ def test_numbers_must_be_finite(value: float) -> None:
         check_choices(Config(rate=value))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("count", "5", "count is '5'; give a whole number"),
+        ("count", 5.0, r"count is 5\.0; give a whole number"),
+        ("count", True, "count is True; give a whole number"),
+        ("rate", "0.1", r"rate is '0\.1'; give a number"),
+        ("rate", None, "rate is None; give a number"),
+        ("rate", False, "rate is False; give a number"),
+        ("flag", 1, "flag is 1; give True or False"),
+        ("text", 0.5, r"text is 0\.5; give a text"),
+        ("text", True, "text is True; give a text"),
+        ("how", None, "how is None"),
+    ],
+)
+def test_values_of_another_type_are_refused(name: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_choices(Config(**{name: value}))  # type: ignore[arg-type]
+
+
 def test_fit_is_checked() -> None:
     with pytest.raises(ConfigError, match="optimizer is 'adam'"):
         FitConfig(backbone="a", optimizer="adam")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="epochs is '5'; give a whole number"):
+        FitConfig(backbone="a", epochs="5")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", METHODS)

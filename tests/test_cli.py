@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 import trimtab
 from trimtab import cli
+from trimtab.checkpoint import RUN
 from trimtab.errors import CheckpointError, ConfigError, DataError, TrainingError
 from trimtab.methods import METHODS
 from trimtab.options import read_options
@@ -32,6 +34,7 @@ class Work:
 
     def __init__(self) -> None:
         self.result: Any = None
+        self.split = "test"
         self.seen: dict[str, Any] = {}
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -50,6 +53,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         "checkpoint": ["describe"],
     }.items():
         stand_in = types.SimpleNamespace(**dict.fromkeys(names, work))
+        stand_in.split_to_measure = lambda directory, data: work.split
+        stand_in.RUN = RUN
         monkeypatch.setitem(sys.modules, f"trimtab.{module}", stand_in)
     for name in ("RANK", "LOCAL_RANK", "TRIMTAB_DEBUG"):
         monkeypatch.delenv(name, raising=False)
@@ -136,6 +141,8 @@ def test_version(run: Run) -> None:
         ([*FIT, "more"], "unrecognized arguments: more"),
         (["eval", "runs/a", "d", "--batch-size", "0"], "'0' is not a whole number above 0."),
         (["eval", "runs/a", "d", "--json", "no/such/p.json"], "the folder 'no/such' does not exist"),
+        (["eval", "runs/a", "d", "--json", "."], "'.' is a folder; name a file."),
+        (["eval", "runs/a", "d", "--threads", "0"], "'0' is not a whole number above 0."),
         (["predict", "runs/a", "--out", "p.csv"], "required: PATHS"),
         (["inspect", "runs/a", "--jsn"], "there is no option --jsn. Did you mean '--json'?"),
     ],
@@ -209,13 +216,28 @@ def test_fit_hands_on_what_was_given_and_nothing_else(run: Run, work: Work) -> N
     ]
 
 
+@pytest.mark.parametrize("split", ["val", "all"])
+def test_fit_names_a_split_that_can_be_measured_on(run: Run, work: Work, split: str) -> None:
+    work.result, work.split = fitted(), split
+    assert run(*FIT)[1].splitlines()[-1] == f"Next: trimtab eval runs/a 'my images' --split {split}"
+
+
+def test_names_that_cannot_be_printed_end_nothing(run: Run, work: Work) -> None:
+    work.result = fitted(os.fsdecode(b"runs/\xe9"))
+    code, out, _ = run(*FIT)
+    assert code == 0
+    assert out.splitlines()[0] == "result                runs/\\udce9"
+
+
 def test_eval_prints_and_writes(run: Run, work: Work, tmp_path: Path) -> None:
     work.result = {"accuracy": 0.5, "mean_class_accuracy": 0.25, "loss": 1.0, "images": 4321, "seconds": 2.0}
     file = tmp_path / "numbers.json"
-    code, out, _ = run("eval", "runs/a", "d", "--split", "val", "--json", str(file), "--weights", "w")
+    words = ["eval", "runs/a", "d", "--split", "val", "--json", str(file), "--weights", "w", "--threads", "5"]
+    code, out, _ = run(*words)
     assert code == 0
     assert work.seen["args"] == ("runs/a", "d")
     assert (work.seen["split"], work.seen["weights"], work.seen["batch_size"]) == ("val", "w", 64)
+    assert work.seen["threads"] == 5
     assert json.loads(file.read_text()) == work.result
     assert list(tmp_path.iterdir()) == [file]
     assert [line.split("  ")[0] for line in out.splitlines()[:3]] == [
@@ -233,7 +255,7 @@ def test_predict_reports_what_it_skipped(run: Run, work: Work, tmp_path: Path) -
     code, out, err = run("predict", "runs/a", "x", "y/*.png", "--out", str(out_file))
     assert code == 0
     assert work.seen["args"] == ("runs/a", ["x", "y/*.png"])
-    assert (work.seen["out"], work.seen["overwrite"]) == (str(out_file), False)
+    assert (work.seen["out"], work.seen["overwrite"], work.seen["threads"]) == (str(out_file), False, 2)
     assert "images   7" in out
     assert err.splitlines()[0] == "skipped 0.png: broken"
     assert err.splitlines()[-1].startswith("skipped 2 more")
@@ -251,6 +273,7 @@ def test_inspect(run: Run, work: Work) -> None:
         "parameters": {"method": 1234, "head": 10},
         "hierarchy": [[0, 1], [2, 3]],
         "labels": [f"c{n}" for n in range(20)],
+        "others": ["a", "dog, big"],
         "classes": {str(n): n for n in range(50)},
         "empty": [],
         "facts": {},
@@ -268,6 +291,7 @@ def test_inspect(run: Run, work: Work) -> None:
         "parameters: head": "10",
         "hierarchy": "[0, 1], [2, 3]",
         "labels": ", ".join(f"c{n}" for n in range(12)) + ", ... (20 in all)",
+        "others": "a, 'dog, big'",
         "classes": "50 entries, see --json",
         "empty": "none",
         "facts": "none",
@@ -351,10 +375,31 @@ def test_debug_shows_the_traceback(run: Run, work: Work, monkeypatch: pytest.Mon
 RESUME = "Go on with: trimtab fit --resume 'my images' --method vpt --backbone vit --out runs/a\n"
 
 
-@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume"]])
+@pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_interrupted_fit_tells_how_to_go_on(run: Run, work: Work, more: list[str]) -> None:
     work.result = KeyboardInterrupt()
     assert run(*FIT, *more) == (130, "", f"trimtab: interrupted. {RESUME}")
+
+
+@pytest.mark.parametrize(("begun", "way"), [(False, "--overwrite"), (True, "--resume")])
+def test_what_is_to_be_replaced_is_not_resumed(run: Run, work: Work, tmp_path: Path, begun: bool, way: str) -> None:
+    record = tmp_path / RUN
+    record.touch()
+    written = time.time() + (60 if begun else -60)
+    os.utime(record, (written, written))
+    work.result = KeyboardInterrupt()
+    told = run("fit", "d", "--method", "vpt", "--backbone", "vit", "--overwrite", f"--out={tmp_path}")[2]
+    assert told == (
+        f"trimtab: interrupted. Go on with: trimtab fit {way} d --method vpt --backbone vit --out={tmp_path}\n"
+    )
+
+
+@pytest.mark.parametrize("words", [FIT, ["predict", "a", "b", "--out", "p.csv"]])
+def test_a_file_that_cannot_be_written_tells_a_fit_how_to_go_on(run: Run, work: Work, words: list[str]) -> None:
+    work.result = TrainingError("Could not write.")
+    work.result.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    way_on = f" {RESUME}" if words is FIT else "\n"
+    assert run(*words) == (1, "", f"trimtab: error: Could not write.{way_on}")
 
 
 def test_the_way_on_is_itself_a_command(run: Run, work: Work) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests import job
-from trimtab.errors import CheckpointError, DataError
-from trimtab.evaluate import Prediction, Predictor, evaluate, load, predict_to_csv
+from trimtab.errors import CheckpointError, ConfigError, DataError
+from trimtab.evaluate import Prediction, Predictor, evaluate, load, predict_to_csv, split_to_measure
 
 METHOD = "vpt"
 
@@ -99,6 +103,46 @@ def test_unreadable_images_do_not_stop_the_rest(predictor: Predictor, mixed: Pat
     assert "text.jpg cannot be read: it is empty or not an image" in str(text.error)
 
 
+def test_a_damaged_open_image_does_not_stop_the_rest(predictor: Predictor, mixed: Path) -> None:
+    raw = (mixed / "a.png").read_bytes()
+    with Image.open(io.BytesIO(raw[: len(raw) // 2])) as damaged:
+        broken, good = predictor.predict([damaged, mixed / "a.png"])
+    assert (broken.path, broken.label) == (None, None)
+    assert str(broken.error).startswith("An image cannot be read: ")
+    assert good.error is None
+
+
+@pytest.mark.parametrize(
+    ("images", "kind"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), "ndarray"),
+        (torch.zeros(3, 8, 8), "Tensor"),
+        ([np.zeros((8, 8, 3), np.uint8)], "ndarray"),
+        (b"a.png", "bytes"),
+        (None, "NoneType"),
+    ],
+)
+def test_other_than_paths_and_images_is_refused(predictor: Predictor, images: Any, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"given as {kind}; give a path, a PIL image"):
+        predictor.predict(images)
+
+
+def test_a_folder_stands_for_its_images(predictor: Predictor, mixed: Path) -> None:
+    names = [Path(str(p.path)).name for p in predictor.predict(mixed)]
+    assert names == ["a.png", "broken.png", "b.png", "text.jpg"]
+    assert [p.path for p in predictor.predict([""])] == [""]
+    assert [p.path for p in predictor.predict([str(mixed / "deep")])] == [str(mixed / "deep" / "b.png")]
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -1}, {"threads": 0}])
+def test_no_batch_and_no_thread_are_refused(adapter: Path, predictor: Predictor, wrong: dict[str, int]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"{name} is {wrong[name]}"):
+        predictor.predict(pictures(), **wrong)
+    with pytest.raises(ConfigError, match=f"{name} is {wrong[name]}"):
+        evaluate(adapter, job.data(), **wrong)
+
+
 def test_prediction_leaves_the_predictor_as_it_was(predictor: Predictor) -> None:
     first = predictor.predict(pictures())
     assert predictor.predict(pictures()) == first
@@ -142,6 +186,33 @@ def test_nothing_readable_is_an_error_and_leaves_no_file(adapter: Path, mixed: P
 def test_a_pattern_without_images_is_named(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none"):
         predict_to_csv(adapter, [str(tmp_path / "none*.png")], out=tmp_path / "p.csv")
+
+
+def test_what_is_missing_does_not_stop_the_rest(adapter: Path, mixed: Path, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.png")
+    counts = predict_to_csv(adapter, [gone, str(mixed / "a.png")], out=tmp_path / "p.csv")
+    assert counts.done == 1
+    assert [path for path, _ in counts.skipped] == [gone]
+    assert [(row["path"], bool(row["error"])) for row in rows(tmp_path / "p.csv")] == [
+        (str(mixed / "a.png"), False),
+        (gone, True),
+    ]
+
+
+def test_names_that_are_not_utf8_are_written_as_they_are(adapter: Path, mixed: Path, tmp_path: Path) -> None:
+    for name, to in (("a.png", b"b\xe9d.png"), ("broken.png", b"br\xf6ken.png")):
+        (mixed / name).rename(mixed / os.fsdecode(to))
+    counts = predict_to_csv(adapter, [str(mixed)], out=tmp_path / "p.csv")
+    assert (counts.done, len(counts.skipped)) == (2, 2)
+    raw = (tmp_path / "p.csv").read_bytes()
+    assert b"b\xe9d.png," in raw
+    assert b"br\xf6ken.png," in raw
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_as_output_is_refused_at_the_start(tmp_path: Path, overwrite: bool) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder; name the CSV file"):
+        predict_to_csv(tmp_path / "no adapter", ["no image"], out=tmp_path, overwrite=overwrite)
 
 
 def test_an_existing_file_is_not_replaced(adapter: Path, tmp_path: Path) -> None:
@@ -210,6 +281,25 @@ def test_an_unknown_class_is_refused_with_the_nearest(adapter: Path, tmp_path: P
     (tmp_path / "test" / "blue").rename(tmp_path / "test" / "bleu")
     with pytest.raises(DataError, match=r"'bleu'.*Did you mean 'blue'"):
         evaluate(adapter, tmp_path)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_split_that_training_made_is_measured_on(tmp_path: Path, named: bool) -> None:
+    images = tmp_path / "data" / "train" if named else tmp_path / "data"
+    shutil.copytree(job.data() / "train", images)
+    folder = job.run(METHOD, tmp_path / "a", images=tmp_path / "data", epochs=1)
+    recorded = job.read_json(folder / "metrics.json")
+    result = evaluate(folder, tmp_path / "data", split="val")
+    assert (result["images"], result["accuracy"]) == (3, recorded["val_accuracy"])
+    assert evaluate(folder, tmp_path / "data", split="train")["images"] == 15
+    assert split_to_measure(folder, tmp_path / "data") == "val"
+    with pytest.raises(DataError, match="no 'test' split; measure on the held-out validation images with --split val"):
+        evaluate(folder, tmp_path / "data")
+    (folder / "split.csv").unlink()
+    assert split_to_measure(folder, tmp_path / "data") == "all"
+    assert split_to_measure(folder, job.data()) == "test"
+    shutil.copytree(job.data() / "val", tmp_path / "other" / "val")
+    assert split_to_measure(folder, tmp_path / "other") == "val"
 
 
 def test_a_missing_split_is_told(adapter: Path, tmp_path: Path) -> None:

@@ -22,6 +22,16 @@ def test_text_is_utf8(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
 
 
+def test_names_that_are_not_utf8_come_out_as_their_bytes(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", os.fsdecode(b"b\xe9d.png"))
+    assert (tmp_path / "a").read_bytes() == b"b\xe9d.png"
+
+
+def test_json_of_names_that_are_not_utf8_comes_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"data": os.fsdecode(b"b\xe9d \\udce9"), "ü": 1})
+    assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"data": "b\udce9d \\udce9", "ü": 1}
+
+
 def test_json_comes_back(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"ä": [1, None, 0.5]})
     assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"ä": [1, None, 0.5]}
@@ -72,8 +82,11 @@ def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"/a': the disk is full\. What was saved before is untouched; make room"):
+    with pytest.raises(
+        TrainingError, match=r"/a': the disk is full\. What was saved before is untouched; make room"
+    ) as told:
         write_atomically(tmp_path / "a", lambda _: fail(errno.ENOSPC))
+    assert "--resume" not in str(told.value)
 
 
 def test_another_failure_is_told_in_the_systems_words(tmp_path: Path) -> None:

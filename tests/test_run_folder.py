@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from trimtab import run_folder
 from trimtab.errors import CheckpointError
 from trimtab.run_folder import RESUME, RunFolder, TrainState, digest, restore_optimizer
 
@@ -90,6 +91,55 @@ def test_overwrite_touches_nothing_before_it_begins(tmp_path: Path) -> None:
     begun(tmp_path).save_state(state())
     RunFolder(tmp_path, overwrite=True)
     assert (tmp_path / RESUME).exists()
+
+
+def test_a_record_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    begun(tmp_path).save_state(state())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TypeError):
+        RunFolder(tmp_path, overwrite=True).begin({"identity": {"lr": object()}})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+FINISHED = {"config.json": '{"identity": {"lr": 0.5}}', "adapter_config.json": '{"library": "trimtab"}'}
+FOLDERS = {
+    "finished": FINISHED,
+    "finished, with a broken record": FINISHED | {"config.json": "{"},
+    "without a record": {"adapter_config.json": '{"library": "trimtab"}'},
+    "unfinished": {"config.json": '{"identity": {"lr": 0.5}}', RESUME: "a state"},
+}
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+@pytest.mark.parametrize("removals", range(9))
+def test_killed_while_it_removes_it_can_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, removals: int
+) -> None:
+    others = dict.fromkeys(("adapter_model.safetensors", "metrics.json", "split.csv"), "x")
+    for name, text in (FOLDERS[what] | others).items():
+        (tmp_path / name).write_text(text)
+    left, unlink = removals, Path.unlink
+
+    def unlink_some(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        left -= path.exists()
+        if left < 0:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    def killed(path: Path, content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_some)
+        patch.setattr(run_folder, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(tmp_path, overwrite=True).begin(RUN)
+    if what == "finished" and removals:
+        assert not RunFolder(tmp_path, resume=True).finished
+    RunFolder(tmp_path, overwrite=True).begin(RUN)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert RunFolder(tmp_path, resume=True).recorded() == {"lr": 0.1, "hierarchy": [0, 2]}
 
 
 def test_resume_on_nothing_starts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Visual prompt tuning: steer a frozen vision transformer to your images with a file under a megabyte.
+"""Visual prompt tuning: steer a frozen vision transformer to your images with a file of a few hundred kilobytes.
 
 The public names are loaded on first use, so that ``import trimtab`` and ``trimtab --help`` stay fast.
 """

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from typing import Any
 
 from trimtab.errors import ConfigError, nearest
 
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
 
 def check_choices(config: Any) -> None:
-    """Check a dataclass's fields of type ``Literal`` for their words, and its floats for being finite.
+    """Check the fields of a dataclass: words of a ``Literal``, numbers, texts, and floats for being finite.
 
     Raises:
-        ConfigError: If a field holds another word than its type lists, or an infinite number or none.
+        ConfigError: If a field holds a value of another type, another word than its type lists, or an
+            infinite number or none.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        words = [
-            word
-            for part in (hints[field.name], *typing.get_args(hints[field.name]))
-            if typing.get_origin(part) is typing.Literal
-            for word in typing.get_args(part)
-        ]
-        if words and value is not None and value not in words:
-            hint = nearest(str(value), map(str, words), 1)
-            raise ConfigError(f"{field.name} is {value!r}.{hint} Choose one of: {', '.join(map(str, words))}.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{field.name} is {value}; give a finite number.")
+        _check(field.name, getattr(config, field.name), hints[field.name])
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None and type(None) in parts:
+        return
+    words = [word for part in parts if typing.get_origin(part) is typing.Literal for word in typing.get_args(part)]
+    kinds = [part for part in parts if part in _KINDS]
+    fits = value in words or any(_is(value, kind) for kind in kinds)
+    if words and not fits:
+        near = nearest(str(value), map(str, words), 1)
+        raise ConfigError(f"{name} is {value!r}.{near} Choose one of: {', '.join(map(str, words))}.")
+    if kinds and not fits:
+        raise ConfigError(f"{name} is {value!r}; give {' or '.join(_KINDS[kind] for kind in kinds)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}; give a finite number.")
+
+
+def _is(value: object, kind: type) -> bool:
+    if kind is not bool and isinstance(value, bool):
+        return False
+    # A whole number will do for any number, and for a text such as a size.
+    return isinstance(value, (kind, int) if kind in (float, str) else kind)

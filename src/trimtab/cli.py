@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import io
 import itertools
 import json
 import os
 import re
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trimtab import __version__
-from trimtab.errors import ConfigError, TrimtabError, nearest
+from trimtab.errors import ConfigError, TrainingError, TrimtabError, nearest
 from trimtab.files import write_json
 from trimtab.methods import METHODS
 from trimtab.options import Option, add_options, given_options, read_options, summary
@@ -33,6 +36,11 @@ _MANY = 12
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 1 for errors, 2 for wrong usage, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    started = time.time()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As standard error does: a name that cannot be shown as it is must not end the command.
+        with contextlib.suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             args = _parse(words)
@@ -41,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A reader that has gone is noticed here, and not by the interpreter on its way out.
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place where errors become exit codes
-        return _report(error, words)
+        return _report(error, _way_on(words, started))
     return 0
 
 
 def _fit(args: argparse.Namespace) -> None:
+    from trimtab.evaluate import split_to_measure
     from trimtab.fit import fit
 
     result = fit(
@@ -68,7 +77,9 @@ def _fit(args: argparse.Namespace) -> None:
         "peak_memory_bytes": result.peak_memory,
         "time_seconds": result.seconds,
     }
-    show(facts, follow_up=["trimtab", "eval", str(result.out), args.data])
+    split = split_to_measure(result.out, args.data)
+    chosen = [] if split == "test" else ["--split", split]
+    show(facts, follow_up=["trimtab", "eval", str(result.out), args.data, *chosen])
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -203,11 +214,12 @@ def _add_running(parser: _Parser) -> None:
     """What every command that runs a tuned model takes; :func:`_running` hands it on."""
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
     parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="images at once (default: 64)")
+    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="that decode images (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU if there is one")
 
 
 def _running(args: argparse.Namespace) -> dict[str, Any]:
-    return {"weights": args.weights, "batch_size": args.batch_size, "device": args.device}
+    return {name: getattr(args, name) for name in ("weights", "batch_size", "threads", "device")}
 
 
 def _method_in(words: list[str], parser: _Parser) -> str | None:
@@ -268,6 +280,8 @@ def _count(text: str) -> int:
 
 def _file_to_write(text: str) -> Path:
     path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file.")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first.")
     return path
@@ -281,8 +295,8 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _report(error: BaseException, words: list[str]) -> int:
-    """Tell an error in one line; the exit code."""
+def _report(error: BaseException, way_on: str) -> int:
+    """Tell an error in one line, with how an interrupted fit goes on; the exit code."""
     if isinstance(error, BrokenPipeError):
         # Nobody reads any more; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -290,15 +304,17 @@ def _report(error: BaseException, words: list[str]) -> int:
     if os.environ.get("TRIMTAB_DEBUG") == "1":
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        _tell(f"trimtab: interrupted.{_way_on(words)}")
+        _tell(f"trimtab: interrupted.{way_on}")
         return 130
     # An error of one process only would be lost if the others kept quiet.
     process = "" if main_process() else f" (process {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')})"
-    print(f"trimtab: error{process}: {' '.join(_sentence(error, words).splitlines())}", file=sys.stderr)
+    print(f"trimtab: error{process}: {' '.join(_sentence(error, way_on).splitlines())}", file=sys.stderr)
     return 1
 
 
-def _sentence(error: BaseException, words: list[str]) -> str:
+def _sentence(error: BaseException, way_on: str) -> str:
+    if isinstance(error, TrainingError) and isinstance(error.__cause__, OSError):
+        return f"{error}{way_on}"
     if isinstance(error, TrimtabError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -309,16 +325,28 @@ def _sentence(error: BaseException, words: list[str]) -> str:
     if isinstance(error, OSError):
         text = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return f"{text} Make room there.{_way_on(words)}" if full else text
+        return f"{text} Make room there.{way_on}" if full else text
     return f"{type(error).__name__}: {error}. This is a bug; TRIMTAB_DEBUG=1 in the environment shows where."
 
 
-def _way_on(words: list[str]) -> str:
+def _way_on(words: list[str], started: float) -> str:
     """How an interrupted fit goes on."""
     if words[:1] != ["fit"]:
         return ""
     again = [word for word in words[1:] if word not in ("--overwrite", "--resume")]
-    return f" Go on with: {shlex.join(['trimtab', 'fit', '--resume', *again])}"
+    # Before the new run has begun, --resume would go on with the one that it is to replace.
+    how = "--overwrite" if "--overwrite" in words and not _begun(words, started) else "--resume"
+    return f" Go on with: {shlex.join(['trimtab', 'fit', how, *again])}"
+
+
+def _begun(words: list[str], started: float) -> bool:
+    """Whether this command has begun a run: then the record in the folder is its own."""
+    from trimtab.checkpoint import RUN
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", nargs="?")
+    record = Path(parser.parse_known_args(words)[0].out or "") / RUN
+    return record.is_file() and record.stat().st_mtime >= started
 
 
 _DESCRIPTION = "Visual prompt tuning: steer a frozen vision transformer to your images."

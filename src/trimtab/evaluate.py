@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +18,20 @@ from PIL import Image
 from torch import Tensor
 
 from trimtab import checkpoint
-from trimtab.data import ImageStore, Preprocess, list_images, open_split
-from trimtab.errors import CheckpointError, DataError
+from trimtab.data import (
+    ImageStore,
+    Preprocess,
+    find_images,
+    list_images,
+    named_splits,
+    open_split,
+    why_unreadable,
+)
+from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import write_text
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
+from trimtab.run_folder import SPLIT
 from trimtab.tasks import classification_metrics
 
 Picture = "str | Path | Image.Image"
@@ -80,14 +91,17 @@ class Predictor:
         """Predict one image or many.
 
         Args:
-            images: A path, a PIL image, or a sequence of them. Unreadable files get a prediction with an
-                ``error`` and no label; the rest are done.
+            images: A path of an image or of a folder of images, a PIL image, or a sequence of them.
+                Unreadable images get a prediction with an ``error`` and no label; the rest are done.
             batch_size: Images a forward pass.
             threads: Threads that decode.
             progress: Who is told how far it is.
+
+        Raises:
+            ConfigError: If something else is given, or no number of images or threads.
+            DataError: If a folder holds no images.
         """
-        single = isinstance(images, (str, Path, Image.Image))
-        pictures: list[Any] = [images] if single else list(images)
+        pictures = list(itertools.chain.from_iterable(map(_pictures, _each(images))))
         return list(self.iterate(pictures, batch_size=batch_size, threads=threads, progress=progress))
 
     def iterate(
@@ -99,7 +113,7 @@ class Predictor:
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
         """As :meth:`predict`, one after another, holding no more than two batches in memory."""
-        batches = [pictures[first : first + batch_size] for first in range(0, len(pictures), batch_size)]
+        batches = [pictures[rows.start : rows.stop] for rows in _plan(len(pictures), batch_size, threads)]
         with (
             ThreadPoolExecutor(threads) as pool,
             (progress or Progress()).stage("Predicting", len(pictures), "images") as advance,
@@ -114,11 +128,15 @@ class Predictor:
     def _read(self, picture: Any) -> Tensor | str:
         """The stored image, or why it cannot be read."""
         try:
-            if isinstance(picture, Image.Image):
-                return self.preprocess.from_image(picture)
-            return self.preprocess.read(picture)
+            if not isinstance(picture, Image.Image):
+                return self.preprocess.read(picture)
         except DataError as error:
             return str(error)
+        # Pillow reads the file only now, and a damaged one can fail in any way.
+        try:
+            return self.preprocess.from_image(picture)
+        except Exception as error:  # noqa: BLE001
+            return f"An image cannot be read: {why_unreadable(error)}; replace or remove it."
 
     def _batch(self, pictures: Sequence[Any], read: Sequence[Tensor | str]) -> Iterator[Prediction]:
         good = [image for image in read if isinstance(image, Tensor)]
@@ -133,6 +151,29 @@ class Predictor:
                 probabilities = tuple(next(rows).tolist())
                 best = max(range(len(probabilities)), key=probabilities.__getitem__)
                 yield Prediction(path, self.labels[best], probabilities[best], probabilities)
+
+
+def _each(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, Iterable) and not isinstance(images, (str, bytes)) else [images]
+
+
+def _pictures(picture: Any) -> Sequence[Any]:
+    """One image, or those of a folder."""
+    if isinstance(picture, Image.Image):
+        return [picture]
+    if not isinstance(picture, (str, os.PathLike)):
+        raise ConfigError(
+            f"An image is given as {type(picture).__name__}; give a path, a PIL image (Image.fromarray makes one of "
+            "an array), or a sequence of these."
+        )
+    return list_images([Path(picture)]) if os.fspath(picture) and Path(picture).is_dir() else [picture]
+
+
+def _plan(count: int, batch_size: int, threads: int) -> list[range]:
+    """The positions of every batch."""
+    if batch_size < 1 or threads < 1:
+        raise ConfigError(f"batch_size is {batch_size} and threads is {threads}; use at least 1 of each.")
+    return [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
 
 
 def load(directory: str | Path, *, weights: str | Path | None = None, device: str = "auto") -> Predictor:
@@ -167,6 +208,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure an adapter on labelled images.
 
+    Where ``data`` names no validation images, the splits ``"train"`` and ``"val"`` are those that training made.
+
     Returns:
         ``accuracy`` (top-1), ``mean_class_accuracy``, ``loss``, ``calibration_error``, ``images``, ``classes``
         (how many of the model's classes occur), ``split`` and ``seconds``.
@@ -176,9 +219,9 @@ def evaluate(
     """
     started = time.monotonic()
     predictor = load(directory, weights=weights, device=device)
-    images = open_split(data, split, predictor.labels)
+    images = open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
     store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
-    plan = [range(first, min(first + batch_size, len(images))) for first in range(0, len(images), batch_size)]
+    plan = _plan(len(images), batch_size, threads)
     logits, targets = [], []
     with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
         for pixels, labels in store.batches(plan):
@@ -195,6 +238,18 @@ def evaluate(
     }
 
 
+def split_to_measure(directory: str | Path, data: str | Path) -> str:
+    """The split of the training data on which an adapter is best measured: the test images where there are any.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    named = named_splits(data)
+    if "test" in named:
+        return "test"
+    return "val" if "val" in named or (Path(directory) / SPLIT).is_file() else "all"
+
+
 def predict_to_csv(
     directory: str | Path,
     patterns: Sequence[str],
@@ -209,20 +264,29 @@ def predict_to_csv(
 ) -> PredictionCounts:
     """Predict files, folders and globs into a CSV: path, label, probability, error, one column a class.
 
+    What matches no image has a row with an error, as an unreadable image has.
+
     Raises:
         TrimtabError: If nothing matches, nothing can be read, or ``out`` exists and is not to be replaced.
     """
     out = Path(out)
+    if out.is_dir():
+        raise CheckpointError(f"{str(out)!r} is a folder; name the CSV file to write.")
     if out.exists() and not overwrite:
         raise CheckpointError(f"{str(out)!r} exists; replace it with --overwrite or name another file.")
     if not out.parent.is_dir():
         raise CheckpointError(f"There is no folder {str(out.parent)!r} for {out.name!r}; make it first.")
-    paths = list_images(patterns)
+    paths, unmatched = find_images(patterns)
+    if not paths:
+        raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
     predictor = load(directory, weights=weights, device=device)
     predictions = predictor.iterate(paths, batch_size=batch_size, threads=threads, progress=progress)
-    text, counts = _csv(predictor.labels, predictions)
+    missing = (Prediction(pattern, None, None, None, reason) for pattern, reason in unmatched.items())
+    text, counts = _csv(predictor.labels, itertools.chain(predictions, missing))
     if not counts.done:
-        raise DataError(f"None of the {len(paths)} images could be read; the first: {counts.skipped[0][1]}")
+        raise DataError(
+            f"None of the {len(paths) + len(unmatched)} images could be read; the first: {counts.skipped[0][1]}"
+        )
     write_text(out, text)
     return counts
 

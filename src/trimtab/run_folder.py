@@ -198,10 +198,11 @@ def _is_ours(path: Path) -> bool:
 
 
 def _to_remove(path: Path) -> list[str]:
-    """What a new run removes, in this order; the old record is not removed but replaced, in one step."""
-    # What shows that the folder is ours goes last, so that a kill midway leaves one that may still be replaced.
+    """What a new run removes, in this order."""
+    # What shows that the folder is ours goes last, so that a kill midway leaves one that may still be replaced;
+    # a record is not removed at all, but replaced in one step.
     proof = _proof(path)
-    return sorted((name for name in _OURS if name != RUN), key=lambda name: name == proof)
+    return [name for name in _OURS if name != proof] + ([proof] if proof not in (None, RUN) else [])
 
 
 def _proof(path: Path) -> str | None:

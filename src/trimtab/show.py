@@ -62,10 +62,7 @@ def _text(key: str, value: Any) -> str:
     if value and (table or isinstance(value, Mapping)):
         return f"{len(value)} entries, see --json"
     if isinstance(value, (list, tuple, Mapping)):
-        shown = [
-            f"[{_text(key, entry)}]" if isinstance(entry, (list, tuple)) else _text(key, entry)
-            for entry in list(value)[:_MANY]
-        ]
+        shown = [_entry(key, entry) for entry in list(value)[:_MANY]]
         rest = f", ... ({len(value)} in all)" if len(value) > _MANY else ""
         return (", ".join(shown) + rest) or "none"
     if key.endswith("seconds"):
@@ -75,3 +72,10 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _entry(key: str, value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{_text(key, value)}]"
+    # With a comma of its own, a name would look like two.
+    return repr(value) if isinstance(value, str) and "," in value else _text(key, value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.data import list_images
+from trimtab.data import find_images, list_images
 from trimtab.errors import DataError
 
 
@@ -39,7 +39,14 @@ def test_each_image_once(photos: Path) -> None:
     assert listed("photos/b/000.png", photos / "photos/b", "./photos/b/*.png") == ["photos/b/000.png"]
 
 
-@pytest.mark.parametrize("pattern", ["photos/*.jpg", "nowhere", "photos/.hidden/none", "photos/*.txt"])
+def test_what_matches_nothing_is_named_beside_the_rest() -> None:
+    images, unmatched = find_images(["photos/b", "gone.png", "photos/*.jpg"])
+    assert [path.as_posix() for path in images] == ["photos/b/000.png"]
+    assert list(unmatched) == ["gone.png", "photos/*.jpg"]
+    assert unmatched["gone.png"].startswith("'gone.png' matches no image")
+
+
+@pytest.mark.parametrize("pattern", ["", "photos/*.jpg", "nowhere", "photos/.hidden/none", "photos/*.txt"])
 def test_nothing_matched(pattern: str) -> None:
     with pytest.raises(DataError, match="matches no image") as caught:
         listed("photos", pattern)

@@ -192,6 +192,15 @@ def test_too_many_pixels(tmp_path: Path, picture: Picture, monkeypatch: pytest.M
         plain().read(saved(picture(20, 20), tmp_path / "image.png"))
 
 
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
+def test_a_thin_line_is_refused_where_its_shape_would_be_kept(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = saved(Image.new("RGB", size), tmp_path / "line.png")
+    with pytest.raises(DataError, match=r"line\.png cannot be read: it is \d+ pixels high and \d+ wide"):
+        plain(resize="shorter").read(path)
+    assert plain(resize="squash").read(path).shape == (3, 8, 8)
+    assert plain(resize="shorter").from_image(Image.new("RGB", (10, 1000))).shape == (3, 8, 8)
+
+
 def test_an_open_image_reads_as_its_file(tmp_path: Path, picture: Picture) -> None:
     image = picture(30, 20)
     assert torch.equal(plain().from_image(image), plain().read(saved(image, tmp_path / "image.png")))

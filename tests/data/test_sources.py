@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from trimtab.data import (
     ImageSet,
     TrainingData,
+    named_splits,
     open_split,
     open_training,
     stratified_split,
@@ -287,6 +288,19 @@ def test_empty_class_folder(tmp_path: Path, class_folders: Folders) -> None:
         open_training(class_folders(tmp_path, counts))
 
 
+def test_a_class_named_as_a_split(tmp_path: Path, class_folders: Folders) -> None:
+    class_folders(tmp_path, {"train": 2, "bus": 2})
+    with pytest.raises(DataError, match=r"train has no class folders; .*, or rename 'train' if it is a class itself"):
+        open_training(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "message"), [(b" d", "blanks around it"), (b"d\xe9", "not UTF-8")])
+def test_class_names_that_do_not_come_back(tmp_path: Path, class_folders: Folders, name: bytes, message: str) -> None:
+    class_folders(tmp_path, {"a": 2, os.fsdecode(name): 2})
+    with pytest.raises(DataError, match=message):
+        open_training(tmp_path)
+
+
 def test_class_in_val_that_train_lacks(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path / "train", {"cat": 2, "dog": 2})
     class_folders(tmp_path / "val", {"cats": 2})
@@ -357,8 +371,10 @@ def test_open_split_takes_a_test_folder_alone(tmp_path: Path, class_folders: Fol
 def test_open_split_of_plain_class_folders(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path, {"a": 1, "b": 0})
     assert len(open_split(tmp_path, "all", ["a", "b"])) == 1
-    with pytest.raises(DataError, match=r"no 'test' split.*use the split 'all'"):
+    with pytest.raises(DataError, match=r"no 'test' split; --split all measures on all images, also those trained on"):
         open_split(tmp_path, "test", ["a", "b"])
+    with pytest.raises(DataError, match=r"no 'val' split.*use the split 'all'"):
+        open_split(tmp_path, "val", ["a", "b"])
 
 
 def test_open_split_of_a_csv(photos: Path) -> None:
@@ -368,8 +384,61 @@ def test_open_split_of_a_csv(photos: Path) -> None:
     assert len(open_split(table, "all", ["a", "b"])) == 3
     plain = write_csv(photos / "plain.csv", "path,label", "photos/p/000.png,a")
     assert len(open_split(plain, "all", ["a", "b"])) == 1
-    with pytest.raises(DataError, match="no 'split' column"):
+    with pytest.raises(DataError, match="no 'test' split; --split all"):
         open_split(plain, "test", ["a", "b"])
+    with pytest.raises(DataError, match="no 'split' column"):
+        open_split(plain, "val", ["a", "b"])
+
+
+@pytest.mark.parametrize("layout", ["flat", "train", "csv", "csv of train and test"])
+def test_a_made_split_stands_in_where_the_data_names_none(photos: Path, class_folders: Folders, layout: str) -> None:
+    rows = [f"photos/p/{number:03}.png,{'ab'[number % 2]}" for number in range(8)]
+    data = {
+        "flat": lambda: class_folders(photos / "flat", {"a": 4, "b": 4}),
+        "train": lambda: class_folders(photos / "data" / "train", {"a": 4, "b": 4}).parent,
+        "csv": lambda: write_csv(photos / "labels.csv", "path,label", *rows),
+        "csv of train and test": lambda: write_csv(
+            photos / "labels.csv",
+            "path,label,split",
+            *(f"{row},{'train' if row < rows[6] else 'test'}" for row in rows),
+        ),
+    }[layout]()
+    training, made = open_training(data), photos / "split.csv"
+    write_split(made, training)
+    assert open_split(data, "validation", ("a", "b"), made=made) == training.val
+    assert open_split(data, "train", ("a", "b"), made=made) == training.train
+    if "test" not in named_splits(data):
+        with pytest.raises(DataError, match="no 'test' split; measure on the held-out validation images with --split"):
+            open_split(data, "test", ("a", "b"), made=made)
+    made.unlink()
+    with pytest.raises(DataError, match=r"no 'val' split|no images in its 'val' split"):
+        open_split(data, "val", ("a", "b"), made=made)
+
+
+def test_a_made_split_is_of_its_own_data_only(tmp_path: Path, class_folders: Folders) -> None:
+    made = tmp_path / "split.csv"
+    write_split(made, open_training(class_folders(tmp_path / "one", {"a": 4, "b": 4})))
+    other = class_folders(tmp_path / "two", {"a": 4, "b": 4})
+    with pytest.raises(DataError, match=r"two has no 'val' split, and .*split\.csv was made of other images"):
+        open_split(other, "val", ("a", "b"), made=made)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    assert len(open_split(tmp_path / "link", "val", ("a", "b"), made=made)) == 2
+
+
+def test_given_validation_images_come_before_a_made_split(tmp_path: Path, class_folders: Folders) -> None:
+    made = tmp_path / "split.csv"
+    write_split(made, open_training(class_folders(tmp_path / "data" / "train", {"a": 4, "b": 4})))
+    class_folders(tmp_path / "data" / "val", {"a": 1, "b": 2})
+    assert len(open_split(tmp_path / "data", "val", ("a", "b"), made=made)) == 3
+
+
+def test_the_splits_that_data_names(photos: Path, class_folders: Folders) -> None:
+    for folder in ("training", "test"):
+        class_folders(photos / "data" / folder, {"a": 1, "b": 1})
+    table = write_csv(photos / "labels.csv", "path,label,split", "a.png,a,valid", "b.png,b,train")
+    assert named_splits(photos / "data") == {"train", "test"}
+    assert named_splits(table) == {"train", "val"}
+    assert named_splits(write_csv(photos / "labels.csv", "path,label", "a.png,a")) == set()
 
 
 def test_open_split_errors(tmp_path: Path, class_folders: Folders) -> None:
@@ -377,7 +446,7 @@ def test_open_split_errors(tmp_path: Path, class_folders: Folders) -> None:
     class_folders(tmp_path / "val", {"a": 0})
     with pytest.raises(ConfigError, match="split is 'tset'"):
         open_split(tmp_path, "tset", ["a", "b"])
-    with pytest.raises(DataError, match="no 'test' split, only 'train', 'val'"):
+    with pytest.raises(DataError, match="no 'test' split; measure on the held-out validation images with --split val"):
         open_split(tmp_path, "test", ["a", "b"])
     with pytest.raises(DataError, match="no images in its 'val' split"):
         open_split(tmp_path, "val", ["a", "b"])
@@ -406,6 +475,17 @@ def test_a_written_split_reads_the_same(
     assert open_split(table, "val", data.val.classes) == again.val
 
 
+def test_names_of_files_need_not_be_utf8(tmp_path: Path, class_folders: Folders) -> None:
+    class_folders(tmp_path / "data", {"a": 2, "b": 2})
+    for label in ("a", "b"):
+        (tmp_path / "data" / label / "000.png").rename(tmp_path / "data" / label / os.fsdecode(b"\xe9.png"))
+    data, table = open_training(tmp_path / "data"), tmp_path / "split.csv"
+    write_split(table, data)
+    assert b"\xe9.png" in table.read_bytes()
+    again = open_training(table)
+    assert (again.train, again.val) == (data.train, data.val)
+
+
 def test_a_split_is_written_whole_or_not_at_all(
     tmp_path: Path, class_folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,10 +493,10 @@ def test_a_split_is_written_whole_or_not_at_all(
     table = tmp_path / "split.csv"
     table.write_text("as it was")
 
-    def full(path: Path, text: str, **_: object) -> None:
+    def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(TrainingError, match="the disk is full"):
         write_split(table, data)
     assert table.read_text() == "as it was"

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pytest
 
 from trimtab import methods
 from trimtab.errors import ConfigError
-from trimtab.methods import METHODS, configure, method_of, paper_recipe
+from trimtab.methods import METHODS, _Methods, configure, method_of, paper_preprocessing, paper_recipe
+from trimtab.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -49,14 +52,52 @@ def test_configurations_are_names_of_the_package() -> None:
         _ = methods.NobodysConfig
 
 
-def test_another_packages_method_is_found_and_replaces_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Point:
-        def __init__(self, name: str, value: str) -> None:
-            self.name, self.value = name, value
+class Point:
+    def __init__(self, name: str, value: str) -> None:
+        self.name, self.value = name, value
 
-    points = [Point("theirs", "trimtab.methods.linear:Linear"), Point("vpt", "trimtab.methods.linear:Linear")]
+
+class Theirs:
+    """Another package's method, as far as the registry looks at it."""
+
+    name = "theirs"
+    paper_recipes: ClassVar = {"theirs": Recipe(lr=7.0)}
+    paper_preprocessing: ClassVar[dict[str, Any]] = {}
+
+    class Config:
+        pass
+
+
+def registered(monkeypatch: pytest.MonkeyPatch, **places: str) -> _Methods:
+    points = [Point(name, place) for name, place in places.items()]
     monkeypatch.setattr(methods, "entry_points", lambda group: points)
-    registry = methods._Methods()
-    assert list(registry) == ["theirs", "vpt", "linear", "ship"]
-    assert registry["theirs"].__name__ == "Linear"
+    monkeypatch.setattr(methods, "METHODS", registry := _Methods())
+    return registry
+
+
+def test_another_packages_method_is_found_and_replaces_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = registered(monkeypatch, theirs=f"{__name__}:Theirs", vpt="trimtab.methods.linear:Linear")
+    assert list(registry) == ["linear", "vpt", "ship", "theirs"]
+    assert registry["theirs"].__name__ == "Theirs"
     assert registry["vpt"].__name__ == "VPT"
+    assert method_of(Theirs.Config()) is registry["theirs"]
+    assert paper_recipe("theirs").lr == 7.0
+
+
+BROKEN = {
+    "no_such_package:Theirs": r"'theirs' of no_such_package:Theirs cannot be imported \(No module named",
+    "trimtab.methods.linear:Nobody": r"'theirs' of trimtab\.methods\.linear:Nobody cannot be imported \(.*Nobody",
+    "trimtab.methods.linear:Linear": r"'theirs' of trimtab\.methods\.linear:Linear calls itself 'linear'",
+}
+
+
+@pytest.mark.parametrize("place", BROKEN)
+def test_a_broken_package_is_told_and_spoils_nothing_else(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    registry = registered(monkeypatch, theirs=place)
+    with pytest.raises(ConfigError, match=BROKEN[place]):
+        registry["theirs"]
+    assert method_of(configure("vpt")).__name__ == "VPT"
+    assert paper_recipe("vpt").lr > 0
+    assert "vpt" in paper_preprocessing()
+    with pytest.raises(AttributeError):
+        _ = methods.NobodysConfig

@@ -133,9 +133,7 @@ def _class_folders(path: Path, notes: list[str], *, allow_empty: bool) -> list[F
     folders, loose = _scan(path)
     if not folders:
         rename = f", or rename {path.name!r} if it is a class itself" if path.name.lower() in SPLIT_WORDS else ""
-        raise DataError(
-            f"{path} has no class folders; put the images of each class into a folder of its own{rename}."
-        )
+        raise DataError(f"{path} has no class folders; put the images of each class into a folder of its own{rename}.")
     found: list[Found] = []
     beside = [file for file in loose if _is_image(file)]
     other = [file for file in loose if not _is_image(file)]
@@ -181,6 +179,8 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
 def _matches(pattern: str) -> list[Path]:
     path = Path(pattern)
+    if not pattern:  # a variable of a shell that is not set; Path takes it for this folder
+        return []
     if path.is_dir():
         return [file for file in _walk(path) if _is_image(file)]
     if path.exists():

@@ -41,6 +41,11 @@ class Reading:
     notes: list[str]
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name is text, and not bytes that Python could only carry along."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def some(names: Collection[str], count: int = 3) -> str:
     """The first names in quotes, and how many more there are."""
     shown = ", ".join(repr(name) for name in list(names)[:count])

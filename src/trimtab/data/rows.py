@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.data.found import SPLIT_WORDS, Found, Reading
+from trimtab.data.found import SPLIT_WORDS, Found, Reading, is_utf8
 from trimtab.errors import DataError, nearest
 
 
@@ -54,6 +54,8 @@ def _read_rows(path: Path) -> list[_Row]:
     for number, cells in lines:
         row = dict(zip(header, cells, strict=False))
         split = _split_of(row["split"], path, number) if "split" in row else None
+        if not is_utf8(row["label"]):
+            raise DataError(f"{path}, row {number}: the label {row['label']!r} is not UTF-8; save it as CSV in UTF-8.")
         rows.append(_Row(number, row["path"], row["label"], split))
         earlier = first.setdefault(os.path.normpath(row["path"]), number)
         if earlier != number and row["path"]:
@@ -67,7 +69,7 @@ def _read_rows(path: Path) -> list[_Row]:
 def _read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The column names, and the numbered rows that are not blank, filled up to all columns."""
     try:
-        # Names of files need not be UTF-8; labels must be, and are checked where they become classes.
+        # Names of files need not be UTF-8; labels must be, and are checked below.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file)]
     except (OSError, csv.Error) as error:

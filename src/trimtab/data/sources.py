@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.data.folders import folder_splits, split_folder, training_folders
-from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found
+from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, is_utf8
 from trimtab.data.rows import row_splits, split_rows, training_rows
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.files import write_text
@@ -216,8 +216,8 @@ def _check_classes(path: Path, classes: Sequence[str]) -> None:
     for name in classes:
         if name != name.strip():
             raise DataError(f"{path} has a class named {name!r}, with blanks around it; rename it without them.")
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise DataError(f"{path} has a class named {name!r}, which is not UTF-8; rename it, or save it as UTF-8.")
+        if not is_utf8(name):
+            raise DataError(f"{path} has a class named {name!r}, which is not UTF-8; rename it.")
 
 
 def _split_note(held: int, total: int, fraction: float, seed: int) -> str:
