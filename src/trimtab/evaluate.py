@@ -34,8 +34,6 @@ from trimtab.progress import Progress
 from trimtab.run_folder import SPLIT
 from trimtab.tasks import classification_metrics
 
-Picture = "str | Path | Image.Image"
-
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
