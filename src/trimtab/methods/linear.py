@@ -23,7 +23,7 @@ class Linear(Method[LinearConfig]):
 
     name = "linear"
     Config = LinearConfig
-    recipe = Recipe(lr=1e-2)
+    recipe = Recipe(lr=3e-3)
     touches_blocks = False
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:

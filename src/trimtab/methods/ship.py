@@ -195,7 +195,7 @@ class SHIP(Method[SHIPConfig]):
 
     name = "ship"
     Config = SHIPConfig
-    recipe = Recipe(lr=5e-3, epochs=20, warmup_epochs=3)
+    recipe = Recipe(lr=2e-3, epochs=15, warmup_epochs=3)
     paper_recipes = {
         "ship": Recipe(
             lr=1e-3,

@@ -63,7 +63,7 @@ class VPT(Method[VPTConfig]):
 
     name = "vpt"
     Config = VPTConfig
-    recipe = Recipe(lr=5e-3, epochs=20, warmup_epochs=3)
+    recipe = Recipe(lr=1.5e-3, epochs=15, warmup_epochs=3)
     paper_recipes = {
         "vpt": Recipe(
             optimizer="sgd",
