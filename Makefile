@@ -4,9 +4,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Two workers with one thread each: results do not depend on it, and a small machine stays usable.
-export OMP_NUM_THREADS := 1
-
 .PHONY: env .venv test lint format demo clean
 
 .venv: env
@@ -24,6 +21,8 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two workers with one thread each.
+test: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/python -m pytest -n 2
 

@@ -1,4 +1,4 @@
-"""The main job in about two minutes: tune one frozen backbone three ways on real handwritten digits.
+"""The main job in a few minutes: tune one frozen backbone three ways on real handwritten digits.
 
 Takes scikit-learn's digits, and ViT-Tiny's weights from ../shared, from timm's download, or (said plainly) none.
 """
