@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import timm.models
 import torch
@@ -88,8 +89,7 @@ def _load(model: Any, name: str, path: Path) -> None:
         raise BackboneError(f"Weights file {path.name!r} ends in {path.suffix!r}; use one of {', '.join(_SUFFIXES)}.")
     try:
         if path.suffix == ".npz":
-            # numpy leaves a truncated file open.
-            zipfile.ZipFile(path).close()
+            _check_npz(path)
             model.load_pretrained(str(path))
             return
         state = timm.models.load_state_dict(str(path), weights_only=True)
@@ -120,6 +120,14 @@ def _load(model: Any, name: str, path: Path) -> None:
             f"({', '.join(missing[:3]) or '-'}), {len(unexpected)} unknown ({', '.join(unexpected[:3]) or '-'}). "
             "Name the model that the file was saved from."
         )
+
+
+def _check_npz(path: Path) -> None:
+    """Read every array once: timm and numpy leave a file open that is truncated or holds pickled code."""
+    zipfile.ZipFile(path).close()
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            _ = arrays[name]
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:
