@@ -239,27 +239,79 @@ class TestBypass:
 
 
 class TestWeights:
-    """Parameters swapped for one call."""
+    """Parameters swapped for one stream."""
 
-    @pytest.mark.parametrize("name", ["attn.qkv.weight", "attn.proj.bias", "mlp.fc1.weight", "norm2.weight"])
-    def test_swap_is_the_block_edited(self, fresh: Backbone, name: str) -> None:
-        stream, prompts = fresh.embed(images_for(fresh)), torch.randn(4, 48)
-        value = torch.randn_like(fresh.model.blocks[1].get_parameter(name))
-        swapped = fresh.block(1, stream, context=prompts, weights={name: value}).tokens
-        fresh.model.blocks[1].get_parameter(name).copy_(value)
-        torch.testing.assert_close(swapped, fresh.block(1, stream, context=prompts).tokens, **CLOSE)
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_swapping_any_is_the_model_edited(self, family: str) -> None:
+        swapped, edited = shared_backbone(family), FAMILIES[family].backbone()
+        images = images_for(swapped)
+        generator = torch.Generator().manual_seed(1)
+        for name, value in swapped.named_weights().items():
+            other = value + torch.randn(value.shape, generator=generator) * 0.3
+            parameter = edited.model.get_parameter(name)
+            parameter.data.copy_(other)
+            expected = _through(edited, images, {})
+            torch.testing.assert_close(_through(swapped, images, {name: other}), expected, **CLOSE)
+            parameter.data.copy_(value)
 
-    def test_swap_leaves_the_block_as_it_is(self, fresh: Backbone) -> None:
+    def test_prompts_take_the_swapped_weights_too(self, fresh: Backbone) -> None:
+        value = torch.randn_like(fresh.model.blocks[1].attn.qkv.weight)
+        prompts, images = torch.randn(4, 48), images_for(fresh)
+        stream = fresh.embed(
+            images, weights={"blocks.1.attn.qkv.weight": value, "blocks.1.norm1.weight": torch.ones(48)}
+        )
+        swapped = fresh.block(1, stream, context=prompts).tokens
+        bypassed = fresh.bypass(1, prompts[None], stream)
+        fresh.model.blocks[1].attn.qkv.weight.copy_(value)
+        fresh.model.blocks[1].norm1.weight.fill_(1.0)
+        plain = fresh.embed(images)
+        torch.testing.assert_close(swapped, fresh.block(1, plain, context=prompts).tokens, **CLOSE)
+        torch.testing.assert_close(bypassed, fresh.bypass(1, prompts[None], plain), **CLOSE)
+
+    def test_swap_leaves_the_model_as_it_is(self, fresh: Backbone) -> None:
         before = copy.deepcopy(fresh.state_dict())
-        value = torch.zeros_like(fresh.model.blocks[0].attn.qkv.weight)
-        fresh.block(0, fresh.embed(images_for(fresh)), weights={"attn.qkv.weight": value})
+        _through(fresh, images_for(fresh), {k: torch.zeros_like(v) for k, v in fresh.named_weights().items()})
         torch.testing.assert_close(fresh.state_dict(), before, rtol=0, atol=0)
 
     def test_gradient_flows_into_the_swapped_weights(self, plain: Backbone) -> None:
-        value = plain.model.blocks[0].attn.qkv.weight.clone().requires_grad_()
-        left = plain.block(0, plain.embed(images_for(plain)), weights={"attn.qkv.weight": value})
-        left.tokens.sum().backward()
-        assert value.grad.abs().sum() > 0
+        names = ("blocks.0.attn.qkv.weight", "pos_embed", "patch_embed.proj.weight", "norm.weight")
+        values = {name: plain.model.get_parameter(name).detach().clone().requires_grad_() for name in names}
+        _through(plain, images_for(plain), values).sum().backward()
+        for name, value in values.items():
+            assert value.grad is not None, name
+            assert value.grad.abs().sum() > 0, name
+
+    def test_layers_hold_all_weights_but_those_of_tokens(self, plain: Backbone) -> None:
+        rest = {name for name in plain.named_weights() if name.rpartition(".")[0] not in plain.named_layers()}
+        assert rest == {"cls_token", "pos_embed"}
+        assert "head" not in plain.named_layers()
+
+
+class TestBesideMLP:
+    """A branch beside the MLP."""
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_is_added_and_sees_what_the_mlp_sees(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        stream = backbone.embed(images_for(backbone)).with_prompts(torch.randn(3, backbone.width))
+        seen = []
+
+        def branch(x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return x * 0.5
+
+        plain, beside = backbone.block(0, stream), backbone.block(0, stream, beside_mlp=branch)
+        both = torch.cat([plain.tokens, plain.prompts], 1)
+        torch.testing.assert_close(torch.cat([beside.tokens, beside.prompts], 1), both + seen[0] * 0.5, **CLOSE)
+        # The residual stream between attention and MLP, for tokens and prompts.
+        assert seen[0].shape == both.shape
+
+
+def _through(backbone: Backbone, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    stream = backbone.embed(images, weights=weights)
+    for i in range(backbone.depth):
+        stream = backbone.block(i, stream)
+    return backbone.pool(stream)
 
 
 class TestSaliency:

@@ -12,8 +12,8 @@ Shapes: B images, K prefix tokens, N patches, T = K + N tokens, P prompts, D wid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import timm
 import timm.data
@@ -35,50 +35,76 @@ from trimtab.stream import Attend, AttentionInputs, Context, KeysValues, Stream,
 _ATTENTION_ROPE = getattr(timm.layers, "AttentionRope", EvaAttention)
 
 
-class _OpenBlock(nn.Module):
-    """One pre-norm timm block as a function of tokens, full prompts and context."""
+BesideMLP: TypeAlias = Callable[[Tensor], Tensor]
 
-    block: Any
 
-    def __init__(self, block: nn.Module) -> None:
+class _Opened(nn.Module):
+    """A timm module whose parts are run as calls of it, so that its parameters can be swapped."""
+
+    inside: Any
+
+    def __init__(self, inside: nn.Module) -> None:
         super().__init__()
-        self.block = block
+        self.inside = inside
 
-    def forward(
-        self,
-        tokens: Tensor,
-        prompts: Tensor,
-        rope: Tensor | None,
-        context: Context | None,
-        attend: Attend,
-        pooled: slice | None,
-        keep: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        block, attn = self.block, self.block.attn
-        x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
-        normed = block.norm1(x)
-        queries, own = _heads(attn, normed, rope, tokens.shape[1])
-        inputs = AttentionInputs(queries, own, self.context(context), num_tokens=tokens.shape[1], scale=attn.scale)
-        attended = attend(inputs).transpose(1, 2).flatten(2)
-        x = _residuals(block, x, normed, attended, keep)
-        return x, None if pooled is None else _pooled_logits(inputs, pooled)
+    def forward(self, part: Callable[..., Any], *arguments: Any) -> Any:
+        return part(self.inside, *arguments)
 
-    def context(self, context: Context | None) -> KeysValues | None:
-        parts = [context] if isinstance(context, (Tensor, KeysValues)) else context
-        if not parts:
-            return None
-        return KeysValues.join([p if isinstance(p, KeysValues) else self.keys_values(p) for p in parts])
-
-    def keys_values(self, prompts: Tensor) -> KeysValues:
-        batched = prompts if prompts.ndim == 3 else prompts[None]
-        return _keys_values(self.block.attn, self.block.norm1(batched))
-
-    def bypass(self, prompts: Tensor, keep: tuple[Tensor, Tensor] | None) -> Tensor:
-        normed = self.block.norm1(prompts)
-        return _residuals(self.block, prompts, normed, normed, keep)
+    def run(self, weights: Mapping[str, Tensor], part: Callable[..., Any], *arguments: Any) -> Any:
+        """``part`` of the module, with ``weights`` in place of its own by their names."""
+        if not weights:
+            return part(self.inside, *arguments)
+        named = {f"inside.{name}": value for name, value in weights.items()}
+        return functional_call(self, named, (part, *arguments))
 
 
-def _residuals(block: Any, x: Tensor, normed: Tensor, attended: Tensor, keep: tuple[Tensor, Tensor] | None) -> Tensor:
+def _run_block(
+    block: Any,
+    tokens: Tensor,
+    prompts: Tensor,
+    rope: Tensor | None,
+    context: Context | None,
+    attend: Attend,
+    pooled: slice | None,
+    keep: tuple[Tensor, Tensor] | None,
+    beside_mlp: BesideMLP | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One pre-norm block as a function of tokens, full prompts and context."""
+    attn = block.attn
+    x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
+    normed = block.norm1(x)
+    queries, own = _heads(attn, normed, rope, tokens.shape[1])
+    inputs = AttentionInputs(queries, own, _join(block, context), num_tokens=tokens.shape[1], scale=attn.scale)
+    attended = attend(inputs).transpose(1, 2).flatten(2)
+    x = _residuals(block, x, normed, attended, keep, beside_mlp)
+    return x, None if pooled is None else _pooled_logits(inputs, pooled)
+
+
+def _join(block: Any, context: Context | None) -> KeysValues | None:
+    parts = [context] if isinstance(context, (Tensor, KeysValues)) else context
+    if not parts:
+        return None
+    return KeysValues.join([p if isinstance(p, KeysValues) else _prompt_keys_values(block, p) for p in parts])
+
+
+def _prompt_keys_values(block: Any, prompts: Tensor) -> KeysValues:
+    batched = prompts if prompts.ndim == 3 else prompts[None]
+    return _keys_values(block.attn, block.norm1(batched))
+
+
+def _bypass(block: Any, prompts: Tensor, keep: tuple[Tensor, Tensor] | None) -> Tensor:
+    normed = block.norm1(prompts)
+    return _residuals(block, prompts, normed, normed, keep)
+
+
+def _residuals(
+    block: Any,
+    x: Tensor,
+    normed: Tensor,
+    attended: Tensor,
+    keep: tuple[Tensor, Tensor] | None,
+    beside_mlp: BesideMLP | None = None,
+) -> Tensor:
     """The block from the softmax core's output on: projection, layer scale, residuals, MLP."""
     attn = block.attn
     if getattr(attn, "norm", None) is not None:
@@ -88,8 +114,9 @@ def _residuals(block: Any, x: Tensor, normed: Tensor, attended: Tensor, keep: tu
     update = _layer_scale(block, 1, attn.proj(attended))
     x = x + (update if keep is None else update * keep[0])
     update = _layer_scale(block, 2, block.mlp(block.norm2(x)))
+    beside = None if beside_mlp is None else beside_mlp(x)
     x = x + (update if keep is None else update * keep[1])
-    return x
+    return x if beside is None else x + beside
 
 
 def _layer_scale(block: Any, which: int, update: Tensor) -> Tensor:
@@ -196,7 +223,8 @@ class Backbone(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         # Kept out of the module tree: the same parameters must not be listed twice.
-        self._blocks = tuple(_OpenBlock(block).eval() for block in self.model.blocks)
+        self._blocks = tuple(_Opened(block).eval() for block in self.model.blocks)
+        self._whole = (_Opened(self.model).eval(),)
         self._fingerprint: str | None = None
 
     @property
@@ -212,7 +240,7 @@ class Backbone(nn.Module):
     @property
     def num_heads(self) -> int:
         """H, attention heads in a block."""
-        return int(self._blocks[0].block.attn.num_heads)
+        return int(self._blocks[0].inside.attn.num_heads)
 
     @property
     def num_features(self) -> int:
@@ -307,8 +335,16 @@ class Backbone(nn.Module):
         """Stay in eval mode: a frozen backbone drops nothing."""
         return super().train(False)
 
-    def embed(self, images: Tensor, *, noise: Noise | None = None) -> Stream:
+    def embed(
+        self, images: Tensor, *, noise: Noise | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> Stream:
         """Images (B, 3, height, width), normalised, to the sequence before block 0.
+
+        Args:
+            images: What is to be looked at.
+            noise: Where random numbers come from in training.
+            weights: Tensors to use, from here to :meth:`pool`, in place of the backbone's own parameters, by
+                timm's names (:meth:`named_weights` has them).
 
         Raises:
             BackboneError: If the images have another size than the backbone.
@@ -319,10 +355,8 @@ class Backbone(nn.Module):
                 f"Images are {images.shape[-2]}x{images.shape[-1]} but {self.name!r} takes "
                 f"{self.image_size[0]}x{self.image_size[1]}; resize them or call set_image_size."
             )
-        embedded = model._pos_embed(model.patch_embed(images))
-        tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
-        if getattr(model, "norm_pre", None) is not None:
-            tokens = model.norm_pre(tokens)
+        weights = weights or {}
+        tokens, rope = self._outside(_embed, images, weights)
         patch = self.patch_size
         return Stream(
             tokens=tokens,
@@ -330,7 +364,31 @@ class Backbone(nn.Module):
             grid_size=(-(-images.shape[-2] // patch[0]), -(-images.shape[-1] // patch[1])),
             rope=rope,
             noise=noise or Noise(),
+            weights=weights,
         )
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The backbone's own parameters by timm's names, without those of timm's classifier."""
+        skip = tuple(f"{name}." for name in classifier_names(self.model))
+        return {name: value for name, value in self.model.named_parameters() if not name.startswith(skip)}
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Linear layers, norms and convolutions by timm's names, without timm's classifier."""
+        skip = classifier_names(self.model)
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(getattr(module, "weight", None), nn.Parameter) and name not in skip
+        }
+
+    def _outside(self, part: Callable[..., Any], x: Tensor, weights: Mapping[str, Tensor]) -> Any:
+        outside = {name: value for name, value in weights.items() if not name.startswith("blocks.")}
+        return self._whole[0].run(outside, part, x)
+
+    def _inside(self, i: int, part: Callable[..., Any], weights: Mapping[str, Tensor], *arguments: Any) -> Any:
+        before = f"blocks.{i}."
+        own = {name[len(before) :]: value for name, value in weights.items() if name.startswith(before)}
+        return self._blocks[i].run(own, part, *arguments)
 
     def block(
         self,
@@ -339,7 +397,7 @@ class Backbone(nn.Module):
         *,
         context: Context | None = None,
         attend: Attend = softmax_attention,
-        weights: Mapping[str, Tensor] | None = None,
+        beside_mlp: BesideMLP | None = None,
         saliency: bool = False,
         drop_path: float = 0.0,
     ) -> Stream:
@@ -351,8 +409,8 @@ class Backbone(nn.Module):
             context: Prompts that are attended to and do not attend: tensors (P, D), (1, P, D) or (B, P, D)
                 at the block's input, :class:`KeysValues`, or a sequence of these.
             attend: Replaces the softmax core.
-            weights: Parameters to use in place of the block's own for this call, by their name in the block
-                (``"attn.qkv.weight"``).
+            beside_mlp: Maps the sequence (B, T + P, D) before the MLP and its norm to what is added to it besides
+                the MLP's output.
             saliency: Also compute the pooled tokens' row of logits, into ``Stream.saliency``.
             drop_path: Probability of dropping each of the two residual branches for an image.
         """
@@ -361,12 +419,8 @@ class Backbone(nn.Module):
             rope = rope[i]
         keep = self._keep(stream.noise, drop_path, stream.tokens, per_image=True)
         pooled = self.pooled_tokens if saliency else None
-        arguments = (stream.tokens, stream.prompts, rope, context, attend, pooled, keep)
-        if weights is None:
-            x, logits = self._blocks[i](*arguments)
-        else:
-            named = {f"block.{name}": value for name, value in weights.items()}
-            x, logits = functional_call(self._blocks[i], named, arguments)
+        arguments = (stream.tokens, stream.prompts, rope, context, attend, pooled, keep, beside_mlp)
+        x, logits = self._inside(i, _run_block, stream.weights, *arguments)
         tokens = stream.tokens.shape[1]
         return stream.replace(tokens=x[:, :tokens], prompts=x[:, tokens:], saliency=logits)
 
@@ -387,7 +441,8 @@ class Backbone(nn.Module):
         """
         per_image = prompts.shape[0] > 1 if per_image is None else per_image
         keep = self._keep(stream.noise, drop_path, prompts, per_image=per_image)
-        return self._blocks[i].bypass(prompts, keep)
+        bypassed: Tensor = self._inside(i, _bypass, stream.weights, prompts, keep)
+        return bypassed
 
     def _keep(self, noise: Noise, rate: float, like: Tensor, *, per_image: bool) -> tuple[Tensor, Tensor] | None:
         if rate == 0.0:
@@ -402,7 +457,7 @@ class Backbone(nn.Module):
 
     def keys_values(self, i: int, prompts: Tensor) -> KeysValues:
         """Keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
-        return self._blocks[i].keys_values(prompts)
+        return _prompt_keys_values(self._blocks[i].inside, prompts)
 
     def feature(self, stream: Stream) -> Tensor:
         """(B, D): the mean of the tokens that pooling reads, as they leave a block (before the final norm)."""
@@ -410,18 +465,34 @@ class Backbone(nn.Module):
 
     def normalised(self, stream: Stream) -> Tensor:
         """(B, T, D): the tokens after timm's final norm."""
-        tokens: Tensor = self.model.norm(stream.tokens)
+        tokens: Tensor = self._outside(_norm, stream.tokens, stream.weights)
         return tokens
 
     def pool(self, stream: Stream) -> Tensor:
         """(B, num_features): what timm's own classifier would read. Prompts are never pooled."""
-        pooled: Tensor = self.model.forward_head(self.normalised(stream), pre_logits=True)
+        pooled: Tensor = self._outside(_norm_and_pool, stream.tokens, stream.weights)
         return pooled
 
     def grid(self, stream: Stream) -> Tensor:
         """(B, D, h, w): the normalised patch tokens in their places, without prefix tokens or prompts."""
         patches = self.normalised(stream)[:, self.num_prefix_tokens :]
         return patches.transpose(1, 2).reshape(patches.shape[0], -1, *stream.grid_size)
+
+
+def _embed(model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    embedded = model._pos_embed(model.patch_embed(images))
+    tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
+    if getattr(model, "norm_pre", None) is not None:
+        tokens = model.norm_pre(tokens)
+    return tokens, rope
+
+
+def _norm(model: Any, tokens: Tensor) -> Any:
+    return model.norm(tokens)
+
+
+def _norm_and_pool(model: Any, tokens: Tensor) -> Any:
+    return model.forward_head(model.norm(tokens), pre_logits=True)
 
 
 def reasons_not_to_open(model: Any) -> list[str]:

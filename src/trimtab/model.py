@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
@@ -52,10 +53,19 @@ class TunedModel(nn.Module):
 
     def run(self, images: Tensor, *, noise: Noise | None = None) -> Stream:
         """The stream as it leaves the last block."""
-        stream = self.backbone.embed(images, noise=noise)
+        stream = self.backbone.embed(images, noise=noise, weights=self.method.weights(self.backbone))
         for i in range(self.backbone.depth):
             stream = self.method.step(i, self.backbone, stream)
         return stream
+
+    def fold(self) -> TunedModel:
+        """This model for inference: what no image changes is computed now and stored.
+
+        Logits stay equal up to rounding. Shares backbone and head with this model; not for training.
+        """
+        with torch.no_grad():
+            method = self.method.fold(self.backbone)
+        return TunedModel(self.backbone, method, self.head).eval()
 
     def prepare(self, batches: Iterable[Tensor]) -> None:
         """Let the method look at training images (B, 3, height, width) before it is trained."""

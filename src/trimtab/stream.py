@@ -6,7 +6,7 @@ Shapes: B images, K prefix tokens, N patches, T = K + N tokens, P prompts, D wid
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -81,6 +81,8 @@ class Stream:
     """(B, H, T): logits of the pooled tokens' query in the block just run, if asked for."""
     memo: Any = None
     """The method's own carry, opaque to everyone else."""
+    weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Tensors used in place of the backbone's own parameters, by timm's names."""
     noise: Noise = dataclasses.field(default_factory=Noise)
     """Where random numbers come from in training."""
 

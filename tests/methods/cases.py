@@ -16,6 +16,7 @@ from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.methods.linear import LinearConfig
 from trimtab.methods.ship import SHIPConfig
+from trimtab.methods.svpt import SVPTConfig
 from trimtab.methods.vpt import VPTConfig
 from trimtab.model import TunedModel, build
 
@@ -73,6 +74,20 @@ def _sparse(depth: int) -> tuple[int, ...]:
     return tuple(range(0, depth, 2))
 
 
+def _svpt_parameters(config: SVPTConfig, backbone: Backbone) -> int:
+    links, width, tokens = backbone.depth - 1, backbone.width, config.num_prompts
+    total = backbone.depth * tokens * width + links * config.enhancement
+    if config.connection != "dynamic":
+        return total
+    looks = {"output": 1, "prompts": 2, "constant": 0}[config.gate_from]
+    biases = {"token": 1 if looks else tokens, "channel": width, "scalar": 1}[config.gate_shape]
+    return total + links * (looks * width + biases)
+
+
+def _svpt(**options: Any) -> Callable[[int], SVPTConfig]:
+    return lambda depth: SVPTConfig(**{"num_prompts": 3, "salient": 2, **options})
+
+
 CASES: dict[str, dict[str, Case]] = {
     "linear": {"plain": Case(lambda depth: LinearConfig(), _linear_parameters)},
     "vpt": {
@@ -97,11 +112,24 @@ CASES: dict[str, dict[str, Case]] = {
             _ship_parameters,
         ),
     },
+    "svpt": {
+        "default": Case(_svpt(), _svpt_parameters),
+        "outputs": Case(
+            _svpt(source="output", gate_shape="channel", form="additive", enhancement=False), _svpt_parameters
+        ),
+        "prompts": Case(_svpt(gate_from="prompts", strength=0.3), _svpt_parameters),
+        "constant": Case(_svpt(gate_from="constant", gate_shape="scalar", dropout=0.0), _svpt_parameters),
+        "constant-token": Case(_svpt(gate_from="constant", enhancement=False), _svpt_parameters),
+        "fixed": Case(
+            _svpt(connection="fixed", gate=0.3, salient=None, pairing="paired", strength=0.2), _svpt_parameters
+        ),
+    },
 }  # fmt: skip
 
 REFUSED: dict[str, list[Refusal]] = {
     "linear": [],
     "vpt": [],
+    "svpt": [Refusal(SVPTConfig(num_prompts=3, salient=17), "class-token", "17 salient patches")],
     "ship": [
         Refusal(SHIPConfig(hierarchy=(0, 3), prototypes=4), "class-token", "goes beyond its 3 blocks"),
         Refusal(SHIPConfig(end_block=4, prototypes=4), "class-token", "end_block 4"),

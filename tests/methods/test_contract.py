@@ -171,6 +171,15 @@ def test_micro_batches_draw_what_the_whole_batch_draws(model: TunedModel) -> Non
     torch.testing.assert_close((parts[0].loss + parts[1].loss) / 2, whole.loss, atol=1e-6, rtol=1e-5)
 
 
+def test_folded_is_unfolded(model: TunedModel) -> None:
+    images = images_for(model.backbone, count=3)
+    expected = model(images)
+    folded = model.fold()
+    torch.testing.assert_close(folded(images), expected, atol=1e-5, rtol=1e-5)
+    # Folding takes nothing from the model that was folded.
+    assert torch.equal(model(images), expected)
+
+
 def test_evaluation_draws_nothing(model: TunedModel) -> None:
     images = images_for(model.backbone)
     first, state = model(images), torch.get_rng_state()

@@ -24,6 +24,7 @@ _BUILT_IN = {
     "linear": "trimtab.methods.linear:Linear",
     "vpt": "trimtab.methods.vpt:VPT",
     "ship": "trimtab.methods.ship:SHIP",
+    "svpt": "trimtab.methods.svpt:SVPT",
 }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import abc
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -13,16 +12,16 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.recipe import Recipe
-from trimtab.stream import Stream
+from trimtab.stream import KeysValues, Stream
 
 ConfigT = TypeVar("ConfigT")
 
 
-class Method(nn.Module, abc.ABC, Generic[ConfigT]):
+class Method(nn.Module, Generic[ConfigT]):
     """A way of steering a frozen backbone.
 
     Owns its trainable tensors and never keeps the backbone. Subclasses are final: they set the class
-    variables and implement :meth:`step`; everything else has a default.
+    variables and override :meth:`step`, :meth:`weights` or both; everything else has a default.
 
     Args:
         config: The method's options.
@@ -74,9 +73,17 @@ class Method(nn.Module, abc.ABC, Generic[ConfigT]):
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
-    @abc.abstractmethod
+    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+        """Tensors to use in place of the backbone's own parameters, by timm's names; none by default."""
+        return {}
+
+    def fold(self, backbone: Backbone) -> Method[Any]:
+        """The trained method for inference, with everything computed that no image changes; itself by default."""
+        return self
+
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
-        """Run block ``i`` this method's way."""
+        """Run block ``i`` this method's way; untouched by default."""
+        return backbone.block(i, stream)
 
     def loss(self, stream: Stream) -> Tensor | None:
         """What the method adds to the task's loss, a mean over images; ``stream`` left the last block."""
@@ -85,6 +92,53 @@ class Method(nn.Module, abc.ABC, Generic[ConfigT]):
     def facts(self) -> dict[str, Any]:
         """What a reader of the saved model would like to know, JSON values."""
         return {}
+
+
+class Constants(Method[Any]):
+    """A method of which only constants are left: what :meth:`Method.fold` makes of one no image changes.
+
+    Args:
+        folded: The method that was folded.
+        backbone: What it tunes.
+        contexts: Keys and values that each block attends to besides the image's.
+        weights: Tensors in place of the backbone's own parameters, by timm's names.
+    """
+
+    def __init__(
+        self,
+        folded: Method[Any],
+        backbone: Backbone,
+        *,
+        contexts: Sequence[KeysValues | None] = (),
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(folded.config, backbone)
+        self.folded_from = folded.name
+        self._weights = tuple(weights or {})
+        for name, value in (weights or {}).items():
+            # Buffers move with the module; their names hold no dots.
+            self.register_buffer(_buffer(name), value.detach())
+        for i, context in enumerate(contexts):
+            if context is not None:
+                self.register_buffer(f"keys_{i}", context.keys.detach())
+                self.register_buffer(f"values_{i}", context.values.detach())
+
+    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+        """The stored tensors."""
+        return {name: getattr(self, _buffer(name)) for name in self._weights}
+
+    def context(self, i: int) -> KeysValues | None:
+        """The stored keys and values of block ``i``."""
+        keys = getattr(self, f"keys_{i}", None)
+        return None if keys is None else KeysValues(keys, getattr(self, f"values_{i}"))
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` with what is stored for it."""
+        return backbone.block(i, stream, context=self.context(i))
+
+
+def _buffer(name: str) -> str:
+    return "weight/" + name.replace(".", "/")
 
 
 def vpt_uniform_(prompts: Tensor, patch_size: tuple[int, int]) -> Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from trimtab.backbone import Backbone
 from trimtab.methods.base import Method
 from trimtab.recipe import Recipe
-from trimtab.stream import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +23,3 @@ class Linear(Method[LinearConfig]):
     Config = LinearConfig
     recipe = Recipe(lr=3e-3)
     touches_blocks = False
-
-    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
-        """Run block ``i`` untouched."""
-        return backbone.block(i, stream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Method, vpt_uniform_
+from trimtab.methods.base import Constants, Method, vpt_uniform_
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
@@ -107,6 +107,13 @@ class VPT(Method[VPTConfig]):
         if i == 0:
             stream = stream.with_prompts(self._inserted(0, stream))
         return backbone.block(i, stream)
+
+    def fold(self, backbone: Backbone) -> Method[Any]:
+        """Deep prompts as stored keys and values; shallow ones flow through the blocks and stay."""
+        if not self.config.deep:
+            return self
+        prompts: Tensor = self.projection(self.prompts)
+        return Constants(self, backbone, contexts=[backbone.keys_values(i, p) for i, p in enumerate(prompts)])
 
     def _inserted(self, i: int, stream: Stream) -> Tensor:
         """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""

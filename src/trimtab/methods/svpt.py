@@ -1,0 +1,250 @@
+"""Selective visual prompt tuning (SVPT), as far as it is known: our reading."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.choices import check_choices
+from trimtab.errors import ConfigError
+from trimtab.methods.base import Constants, Method, vpt_uniform_
+from trimtab.noise import drop
+from trimtab.recipe import Recipe
+from trimtab.stream import KeysValues, Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class SVPTConfig:
+    """Options of SVPT. All of them are readings of the abstract; none is known from the paper."""
+
+    num_prompts: int = 10
+    """Prompts per block."""
+    connection: Literal["dynamic", "fixed", "none"] = "dynamic"
+    """Cross-layer connection: through a learned gate (dynamic aggregation), a fixed one, or none (as VPT-deep)."""
+    gate_from: Literal["output", "prompts", "constant"] = "output"
+    """What a dynamic gate looks at: the prompts that left the block before (so it depends on the image), the two
+    sets of prompts it mixes, or nothing (a learned constant)."""
+    gate_shape: Literal["token", "channel", "scalar"] = "token"
+    """One gate for each prompt, each channel, or each block."""
+    gate: float = 0.5
+    """The fixed gate, and where a dynamic gate starts."""
+    source: Literal["input", "output"] = "input"
+    """What is shared with the next block: the prompts that entered the block before, or as they left it."""
+    form: Literal["convex", "additive"] = "convex"
+    """Mix as (1 - g) * own + g * shared, or as own + g * shared."""
+    enhancement: bool = True
+    """Attentive enhancement: add prompts to the salient patches."""
+    salient: int | None = None
+    """Patches that are enhanced. Default: a tenth of them (20 of 196); the number of prompts if paired."""
+    pairing: Literal["attention", "paired"] = "attention"
+    """What a salient patch gets: a mix of the prompts by its similarity to them, or the prompt of its rank."""
+    strength: float = 0.0
+    """Where the learned strength of the enhancement starts, one number a block."""
+    dropout: float = 0.1
+    """Probability of zeroing a prompt entry in training, drawn for every image."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.num_prompts < 1:
+            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
+        low = "above 0" if self.connection == "dynamic" else "0"
+        if not 0 <= self.gate < 1 or (self.connection == "dynamic" and self.gate == 0):
+            raise ConfigError(f"gate is {self.gate}; use {low} up to, not including, 1.")
+        if self.salient is not None and self.salient < 1:
+            raise ConfigError(f"salient is {self.salient}; use at least 1 patch, or turn the enhancement off.")
+        if self.pairing == "paired" and self.salient not in (None, self.num_prompts):
+            raise ConfigError(
+                f"salient is {self.salient} but pairing gives each of {self.num_prompts} prompts one patch; "
+                "leave salient out."
+            )
+
+    def num_salient(self, patches: int) -> int:
+        """Enhanced patches of an image that has so many."""
+        if self.pairing == "paired":
+            return self.num_prompts
+        return self.salient if self.salient is not None else max(1, round(patches / 9.8))
+
+
+def _enhance(config: SVPTConfig, stream: Stream, prompts: Tensor, strength: Tensor, prefix: int) -> Stream:
+    """Add prompts (P, D) or (B, P, D) to the patches that the block before attended to most."""
+    if stream.saliency is None:
+        raise RuntimeError("The block before computed no saliency.")
+    attention = stream.saliency[:, :, prefix:].softmax(-1).mean(1)  # (B, N)
+    places = attention.topk(config.num_salient(stream.num_patches), dim=1).indices + prefix
+    places = places[:, :, None].expand(-1, -1, stream.tokens.shape[2])
+    mixed = prompts.expand(stream.tokens.shape[0], -1, -1)
+    if config.pairing == "attention":
+        logits = stream.tokens.gather(1, places) @ mixed.transpose(1, 2) / math.sqrt(mixed.shape[2])
+        mixed = logits.softmax(-1) @ mixed
+    return stream.replace(tokens=stream.tokens.scatter_add(1, places, (strength * mixed).to(stream.tokens.dtype)))
+
+
+class _Shared(NamedTuple):
+    """SVPT's memo: what the next block may share, and look at."""
+
+    shared: Tensor
+    """(P, D) or (B, P, D): prompts that entered the block just run, or left it (``source``)."""
+    output: Tensor | None
+    """(B, P, D): prompts as they left the block just run, where a gate looks at them."""
+
+
+class SVPT(Method[SVPTConfig]):
+    r"""VPT-deep whose prompts are connected across blocks, and which enhances salient patches.
+
+    With the learned prompts :math:`P_i` of block ``i``, those really fed to it :math:`\tilde P_i`, and
+    :math:`Z_i` those that left it:
+
+    .. math::
+        g_i &= \sigma(\mathrm{LN}(Z_{i-1}) w_i + b_i) \\
+        \tilde P_i &= (1 - g_i) \odot P_i + g_i \odot \tilde P_{i-1}, \qquad \tilde P_0 = P_0 \\
+        E_I &\leftarrow E_I + \alpha_i\, \mathrm{softmax}(E_I \tilde P_i^T / \sqrt D)\, \tilde P_i
+
+    where ``I`` are the patches that the pooled tokens' query of block ``i - 1`` attends to most (softmax over
+    patches, mean over heads). Gates start at ``gate`` and strengths at 0.
+
+    Adds ``depth * num_prompts * width`` parameters for prompts, ``(depth - 1) * (width + 1)`` for gates and
+    ``depth - 1`` for strengths with the default options. Where no gate looks at outputs, prompts do not depend
+    on the image and :meth:`fold` stores their keys and values.
+
+    Departs: only the abstract was at hand, which gives no equation. Everything here but "the input prompts of
+    adjacent layers are connected dynamically and selectively; salient tokens are enhanced by adding prompts" is
+    our reading; docs/methods.md lists the readings tried and what validation said of each.
+
+    References:
+        | SVPT, IEEE Transactions on Image Processing 34 (2025), 4527-4540 (preprint: iVPT, Zhou et al., 2024)
+        | https://arxiv.org/abs/2404.05207
+    """
+
+    name = "svpt"
+    Config = SVPTConfig
+    recipe = Recipe(lr=1.5e-3, epochs=15, warmup_epochs=3)
+
+    def __init__(self, config: SVPTConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        depth, width = backbone.depth, backbone.width
+        self.prompts = nn.Parameter(vpt_uniform_(torch.empty(depth, config.num_prompts, width), backbone.patch_size))
+        links = depth - 1
+        self.gate_weight: nn.Parameter | None = None
+        self.gate_bias: nn.Parameter | None = None
+        self.strength: nn.Parameter | None = None
+        if config.connection == "dynamic" and links:
+            looks = {"output": 1, "prompts": 2, "constant": 0}[config.gate_from]
+            if looks:
+                self.gate_weight = nn.Parameter(torch.zeros(links, looks, width))
+            entries = {"token": config.num_prompts if not looks else 1, "channel": width, "scalar": 1}
+            start = math.log(config.gate / (1.0 - config.gate))
+            # One dimension, so that it is not decayed.
+            self.gate_bias = nn.Parameter(torch.full((links * entries[config.gate_shape],), start))
+        if config.enhancement and links:
+            self.strength = nn.Parameter(torch.full((links,), float(config.strength)))
+
+    @classmethod
+    def unsupported(cls, config: SVPTConfig, backbone: Backbone) -> list[str]:
+        """Too few patches to enhance."""
+        salient = config.num_salient(backbone.num_patches)
+        if config.enhancement and backbone.depth > 1 and salient > backbone.num_patches:
+            return [f"{salient} salient patches are asked for and an image has {backbone.num_patches}"]
+        return []
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Connect, enhance, and run block ``i`` with the connected prompts."""
+        prompts = self._connected(i, stream.memo)
+        if self.strength is not None and i > 0:
+            stream = _enhance(self.config, stream, prompts, self.strength[i - 1], backbone.num_prefix_tokens)
+        inserted = self._dropped(prompts, stream)
+        last = i == backbone.depth - 1
+        ask = self.strength is not None and not last
+        if last or not self._reads_outputs:
+            stream = backbone.block(i, stream.without_prompts(), context=inserted, saliency=ask)
+            return stream.replace(memo=_Shared(prompts, None))
+        stream = backbone.block(i, stream.with_prompts(inserted), saliency=ask)
+        shared = stream.prompts if self.config.source == "output" else prompts
+        return stream.replace(memo=_Shared(shared, stream.prompts))
+
+    def fold(self, backbone: Backbone) -> Method[SVPTConfig]:
+        """Prompts as stored keys and values, unless outputs steer them or patches are enhanced by them."""
+        if self._reads_outputs:
+            return self
+        memo: _Shared | None = None
+        contexts, fed = [], []
+        for i in range(backbone.depth):
+            prompts = self._connected(i, memo)
+            fed.append(prompts)
+            contexts.append(backbone.keys_values(i, prompts))
+            memo = _Shared(prompts, None)
+        if self.strength is None:
+            return Constants(self, backbone, contexts=contexts)
+        return _Enhancing(self, backbone, contexts, torch.stack(fed), self.strength)
+
+    @property
+    def _reads_outputs(self) -> bool:
+        """Whether prompts have to attend: something reads them as they leave a block."""
+        if self.config.connection == "none":
+            return False
+        looks = self.config.connection == "dynamic" and self.config.gate_from == "output"
+        return looks or self.config.source == "output"
+
+    def _connected(self, i: int, memo: _Shared | None) -> Tensor:
+        """The prompts of block ``i``, (P, D), or (B, P, D) where they depend on the image."""
+        own: Tensor = self.prompts[i]
+        if self.config.connection == "none" or memo is None:
+            return own
+        gate = self._gate(i - 1, own, memo)
+        kept = own if self.config.form == "additive" else (1 - gate) * own
+        return kept + gate * memo.shared
+
+    def _gate(self, link: int, own: Tensor, memo: _Shared) -> Tensor | float:
+        """The gate of this link, broadcast over (B, P, D)."""
+        if self.gate_bias is None:
+            return self.config.gate
+        bias: Tensor = self.gate_bias.unflatten(0, (self.prompts.shape[0] - 1, -1))[link]
+        if self.gate_weight is None:
+            bias = bias[:, None] if self.config.gate_shape == "token" else bias
+            return bias.sigmoid()
+        looked_at = [memo.output] if self.config.gate_from == "output" else [own, memo.shared]
+        logits = torch.zeros_like(own)
+        for weight, prompts in zip(self.gate_weight[link], looked_at, strict=True):
+            if prompts is not None:
+                logits = logits + weight * F.layer_norm(prompts, prompts.shape[-1:])
+        if self.config.gate_shape != "token":
+            logits = logits.mean(-2, keepdim=True)
+        if self.config.gate_shape != "channel":
+            logits = logits.sum(-1, keepdim=True)
+        gate: Tensor = (logits + bias).sigmoid()
+        return gate
+
+    def _dropped(self, prompts: Tensor, stream: Stream) -> Tensor:
+        """Prompts as they enter a block in training."""
+        if not self.training or self.config.dropout == 0:
+            return prompts
+        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape[-2:], like=prompts)
+        return drop(prompts, self.config.dropout, uniform)
+
+
+class _Enhancing(Constants):
+    """Connected prompts stored as keys and values; only the enhancement looks at the image."""
+
+    prompts: Tensor
+    strength: Tensor
+
+    def __init__(
+        self, folded: SVPT, backbone: Backbone, contexts: Sequence[KeysValues], prompts: Tensor, strength: Tensor
+    ) -> None:
+        super().__init__(folded, backbone, contexts=contexts)
+        self.register_buffer("prompts", prompts.detach())
+        self.register_buffer("strength", strength.detach())
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Enhance, and run block ``i`` with what is stored for it."""
+        if i > 0:
+            stream = _enhance(self.config, stream, self.prompts[i], self.strength[i - 1], backbone.num_prefix_tokens)
+        return backbone.block(i, stream, context=self.context(i), saliency=i < backbone.depth - 1)
