@@ -106,6 +106,7 @@ def options(method: str, **more: Any) -> dict[str, Any]:
         "epochs": 2,
         "batch_size": 7,
         "lr": 0.01,
+        "probe_epochs": 2,
     }
     return small | more
 

@@ -28,13 +28,15 @@ MAY_IMPORT = {
     "stream": "errors noise",
     "backbone": "errors noise stream",
     "weights": "errors backbone",
-    "methods": "errors choices noise recipe stream backbone",
+    "methods": "errors choices noise recipe files stream backbone",
     "heads": _CORE,
     "model": f"{_CORE} heads",
     "tasks": f"{_CORE} heads model",
     "checkpoint": f"{_CORE} weights heads model data",
     "run_folder": f"{_CORE} weights heads model data checkpoint tasks",
-    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
+    "inputs": f"{_CORE} data",
+    "probe": f"{_CORE} heads model tasks",
+    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs probe progress",
     "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
     "cli": "errors files methods options progress show checkpoint fit evaluate",
@@ -55,7 +57,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 """Functions over 40 lines without their docstring, as ``"file.py:Class.name"``, each with its reason."""
 
 ORDINARY_WORDS = {"linear", "full", "bias"}
-"""Names of methods that are also attributes and arguments of torch."""
+"""Names of methods that are also attributes and arguments of torch, or good names of variables."""
 
 
 def room_of(file: Path) -> str:
@@ -123,7 +125,7 @@ def named_methods(tree: ast.Module) -> list[str]:
         elif isinstance(node, ast.keyword):
             word = None if node.arg in ORDINARY_WORDS else node.arg
         elif isinstance(node, ast.Name):
-            word = node.id
+            word = None if node.id in ORDINARY_WORDS else node.id
         elif isinstance(node, ast.alias):
             word = node.name.rpartition(".")[2]
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):

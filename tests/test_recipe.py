@@ -133,6 +133,7 @@ class TestFitConfig:
             ({"limit": 0}, "limit is 0"),
             ({"weight_decay": -1e-3}, "weight_decay is -0.001"),
             ({"warmup_epochs": -1.0}, "warmup_epochs is -1.0"),
+            ({"probe_epochs": -1}, "probe_epochs is -1"),
             ({"cache_gb": -1.0}, "cache_gb is -1.0"),
             ({"val_fraction": 1.0}, "val_fraction is 1.0"),
             ({"val_fraction": -0.1}, "val_fraction is -0.1"),
@@ -159,7 +160,14 @@ class TestFitConfig:
 
     @pytest.mark.parametrize(
         ("option", "value"),
-        [("optimizer", "sgd"), ("lr", 3.0), ("weight_decay", 0.0), ("epochs", 3), ("warmup_epochs", 0.0)],
+        [
+            ("optimizer", "sgd"),
+            ("lr", 3.0),
+            ("weight_decay", 0.0),
+            ("epochs", 3),
+            ("warmup_epochs", 0.0),
+            ("probe_epochs", 7),
+        ],
     )
     def test_what_is_given_wins(self, option: str, value: Any) -> None:
         assert getattr(FitConfig("x", **{option: value}).resolve(Recipe()), option) == value

@@ -247,7 +247,8 @@ def describe(directory: str | Path) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {"parameters": {}, "fixed": {}}
     for name, entry in sorted(header.items()):
         kind = counts["parameters" if name in config["trained"] else "fixed"]
-        part = re.sub(r"\.\d+$", "", name)  # the prompts of all hierarchies or blocks are one part
+        # The prompts of all hierarchies or blocks are one part, and so are the updates of all layers.
+        part = re.sub(r"\.(\d+(?=\.|$)|[^.]*/.*$)", "", name)
         kind[part] = kind.get(part, 0) + math.prod(entry["shape"])
     files = [path for path in directory.iterdir() if path.is_file()]
     return {

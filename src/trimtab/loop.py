@@ -12,10 +12,9 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,43 +24,16 @@ from torch import Tensor, nn
 from trimtab import checkpoint
 from trimtab.data import ImageStore, Preprocess, TrainingData
 from trimtab.errors import TrainingError
+from trimtab.inputs import Decoded, Features, Inputs, cut
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
+from trimtab.probe import probe
 from trimtab.progress import Advance, Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import RunFolder, TrainState, restore_optimizer
 from trimtab.tasks import classification_loss, classification_metrics
 
 _EVAL_BATCH = 64
-
-
-class _Decoded:
-    """Images as the model's input."""
-
-    def __init__(self, store: ImageStore, preprocess: Preprocess, device: torch.device) -> None:
-        self.store, self.preprocess, self.device = store, preprocess, device
-
-    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (inputs, labels) of the images at these positions; augmented if there is a seed."""
-        augmented = seed is not None and self.preprocess.augment != "none"
-        seeds_of = partial(seed_of, seed) if augmented else None
-        for images, labels in self.store.batches(plan, seeds_of):
-            yield self.preprocess.normalise(images.to(self.device)), labels.to(self.device)
-
-
-class _Features:
-    """Pooled features in place of images, where what is trained does not change them."""
-
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self.features, self.labels = features, labels
-
-    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (features, labels) at these positions."""
-        for rows in plan:
-            yield self.features[rows], self.labels[rows]
-
-
-_Inputs: TypeAlias = "_Decoded | _Features"
 
 
 class _Objective(nn.Module):
@@ -107,15 +79,15 @@ class Job:
         self.preprocess, self.progress = preprocess, progress
         self.started = time.monotonic()
         self.objective = _Objective(model, config.precision)
-        self._decoded: tuple[_Decoded, _Decoded] | None = None
+        self._decoded: tuple[Decoded, Decoded] | None = None
         recipe.check(self._steps())
 
     # --- before the loop ---
 
     def train(self) -> TrainState:
         """Everything up to the saved adapter."""
-        train: _Inputs
-        val: _Inputs
+        train: Inputs
+        val: Inputs
         decoded, held_out = train, val = self.decode()
         if self.accelerator.num_processes > 1:
             self.progress.say(f"Training in {self.accelerator.num_processes} processes.")
@@ -130,7 +102,7 @@ class Job:
             self.objective.from_features = True
         return self._loop(train, val, state)
 
-    def decode(self) -> tuple[_Decoded, _Decoded]:
+    def decode(self) -> tuple[Decoded, Decoded]:
         """Training and validation images, each read once.
 
         Raises:
@@ -146,35 +118,48 @@ class Job:
                 with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
                     store.fill(advance)
             budget -= store.cached_bytes
-            stores.append(_Decoded(store, self.preprocess, self.accelerator.device))
+            stores.append(Decoded(store, self.preprocess, self.accelerator.device))
         self._decoded = stores[0], stores[1]
         return self._decoded
 
-    def _prepare(self, train: _Decoded) -> None:
+    def _prepare(self, train: Decoded) -> None:
         """Let the method look at the training images: in the main process, for all."""
         wanted = self.model.method.images_wanted(len(self.training.train))
-        if not wanted:
+        # Where blocks stay as they are, training is nothing but probing.
+        probing = self.recipe.probe_epochs > 0 and self.model.method.touches_blocks
+        if not wanted and not probing:
             return
         shared: list[Any] = [None]
         if self.accelerator.is_main_process:
-            generator = torch.Generator().manual_seed(seed_of(self.config.seed, "prepare"))
-            order = torch.randperm(len(self.training.train), generator=generator)[:wanted].tolist()
-            plan = _cut(order, _EVAL_BATCH)
-            with self.progress.stage("Looking at training images", wanted, "images") as advance:
-
-                def images() -> Iterator[Tensor]:
-                    for inputs, _ in train.batches(plan):
-                        yield inputs
-                        advance(inputs.shape[0])
-
-                self.model.prepare(images())
+            if wanted:
+                self._show_images(train, wanted)
+            if probing:
+                self._probe(train)
             shared = [(dataclasses.asdict(self.model.method.config), self._trained())]
-            facts = "; ".join(f"{name}: {value}" for name, value in self.model.method.facts().items())
-            if facts:
-                self.progress.say(f"Found {facts}.")
         if self.accelerator.num_processes > 1:
             broadcast_object_list(shared)
             self._adopt(*shared[0])
+
+    def _show_images(self, train: Decoded, wanted: int) -> None:
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, "prepare"))
+        order = torch.randperm(len(self.training.train), generator=generator)[:wanted].tolist()
+        with self.progress.stage("Looking at training images", wanted, "images") as advance:
+
+            def images() -> Iterator[Tensor]:
+                for inputs, _ in train.batches(cut(order, _EVAL_BATCH)):
+                    yield inputs
+                    advance(inputs.shape[0])
+
+            self.model.prepare(images())
+        facts = "; ".join(f"{name}: {value}" for name, value in self.model.method.facts().items())
+        if facts:
+            self.progress.say(f"Found {facts}.")
+
+    def _probe(self, train: Decoded) -> None:
+        """Start from the best head that the features of the untrained method have."""
+        seen = self._features(train)
+        seed = seed_of(self.config.seed, "probe")
+        probe(self.model.head, seen.features, seen.labels, self.recipe.probe_epochs, self.recipe.probe_lr, seed)
 
     def _adopt(self, method_config: dict[str, Any], trained: dict[str, Tensor]) -> None:
         """Become the model that these values describe."""
@@ -192,23 +177,23 @@ class Job:
         return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
 
     @torch.no_grad()
-    def _features(self, images: _Decoded) -> _Features:
+    def _features(self, images: Decoded) -> Features:
         self.model.eval()
         features, labels = [], []
         total = len(images.store.images)
         with self.progress.stage("Computing features", total, "images") as advance:
-            for inputs, targets in images.batches(_cut(range(total), _EVAL_BATCH)):
+            for inputs, targets in images.batches(cut(range(total), _EVAL_BATCH)):
                 with self.objective.autocast(inputs.device):
                     features.append(self.model.backbone.pool(self.model.run(inputs)).float())
                 labels.append(targets)
                 advance(inputs.shape[0])
         if not total:
-            return _Features(torch.empty(0), torch.empty(0))
-        return _Features(torch.cat(features), torch.cat(labels))
+            return Features(torch.empty(0), torch.empty(0))
+        return Features(torch.cat(features), torch.cat(labels))
 
     # --- the loop ---
 
-    def _loop(self, train: _Inputs, val: _Inputs, state: TrainState | None) -> TrainState:
+    def _loop(self, train: Inputs, val: Inputs, state: TrainState | None) -> TrainState:
         objective, optimizer = self.accelerator.prepare(self.objective, self._optimizer())
         if state is None:
             state = TrainState(0, dataclasses.asdict(self.model.method.config), {}, {}, 0, [], {}, 0.0, 0)
@@ -253,13 +238,13 @@ class Job:
         return max(full, 1) if self.recipe.drop_last else math.ceil(images / self.recipe.batch_size)
 
     def _epoch(
-        self, epoch: int, objective: nn.Module, optimizer: Any, train: _Inputs, advance: Advance
+        self, epoch: int, objective: nn.Module, optimizer: Any, train: Inputs, advance: Advance
     ) -> dict[str, float]:
         self.model.train()
         steps, accumulate = self._steps(), self.config.grad_accum
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
         order = torch.randperm(len(self.training.train), generator=generator).tolist()
-        batches = _cut(order, self.recipe.batch_size)[:steps]
+        batches = cut(order, self.recipe.batch_size)[:steps]
         parts = [part for batch in batches for part in self._parts(batch)]
         inputs = train.batches([part.rows for part in parts], seed_of(self.config.seed, "augment", epoch))
         total = torch.zeros((), device=self.accelerator.device)
@@ -313,14 +298,14 @@ class Job:
             + (", or --precision fp32." if self.config.precision == "bf16" else ".")
         )
 
-    def _validate(self, val: _Inputs) -> dict[str, float]:
+    def _validate(self, val: Inputs) -> dict[str, float]:
         images = len(self.training.val)
         if not images:
             return {}
         self.model.eval()
         rank, share = self.accelerator.process_index, math.ceil(images / self.accelerator.num_processes)
         rows = [min(rank * share + k, images - 1) for k in range(share)]
-        parts = [(self.objective.logits(inputs), labels) for inputs, labels in val.batches(_cut(rows, _EVAL_BATCH))]
+        parts = [(self.objective.logits(inputs), labels) for inputs, labels in val.batches(cut(rows, _EVAL_BATCH))]
         logits, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         if self.accelerator.num_processes > 1:
             logits, labels = self.accelerator.gather((logits, labels))
@@ -375,10 +360,6 @@ class _Part:
     """Position of the first of them in the batch."""
     weight: float
     """0 where a process has nothing to do and repeats an image."""
-
-
-def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
-    return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -28,6 +28,10 @@ class Recipe:
     """Epochs of linear warm-up; where they would fill a short run, a tenth of the run."""
     batch_size: int = 64
     """Images an optimiser step sees, over all processes and micro-batches together."""
+    probe_epochs: int = 0
+    """Epochs for which the head alone is trained first, on features computed once."""
+    probe_lr: float = 3e-3
+    """Learning rate of that."""
     warmup_lr: float = 0.0
     """Learning rate where warm-up begins."""
     min_lr: float = 0.0
@@ -94,6 +98,8 @@ class FitConfig:
     """Epochs of linear warm-up. Default: the recipe's."""
     batch_size: int | None = None
     """Images per optimiser step, over all processes together. Default: the recipe's."""
+    probe_epochs: int | None = None
+    """Epochs for which the head alone is trained first, on features computed once (seconds). Default: the recipe's."""
     grad_accum: int = 1
     """Split every batch into this many micro-batches to save memory; the result stays the same."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -120,7 +126,7 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0.")
-        for name in ("weight_decay", "warmup_epochs", "cache_gb"):
+        for name in ("weight_decay", "warmup_epochs", "probe_epochs", "cache_gb"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} is {value}; it must not be negative.")
@@ -142,6 +148,6 @@ class FitConfig:
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with this run's own values in it."""
-        names = ("optimizer", "lr", "weight_decay", "epochs", "warmup_epochs", "batch_size")
+        names = ("optimizer", "lr", "weight_decay", "epochs", "warmup_epochs", "batch_size", "probe_epochs")
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return dataclasses.replace(recipe, **given)

@@ -14,8 +14,14 @@ import torch
 
 from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
+from trimtab.methods.adapter import AdapterConfig
+from trimtab.methods.bias import BiasConfig
+from trimtab.methods.e2vpt import E2VPTConfig
+from trimtab.methods.full import FullConfig
 from trimtab.methods.linear import LinearConfig
+from trimtab.methods.lora import LoRAConfig
 from trimtab.methods.ship import SHIPConfig
+from trimtab.methods.ssf import SSFConfig
 from trimtab.methods.svpt import SVPTConfig
 from trimtab.methods.vpt import VPTConfig
 from trimtab.model import TunedModel, build
@@ -31,6 +37,12 @@ class Case:
     """Options for a backbone of so many blocks."""
     parameters: Callable[[Any, Backbone], int]
     """Trained numbers without the head's, from the resolved options."""
+    stir: bool = False
+    """It starts as the untouched backbone: `tuned` moves what is trained by small random numbers."""
+    overfit_lr: float = 0.03
+    """Adam's learning rate in the test that 16 images are learned by heart."""
+    rectified: bool = False
+    """Its units are rectified: one that sees nothing positive gets no gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +100,39 @@ def _svpt(**options: Any) -> Callable[[int], SVPTConfig]:
     return lambda depth: SVPTConfig(**{"num_prompts": 3, "salient": 2, **options})
 
 
+def _e2vpt_parameters(config: E2VPTConfig, backbone: Backbone) -> int:
+    sets = 1 if config.share_key_values else 2
+    return backbone.depth * (config.num_prompts + sets * config.num_key_values) * backbone.width
+
+
+def _adapter_parameters(config: AdapterConfig, backbone: Backbone) -> int:
+    extra = config.learned_scale + 2 * backbone.width * config.norm
+    return backbone.depth * (config.dim * (2 * backbone.width + 1) + backbone.width + extra)
+
+
+def _full_parameters(config: FullConfig, backbone: Backbone) -> int:
+    return sum(value.numel() for value in backbone.named_weights().values())
+
+
+def _bias_parameters(config: BiasConfig, backbone: Backbone) -> int:
+    return sum(value.numel() for name, value in backbone.named_weights().items() if name.endswith("bias"))
+
+
+def _ssf_parameters(config: SSFConfig, backbone: Backbone) -> int:
+    return sum(2 * len(layer.weight) for layer in backbone.named_layers().values())
+
+
+def _lora_parameters(config: LoRAConfig, backbone: Backbone) -> int:
+    ends = config.targets or ("qkv", "q_proj", "k_proj", "v_proj")
+    layers = [
+        layer
+        for name, layer in backbone.named_layers().items()
+        if isinstance(layer, torch.nn.Linear) and any(name.split(".")[-1] == end or name == end for end in ends)
+    ]
+    assert layers
+    return config.rank * sum(layer.in_features + layer.out_features for layer in layers)
+
+
 CASES: dict[str, dict[str, Case]] = {
     "linear": {"plain": Case(lambda depth: LinearConfig(), _linear_parameters)},
     "vpt": {
@@ -124,12 +169,44 @@ CASES: dict[str, dict[str, Case]] = {
             _svpt(connection="fixed", gate=0.3, salient=None, pairing="paired", strength=0.2), _svpt_parameters
         ),
     },
+    "e2vpt": {
+        "default": Case(lambda depth: E2VPTConfig(num_prompts=3, num_key_values=2), _e2vpt_parameters),
+        "shared": Case(
+            lambda depth: E2VPTConfig(num_prompts=0, num_key_values=4, share_key_values=True), _e2vpt_parameters
+        ),
+    },
+    "adapter": {
+        "plain": Case(lambda depth: AdapterConfig(dim=4), _adapter_parameters, stir=True, rectified=True),
+        "learned": Case(
+            lambda depth: AdapterConfig(dim=5, scale=1.0, learned_scale=True, norm=True, dropout=0.0),
+            _adapter_parameters,
+            stir=True,
+            rectified=True,
+        ),
+    },
+    "full": {"plain": Case(lambda depth: FullConfig(), _full_parameters, stir=True, overfit_lr=1e-3)},
+    "bias": {"plain": Case(lambda depth: BiasConfig(), _bias_parameters, stir=True)},
+    "ssf": {"plain": Case(lambda depth: SSFConfig(), _ssf_parameters)},
+    "lora": {
+        "default": Case(lambda depth: LoRAConfig(rank=3), _lora_parameters, stir=True),
+        "named": Case(
+            lambda depth: LoRAConfig(rank=2, alpha=5.0, targets=("proj", "blocks.0.mlp.fc1"), rslora=True),
+            _lora_parameters,
+            stir=True,
+        ),
+    },
 }  # fmt: skip
 
 REFUSED: dict[str, list[Refusal]] = {
     "linear": [],
     "vpt": [],
     "svpt": [Refusal(SVPTConfig(num_prompts=3, salient=17), "class-token", "17 salient patches")],
+    "e2vpt": [],
+    "adapter": [],
+    "full": [],
+    "bias": [],
+    "ssf": [],
+    "lora": [],
     "ship": [
         Refusal(SHIPConfig(hierarchy=(0, 3), prototypes=4), "class-token", "goes beyond its 3 blocks"),
         Refusal(SHIPConfig(end_block=4, prototypes=4), "class-token", "end_block 4"),
@@ -156,5 +233,9 @@ def tuned(method: str, case: str, family: str, *, classes: int = CLASSES) -> Tun
     model = build(backbone, CASES[method][case].config(backbone.depth), classes)
     images = images_for(backbone, count=6, seed=3)
     model.prepare([images[:4], images[4:]])
+    if CASES[method][case].stir:
+        with torch.no_grad():
+            for value in model.method.parameters():
+                value.add_(torch.randn_like(value), alpha=0.1)
     torch.nn.init.normal_(model.head.linear.weight, std=0.5)
     return model.eval()

@@ -1,7 +1,8 @@
-"""VPT and SHIP written a second time: dense, slow, from the description of the papers and nothing else.
+"""VPT, SHIP and SVPT written a second time: dense, slow, from the description of the papers and nothing else.
 
 Every prompt is a token of one concatenated sequence, attention is a softmax over an explicit matrix, images and
-tokens are looped over. Only parameters are read off a plain timm ViT (class token, ordinary blocks).
+tokens are looped over. Only parameters are read off a plain timm ViT (class token, ordinary blocks); SVPT's runs
+timm's own modules, so that it knows other special tokens too.
 """
 
 from __future__ import annotations
@@ -236,3 +237,123 @@ def hierarchy(matrix: Any, threshold: float) -> tuple[int, ...]:
         return [kept]
 
     return tuple(search(0))
+
+
+@dataclasses.dataclass
+class SVPTReading:
+    """Which of the readings of SVPT is meant."""
+
+    connection: str = "dynamic"
+    gate_from: str = "output"
+    gate_shape: str = "token"
+    gate: float = 0.5
+    source: str = "input"
+    form: str = "convex"
+    salient: int = 0
+    pairing: str = "attention"
+
+
+@dataclasses.dataclass
+class SVPTTensors:
+    """SVPT's tensors; what a reading has not is ``None``. Gates and strengths begin with block 1."""
+
+    prompts: Tensor
+    gate_weight: Tensor | None
+    gate_bias: Tensor | None
+    strength: Tensor | None
+
+
+def svpt(network: nn.Module, images: Tensor, given: SVPTTensors, reading: SVPTReading) -> Tensor:
+    """Pooled features of SVPT: every prompt is a token of timm's own modules, one image after the other."""
+    tokens = network.norm_pre(network._pos_embed(network.patch_embed(images)))
+    left = torch.stack([_svpt_image(network, image, given, reading) for image in tokens])
+    return network.forward_head(network.norm(left), pre_logits=True)
+
+
+def _svpt_image(network: nn.Module, x: Tensor, given: SVPTTensors, reading: SVPTReading) -> Tensor:
+    """The tokens of one image (T, D) as they leave the last block."""
+    length, pooled = len(x), _pooled_positions(network, len(x))
+    entered = output = logits = x[:0]
+    for i, block in enumerate(network.blocks):
+        fed = given.prompts[i]
+        if i > 0 and reading.connection != "none":
+            shared = output if reading.source == "output" else entered
+            gate = _svpt_gate(i - 1, fed, shared, output, given, reading)
+            fed = (fed if reading.form == "additive" else (1 - gate) * fed) + gate * shared
+        if i > 0 and given.strength is not None:
+            attention = _patch_attention(logits, pooled, range(network.num_prefix_tokens, length))
+            x = _svpt_enhanced(x, attention, given.strength[i - 1], fed, reading)
+        both, logits = _dense_block(block, torch.cat([x, fed]))
+        x, output, entered = both[:length], both[length:], fed
+    return x
+
+
+def _pooled_positions(network: nn.Module, length: int) -> list[int]:
+    if getattr(network, "dist_token", None) is not None:
+        return [0, 1]
+    return [0] if network.global_pool == "token" else list(range(network.num_prefix_tokens, length))
+
+
+def _svpt_gate(
+    link: int, own: Tensor, shared: Tensor, output: Tensor, given: SVPTTensors, reading: SVPTReading
+) -> Tensor:
+    """A gate for every entry of the prompts (P, D)."""
+    if reading.connection == "fixed":
+        return torch.full_like(own, reading.gate)
+    looked_at = {"output": [output], "prompts": [own, shared], "constant": []}[reading.gate_from]
+    weights = given.gate_weight[link] if looked_at else []
+    bias, rows, evidence = given.gate_bias[link], [], []
+    for j in range(len(own)):
+        seen = [weight * _standardised(prompts[j]) for weight, prompts in zip(weights, looked_at, strict=True)]
+        evidence.append(sum(seen, torch.zeros_like(own[j])))
+    of_all = sum(evidence) / len(evidence)
+    for j in range(len(own)):
+        logit = {
+            "token": lambda j=j: evidence[j].sum() + (bias[0] if looked_at else bias[j]),
+            "channel": lambda: of_all + bias,
+            "scalar": lambda: of_all.sum() + bias[0],
+        }[reading.gate_shape]()
+        rows.append(1 / (1 + torch.exp(-logit)) * torch.ones_like(own[j]))
+    return torch.stack(rows)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    centred = x - x.mean()
+    return centred / torch.sqrt((centred**2).mean() + 1e-5)
+
+
+def _patch_attention(logits: Tensor, pooled: list[int], patches: range) -> dict[int, float]:
+    """Of each patch, what the pooled tokens' mean query attends to it, mean over the heads' (H, S, S) logits."""
+    total = dict.fromkeys(patches, 0.0)
+    for head in logits:
+        row = sum(head[position] for position in pooled) / len(pooled)
+        exponentials = {patch: math.exp(row[patch].item()) for patch in patches}
+        for patch in patches:
+            total[patch] += exponentials[patch] / sum(exponentials.values()) / len(logits)
+    return total
+
+
+def _svpt_enhanced(
+    x: Tensor, attention: dict[int, float], strength: Tensor, prompts: Tensor, reading: SVPTReading
+) -> Tensor:
+    """The tokens, with something of the prompts added to the patches that were attended to most."""
+    tokens = list(x)
+    for rank, position in enumerate(sorted(attention, key=lambda patch: -attention[patch])[: reading.salient]):
+        added = prompts[rank] if reading.pairing == "paired" else None
+        if added is None:
+            similarity = torch.stack([tokens[position] @ prompt / math.sqrt(x.shape[1]) for prompt in prompts])
+            added = sum(weight * prompt for weight, prompt in zip(_softmax_rows(similarity), prompts, strict=True))
+        tokens[position] = tokens[position] + strength * added
+    return torch.stack(tokens)
+
+
+def _dense_block(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """One image (S, D) through a block of timm's modules, and the logits of every pair in every head."""
+    queries, keys, values = block.attn.qkv(block.norm1(x)).chunk(3, -1)
+    width, heads, logits = x.shape[1] // block.attn.num_heads, [], []
+    for start in range(0, x.shape[1], width):
+        head = slice(start, start + width)
+        logits.append(queries[:, head] @ keys[:, head].T / math.sqrt(width))
+        heads.append(_softmax_rows(logits[-1]) @ values[:, head])
+    x = x + block.ls1(block.attn.proj(torch.cat(heads, -1)))
+    return x + block.ls2(block.mlp(block.norm2(x))), torch.stack(logits)

@@ -25,6 +25,12 @@ _BUILT_IN = {
     "vpt": "trimtab.methods.vpt:VPT",
     "ship": "trimtab.methods.ship:SHIP",
     "svpt": "trimtab.methods.svpt:SVPT",
+    "e2vpt": "trimtab.methods.e2vpt:E2VPT",
+    "adapter": "trimtab.methods.adapter:Adapter",
+    "full": "trimtab.methods.full:Full",
+    "bias": "trimtab.methods.bias:Bias",
+    "ssf": "trimtab.methods.ssf:SSF",
+    "lora": "trimtab.methods.lora:LoRA",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
@@ -94,6 +95,10 @@ class Method(nn.Module, Generic[ConfigT]):
         return {}
 
 
+PATCH_IMAGES = 64
+"""Training images that prompts may start from."""
+
+
 class Constants(Method[Any]):
     """A method of which only constants are left: what :meth:`Method.fold` makes of one no image changes.
 
@@ -139,6 +144,28 @@ class Constants(Method[Any]):
 
 def _buffer(name: str) -> str:
     return "weight/" + name.replace(".", "/")
+
+
+@torch.no_grad()
+def patch_directions_(prompts: Tensor, backbone: Backbone, batches: Iterable[Tensor]) -> Tensor:
+    """Turn prompts (blocks, P, D) into patches that training images have at the inputs of these blocks.
+
+    A prompt like that changes little at first, where a random one draws attention to nothing. Prompts are
+    normalised before anything else happens to them, so only the direction is taken: mean and size stay as they are.
+
+    References:
+        | Revisiting the Power of Prompt for Visual Tuning (Wang et al., 2024), section 3
+        | https://arxiv.org/abs/2402.02382
+    """
+    stream = backbone.embed(next(iter(batches)))
+    for i in range(prompts.shape[0]):
+        patches = stream.tokens[:, backbone.num_prefix_tokens :].flatten(0, 1)
+        chosen = patches[torch.randint(patches.shape[0], prompts.shape[1:2]).to(patches.device)]
+        mean, deviation = prompts[i].mean(1, keepdim=True), prompts[i].std(1, keepdim=True)
+        prompts[i] = mean + deviation * F.layer_norm(chosen, chosen.shape[-1:])
+        if i + 1 < prompts.shape[0]:
+            stream = backbone.block(i, stream)
+    return prompts
 
 
 def vpt_uniform_(prompts: Tensor, patch_size: tuple[int, int]) -> Tensor:

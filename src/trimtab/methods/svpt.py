@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method, vpt_uniform_
+from trimtab.methods.base import PATCH_IMAGES, Constants, Method, patch_directions_, vpt_uniform_
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
@@ -47,6 +47,9 @@ class SVPTConfig:
     """What a salient patch gets: a mix of the prompts by its similarity to them, or the prompt of its rank."""
     strength: float = 0.0
     """Where the learned strength of the enhancement starts, one number a block."""
+    prompt_init: Literal["patches", "uniform"] = "patches"
+    """Start of the prompts: directions of patches of the training images at each block's input, or uniform
+    random numbers (VPT's)."""
     dropout: float = 0.1
     """Probability of zeroing a prompt entry in training, drawn for every image."""
 
@@ -154,6 +157,15 @@ class SVPT(Method[SVPTConfig]):
         if config.enhancement and backbone.depth > 1 and salient > backbone.num_patches:
             return [f"{salient} salient patches are asked for and an image has {backbone.num_patches}"]
         return []
+
+    def images_wanted(self, available: int) -> int:
+        """Some, where prompts start from patches."""
+        return min(available, PATCH_IMAGES) if self.config.prompt_init == "patches" else 0
+
+    def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
+        """Start the prompts from patches."""
+        if self.config.prompt_init == "patches":
+            patch_directions_(self.prompts.data, backbone, batches)
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Connect, enhance, and run block ``i`` with the connected prompts."""

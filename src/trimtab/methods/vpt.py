@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method, vpt_uniform_
+from trimtab.methods.base import PATCH_IMAGES, Constants, Method, patch_directions_, vpt_uniform_
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
@@ -31,6 +32,9 @@ class VPTConfig:
     """Probability of zeroing a prompt entry, drawn for every image. Default: 0.1 deep, 0 shallow (paper)."""
     projection: int | None = None
     """Width of prompts that a shared linear layer maps to the backbone's width. Default: no such layer."""
+    prompt_init: Literal["patches", "uniform"] | None = None
+    """Start of the prompts: directions of patches of the training images at each block's input, or uniform
+    random numbers (the paper's). Default: patches, but uniform with a projection."""
     head_init: Literal["small", "paper"] = "small"
     """Start of the classifier: small weights and no bias, or the official Kaiming-normal with bias -log(99)."""
 
@@ -42,6 +46,15 @@ class VPTConfig:
             raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
         if self.projection is not None and self.projection < 1:
             raise ConfigError(f"projection is {self.projection}; use a width of at least 1, or leave it out.")
+        if self.projection is not None and self.prompt_init == "patches":
+            raise ConfigError(
+                "prompt_init is patches, but prompts under a projection have no patches' width; use uniform."
+            )
+
+    @property
+    def from_patches(self) -> bool:
+        """Whether prompts start from patches."""
+        return self.prompt_init == "patches" or (self.prompt_init is None and self.projection is None)
 
 
 class VPT(Method[VPTConfig]):
@@ -52,9 +65,10 @@ class VPT(Method[VPTConfig]):
     Adds ``depth * num_prompts * width`` parameters (deep) or ``num_prompts * width`` (shallow); with a
     projection of width ``d``, ``d`` takes the place of ``width`` and ``(d + 1) * width`` come on top.
 
-    Departs: the classifier starts small unless ``head_init`` is ``"paper"``, whose large start suits the paper's
-    SGD and not AdamW (LOG.md, 2026-11-21). With average pooling the official code pools the prompts too; here
-    pooling reads what the backbone's own pooling reads, never a prompt.
+    Departs: prompts start from patches unless ``prompt_init`` is ``"uniform"``, the paper's, and the classifier
+    starts small unless ``head_init`` is ``"paper"``, whose large start suits the paper's SGD and not AdamW (LOG.md,
+    2026-11-21, on both). With average pooling the official code pools the prompts too; here pooling reads what
+    the backbone's own pooling reads, never a prompt.
 
     References:
         | Visual Prompt Tuning (Jia et al., 2022), section 3.2 and appendix A
@@ -99,6 +113,15 @@ class VPT(Method[VPTConfig]):
             return
         nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
         nn.init.constant_(head.bias, -4.59511985013459)  # -log(99)
+
+    def images_wanted(self, available: int) -> int:
+        """Some, where prompts start from patches."""
+        return min(available, PATCH_IMAGES) if self.config.from_patches else 0
+
+    def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
+        """Start the prompts from patches."""
+        if self.config.from_patches:
+            patch_directions_(self.prompts.data, backbone, batches)
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with its own prompts as context (deep), or with those that flow along."""

@@ -1,0 +1,136 @@
+"""E^2VPT: visual prompts in the input, and learned keys and values in the attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.choices import check_choices
+from trimtab.errors import ConfigError
+from trimtab.methods.base import PATCH_IMAGES, Constants, Method, patch_directions_, vpt_uniform_
+from trimtab.noise import drop
+from trimtab.recipe import Recipe
+from trimtab.stream import KeysValues, Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class E2VPTConfig:
+    """Options of E^2VPT."""
+
+    num_prompts: int = 5
+    """Visual prompts per block; 0 for none."""
+    num_key_values: int = 5
+    """Key-value prompts per block, each with an entry in every head."""
+    share_key_values: bool = False
+    """Use the same numbers as keys and as values, as the official code does."""
+    prompt_init: Literal["patches", "uniform"] = "patches"
+    """Start of the visual prompts: directions of patches of the training images at each block's input, or
+    uniform random numbers (the paper's)."""
+    dropout: float = 0.1
+    """Probability of zeroing an entry of a visual prompt in training, drawn for every image."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.num_prompts < 0:
+            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 0.")
+        if self.num_key_values < 1:
+            raise ConfigError(f"num_key_values is {self.num_key_values}; use at least 1, or the 'vpt' method.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
+
+
+class E2VPT(Method[E2VPTConfig]):
+    r"""VPT-deep's prompts, and key-value prompts that enter the softmax as they are.
+
+    In the attention of block ``i``, whose queries, keys and values :math:`Q, K, V` are those of the image and of
+    the visual prompts :math:`P_i`:
+
+    .. math::
+        \mathrm{softmax}\left(Q\, [K; P_{K,i}]^T / \sqrt d\right) [V; P_{V,i}]
+
+    Every block and every head has key-value prompts of its own, which no projection, norm or position touches.
+    Adds ``depth * (num_prompts + 2 * num_key_values) * width`` parameters; sharing takes the 2 away. No prompt
+    depends on the image, and :meth:`fold` stores the keys and values of all of them.
+
+    Departs: the pruning of visual prompts and the training after it (section 3.3) are left out. Visual prompts start
+    from patches unless ``prompt_init`` is ``"uniform"``, the paper's. The official code uses one set of numbers as
+    keys and as values unless told otherwise; here that is ``share_key_values``.
+
+    References:
+        | E^2VPT: An Effective and Efficient Approach for Visual Prompt Tuning (Han et al., 2023), section 3.2
+        | https://arxiv.org/abs/2307.13770
+    """
+
+    name = "e2vpt"
+    Config = E2VPTConfig
+    recipe = Recipe(lr=1.5e-3, epochs=15, warmup_epochs=3)
+
+    def __init__(self, config: E2VPTConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        depth, heads, width = backbone.depth, backbone.num_heads, backbone.width
+        self.prompts: nn.Parameter | None = None
+        if config.num_prompts:
+            prompts = torch.empty(depth, config.num_prompts, width)
+            self.prompts = nn.Parameter(vpt_uniform_(prompts, backbone.patch_size))
+        shape = (depth, heads, config.num_key_values, width // heads)
+        self.keys = nn.Parameter(_he_uniform_(torch.empty(shape)))
+        self.values: nn.Parameter | None = None
+        if not config.share_key_values:
+            self.values = nn.Parameter(_he_uniform_(torch.empty(shape)))
+
+    def images_wanted(self, available: int) -> int:
+        """Some, where prompts start from patches."""
+        return min(available, PATCH_IMAGES) if self._from_patches else 0
+
+    def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
+        """Start the prompts from patches."""
+        if self._from_patches and self.prompts is not None:
+            patch_directions_(self.prompts.data, backbone, batches)
+
+    @property
+    def _from_patches(self) -> bool:
+        return self.prompts is not None and self.config.prompt_init == "patches"
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` with its visual and its key-value prompts as context."""
+        prompts = self._inserted(i, stream)
+        learned = self._key_values(i)
+        return backbone.block(i, stream, context=[learned] if prompts is None else [prompts, learned])
+
+    def fold(self, backbone: Backbone) -> Method[Any]:
+        """All prompts as stored keys and values."""
+        contexts = [self._key_values(i) for i in range(backbone.depth)]
+        if self.prompts is not None:
+            contexts = [
+                KeysValues.join([backbone.keys_values(i, prompts), learned])
+                for i, (prompts, learned) in enumerate(zip(self.prompts, contexts, strict=True))
+            ]
+        return Constants(self, backbone, contexts=contexts)
+
+    def _key_values(self, i: int) -> KeysValues:
+        """The key-value prompts of block ``i``, (1, H, P, d)."""
+        values = self.keys if self.values is None else self.values
+        return KeysValues(self.keys[i : i + 1], values[i : i + 1])
+
+    def _inserted(self, i: int, stream: Stream) -> Tensor | None:
+        """Visual prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
+        if self.prompts is None:
+            return None
+        prompts: Tensor = self.prompts[i]
+        if not self.training or self.config.dropout == 0:
+            return prompts
+        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape, like=prompts)
+        return drop(prompts, self.config.dropout, uniform)
+
+
+def _he_uniform_(prompts: Tensor) -> Tensor:
+    """Fill key-value prompts (..., P, d) as the official code does: uniform within sqrt(6 / (P * d))."""
+    bound = math.sqrt(6.0 / math.prod(prompts.shape[-2:]))
+    with torch.no_grad():
+        return prompts.uniform_(-bound, bound)

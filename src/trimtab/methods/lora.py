@@ -1,0 +1,240 @@
+"""LoRA: low-rank updates of the backbone's linear layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone, classifier_names
+from trimtab.choices import check_choices
+from trimtab.errors import CheckpointError, ConfigError, nearest
+from trimtab.methods import lora_peft
+from trimtab.methods.base import Constants, Method
+from trimtab.recipe import Recipe
+
+_QUERIES_KEYS_VALUES = ("qkv", "q_proj", "k_proj", "v_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Options of LoRA."""
+
+    rank: int = 8
+    """Rank of an update."""
+    alpha: float | None = None
+    """An update is scaled by alpha / rank. Default: the rank, so by 1."""
+    targets: tuple[str, ...] | None = None
+    """Linear layers to update, by the end of their names in timm's model (qkv,proj,fc1,fc2, or
+    blocks.0.mlp.fc1). Default: those that make queries, keys and values."""
+    rslora: bool = False
+    """Scale an update by alpha / sqrt(rank) (rank-stabilised LoRA)."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}; use at least 1, or the 'linear' method.")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ConfigError(f"alpha is {self.alpha}; it must be above 0.")
+        if self.targets is not None and not all(self.targets or [""]):
+            raise ConfigError(f"targets is {self.targets!r}; name at least one layer (qkv), or leave it out.")
+
+    @property
+    def scale(self) -> float:
+        """Factor on an update."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def _linears(backbone: Backbone) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in backbone.named_layers().items() if isinstance(layer, nn.Linear)}
+
+
+def _named(names: Iterable[str], targets: Iterable[str]) -> list[str]:
+    """The names that are a target or end with one after a dot, as peft chooses them."""
+    ends = tuple(f".{target}" for target in targets)
+    return [name for name in names if f".{name}".endswith(ends)]
+
+
+def _key(layer: str) -> str:
+    # A parameter's name may hold no dots, and timm's names hold no slashes.
+    return layer.replace(".", "/")
+
+
+class LoRA(Method[LoRAConfig]):
+    r"""A trained low-rank update beside the frozen weight of chosen linear layers.
+
+    :math:`W' = W + s B A` with :math:`A` (rank, in), :math:`B` (out, rank) and :math:`s = \alpha / r`, or
+    :math:`\alpha / \sqrt r` rank-stabilised. :math:`A` starts Kaiming-uniform as in peft and the official code,
+    :math:`B` at zero, so that training starts from the backbone. :math:`W'` is what is computed, in training too.
+
+    Adds ``rank * (in + out)`` parameters a layer.
+
+    Departs: a layer that makes queries, keys and values at once gets one update for the three together, as in
+    peft; the paper's has one for each matrix, and only queries and values by default. There is no dropout before
+    an update.
+
+    References:
+        | LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2022), section 4.1
+        | https://arxiv.org/abs/2106.09685
+        | A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (Kalajdzievski, 2023)
+        | https://arxiv.org/abs/2312.03732
+    """
+
+    name = "lora"
+    Config = LoRAConfig
+    recipe = Recipe(lr=2e-3, epochs=15, warmup_epochs=3)
+
+    def __init__(self, config: LoRAConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        linears = _linears(backbone)
+        # Names as in the paper: what leads down to the rank, and up from it.
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        for name in _named(linears, config.targets or _QUERIES_KEYS_VALUES):
+            down = torch.empty(config.rank, linears[name].in_features)
+            self.down[_key(name)] = nn.Parameter(nn.init.kaiming_uniform_(down, a=math.sqrt(5)))
+            self.up[_key(name)] = nn.Parameter(torch.zeros(linears[name].out_features, config.rank))
+
+    @classmethod
+    def unsupported(cls, config: LoRAConfig, backbone: Backbone) -> list[str]:
+        """Targets that are no linear layer of the backbone."""
+        linears = _linears(backbone)
+        if config.targets is None:
+            found = _named(linears, _QUERIES_KEYS_VALUES)
+            return [] if found else ["it has no layers that make queries, keys and values; name targets"]
+        # Every way a layer can be named, most of all the short ones.
+        ends = {".".join(name.split(".")[k:]) for name in linears for k in range(name.count(".") + 1)}
+        unknown = [target for target in config.targets if not _named(linears, [target])]
+        hints = [nearest(target, ends).strip() for target in unknown]
+        return [
+            f"no linear layer is named {target!r}" + (f" ({hint[0].lower()}{hint[1:]})" if hint else "")
+            for target, hint in zip(unknown, hints, strict=True)
+        ]
+
+    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+        """The updated weights by timm's names."""
+        own, scale = backbone.named_weights(), self.config.scale
+        updated = {}
+        for key, down in self.down.items():
+            name = f"{key.replace('/', '.')}.weight"
+            updated[name] = own[name] + scale * (self.up[key] @ down)
+        return updated
+
+    def fold(self, backbone: Backbone) -> Method[LoRAConfig]:
+        """The updated weights as constants."""
+        return Constants(self, backbone, weights=self.weights(backbone))
+
+
+class _Tuned(Protocol):
+    """A tuned model, which is defined further down the line of imports."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+    @property
+    def method(self) -> Method[Any]: ...
+    @property
+    def head(self) -> Any: ...
+
+
+def read_peft(folder: str | Path, backbone: Backbone) -> tuple[LoRAConfig, dict[str, Tensor]]:
+    """A LoRA adapter of a timm model that the peft library saved.
+
+    Layers may differ in rank and alpha (``rank_pattern``, ``alpha_pattern``): smaller ranks are filled up with zeros.
+
+    Args:
+        folder: Has ``adapter_config.json`` and ``adapter_model.safetensors``. Pickles are not read.
+        backbone: The timm model it was trained on, opened.
+
+    Returns:
+        Options, and tensors by their names in a tuned model: the method's, and the head's
+        (``"head.linear.weight"``) if timm's classifier is among the adapter's ``modules_to_save``.
+
+    Raises:
+        CheckpointError: If it is broken, of a kind that is not supported, or of another backbone.
+
+    Example:
+        Take over an adapter and its classifier::
+
+            config, tensors = read_peft("their-adapter", backbone)
+            model = build(backbone, config, num_classes=len(tensors["head.linear.bias"]))
+            model.load_trained(tensors)
+    """
+    adapter = lora_peft.read(Path(folder))
+    linears = _linears(backbone)
+    for name, (down, up) in adapter.updates.items():
+        layer = linears.get(name)
+        if layer is None:
+            raise CheckpointError(
+                f"The adapter in {str(folder)!r} updates {name!r}, which is no linear layer of {backbone.name!r} "
+                f"(timm's classifier does not count).{nearest(name, linears)} Open the model it was trained on."
+            )
+        if (up.shape[0], down.shape[1]) != layer.weight.shape:
+            raise CheckpointError(
+                f"The adapter in {str(folder)!r} updates {name!r} as {up.shape[0]}x{down.shape[1]}, and in "
+                f"{backbone.name!r} it is {'x'.join(map(str, layer.weight.shape))}; open the model it was trained on."
+            )
+    given = tuple(target for target in adapter.targets if _named(linears, [target]))
+    same = set(_named(linears, given)) == set(adapter.updates)
+    targets = given if same else tuple(name for name in linears if name in adapter.updates)
+    config = LoRAConfig(rank=adapter.rank, alpha=float(adapter.alpha), targets=targets, rslora=adapter.rslora)
+    tensors = _head(adapter.saved, backbone, str(folder))
+    for name, (down, up) in adapter.updates.items():
+        tensors |= {f"method.down.{_key(name)}": down, f"method.up.{_key(name)}": up}
+    return config, tensors
+
+
+def write_peft(model: _Tuned, folder: str | Path) -> None:
+    """Write a model tuned by LoRA as a folder that peft loads onto the timm model.
+
+    The classifier goes along (``modules_to_save``): give timm's model as many classes, and
+    ``peft.PeftModel.from_pretrained(timm_model, folder)`` has the same logits.
+
+    Raises:
+        ConfigError: If the model is tuned by another method, or peft could not run it on this backbone.
+        CheckpointError: If the folder holds an adapter in trimtab's own form.
+    """
+    method, backbone = model.method, model.backbone
+    if not isinstance(method, LoRA):
+        raise ConfigError(f"The model is tuned by {type(method).__name__}, and peft's form is for LoRA, not folded.")
+    classifiers, own = classifier_names(backbone.model), backbone.named_weights()
+    if len(classifiers) != 1:
+        raise ConfigError(f"{backbone.name!r} has {len(classifiers)} classifiers in timm, and the trained head is one.")
+    layers = [key.replace("/", ".") for key in method.down]
+    unseen = [name for name in layers if f"{name.rpartition('.')[0]}.q_bias" in own and name.endswith(".qkv")]
+    if unseen:
+        raise ConfigError(
+            f"timm reads the weight of {unseen[0]!r} without calling the layer, so peft's update of it would do "
+            "nothing; choose other targets, or keep the adapter in trimtab's form."
+        )
+    updates = {name: lora_peft.Factors(method.down[_key(name)], method.up[_key(name)]) for name in layers}
+    head = {f"{classifiers[0]}.{name}": value for name, value in model.head.linear.state_dict().items()}
+    config = method.config
+    alpha = float(config.rank if config.alpha is None else config.alpha)
+    adapter = lora_peft.LowRank(config.rank, alpha, config.rslora, (), updates, head)
+    lora_peft.write(Path(folder), adapter, [classifiers[0]])
+
+
+def _head(saved: Mapping[str, Tensor], backbone: Backbone, folder: str) -> dict[str, Tensor]:
+    """The head's tensors from those of timm's classifier; none if it was not saved."""
+    if not saved:
+        return {}
+    name, *more = classifier_names(backbone.model)
+    other = sorted(set(saved) - {f"{name}.weight", f"{name}.bias"})
+    if other or more or f"{name}.weight" not in saved:
+        raise CheckpointError(
+            f"The adapter in {folder!r} holds {', '.join(sorted(saved))}; besides updates of linear layers only the "
+            f"one classifier {name!r} can be taken over. Train it again without the others in modules_to_save."
+        )
+    weight = saved[f"{name}.weight"]
+    if weight.ndim != 2 or weight.shape[1] != backbone.num_features:
+        raise CheckpointError(
+            f"The classifier in {folder!r} has the shape {tuple(weight.shape)} and {backbone.name!r} gives "
+            f"{backbone.num_features} features; open the model it was trained on."
+        )
+    bias = saved.get(f"{name}.bias", torch.zeros(weight.shape[0]))
+    return {"head.linear.weight": weight, "head.linear.bias": bias}

@@ -1,0 +1,231 @@
+"""Folders of low-rank updates as the peft library writes them: read, checked, and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from trimtab.errors import CheckpointError
+from trimtab.files import write_bytes, write_json
+
+TENSORS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_PICKLE = "adapter_model.bin"
+_BEFORE = "base_model.model."
+_FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
+
+_SAYS_NOTHING = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+"""Fields that change nothing of what a trained adapter computes, or only say which layers have one: the tensors do."""
+
+_UNDERSTOOD = {
+    "alpha_pattern",
+    "bias",
+    "init_lora_weights",
+    "lora_alpha",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+}
+
+
+class Factors(NamedTuple):
+    """A low-rank update ``up @ down`` of one layer."""
+
+    down: Tensor
+    """(rank, in)."""
+    up: Tensor
+    """(out, rank)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """What such a folder holds."""
+
+    rank: int
+    """Of every update: smaller ones are filled up with zeros."""
+    alpha: float
+    """Every update is scaled by alpha / rank, or alpha / sqrt(rank); what a layer has of its own is in its ``up``."""
+    rslora: bool
+    targets: tuple[str, ...]
+    """The ends of layers' names as they were given; empty if they were given in another way."""
+    updates: Mapping[str, Factors]
+    """By the layers' names."""
+    saved: Mapping[str, Tensor]
+    """Other trained tensors (``modules_to_save``) by name."""
+
+
+def read(folder: Path) -> LowRank:
+    """Read and check a folder; nothing is unpickled.
+
+    Raises:
+        CheckpointError: If something is missing or broken, or the adapter is of a kind that is not supported.
+    """
+    config = _config(folder)
+    given, saved = _sorted_out(folder)
+    rank = max(len(down) for down, _ in given.values())
+    scale = _scale(config["lora_alpha"], rank, config["use_rslora"])
+    updates = {}
+    for layer, (down, up) in given.items():
+        pattern = next((key for key in config["alpha_pattern"] if re.fullmatch(rf"(.*\.)?({key})", layer)), None)
+        alpha = config["lora_alpha"] if pattern is None else config["alpha_pattern"][pattern]
+        own = _scale(alpha, len(down), config["use_rslora"])
+        # Zeros fill up to the common rank, and what a layer's own scale differs by goes into its factor.
+        up = up if own == scale else up * (own / scale)
+        missing = rank - len(down)
+        updates[layer] = Factors(F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing)))
+    targets = config["target_modules"] if isinstance(config["target_modules"], list) else []
+    return LowRank(rank, config["lora_alpha"], config["use_rslora"], tuple(sorted(targets)), updates, saved)
+
+
+def write(folder: Path, adapter: LowRank, modules_to_save: list[str]) -> None:
+    """Write a folder that peft loads; the configuration comes last, so that an interrupted write is seen as none.
+
+    Raises:
+        CheckpointError: If the folder holds an adapter in trimtab's own form, whose files have the same names.
+    """
+    if (folder / CONFIG).is_file() and _json(folder).get("library") == "trimtab":
+        raise CheckpointError(
+            f"{str(folder)!r} holds an adapter in trimtab's own form, which this would replace; name another folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{_BEFORE}{name}": value for name, value in adapter.saved.items()}
+    for layer, (down, up) in adapter.updates.items():
+        tensors |= {f"{_BEFORE}{layer}.lora_A.weight": down, f"{_BEFORE}{layer}.lora_B.weight": up}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(folder / TENSORS, to_bytes(plain, {"format": "pt"}))
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": adapter.rank,
+        "lora_alpha": int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
+        "use_rslora": adapter.rslora,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        # Whole names: a short one ("proj") would have peft update the patch embedding's convolution too.
+        "target_modules": list(adapter.updates),
+        "modules_to_save": modules_to_save or None,
+    }
+    write_json(folder / CONFIG, config)
+
+
+def _scale(alpha: float, rank: int, rslora: bool) -> float:
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def _sorted_out(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """The tensors of a folder: factors by layer, and the others."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    saved: dict[str, Tensor] = {}
+    for key, value in sorted(_tensors(folder).items()):
+        name = key.removeprefix(_BEFORE)
+        match = _FACTOR.fullmatch(name)
+        if match is not None and value.ndim == 2:
+            factors.setdefault(match["layer"], {})[match["factor"]] = value.float()
+        elif "lora_" in name:
+            raise CheckpointError(
+                f"{TENSORS} in {str(folder)!r} holds {key!r} {tuple(value.shape)}; only updates of linear layers are "
+                "read. Choose other target_modules."
+            )
+        else:
+            saved[name] = value.float()
+    broken = [layer for layer, pair in factors.items() if len(pair) < 2 or len(pair["A"]) != pair["B"].shape[1]]
+    if broken or not factors:
+        what = f"half an update of {', '.join(broken)}" if broken else "no update of any layer"
+        raise CheckpointError(f"{TENSORS} in {str(folder)!r} holds {what}; copy the folder again.")
+    return {layer: Factors(pair["A"], pair["B"]) for layer, pair in factors.items()}, saved
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The configuration in peft's form with its defaults, checked to be of a kind that is supported."""
+    defaults = {"r": 8, "lora_alpha": 8, "use_rslora": False, "bias": "none", "init_lora_weights": True}
+    given = {name: value for name, value in _json(folder).items() if value is not None}
+    if given.get("library") == "trimtab":
+        raise CheckpointError(
+            f"{str(folder)!r} holds an adapter in trimtab's own form and not in peft's; read it as one of trimtab's."
+        )
+    config = {**defaults, "target_modules": None, "alpha_pattern": {}, **given}
+    reasons = []
+    if config.get("peft_type") != "LORA":
+        reasons.append(f"its peft_type is {config.get('peft_type')!r}, not 'LORA'")
+    if config["bias"] != "none":
+        reasons.append(f"its bias is {config['bias']!r}, not 'none'")
+    if config["init_lora_weights"] not in (True, False, "gaussian", "eva"):
+        reasons.append(f"init_lora_weights is {config['init_lora_weights']!r}, which may change the backbone's weights")
+    patterns = config["alpha_pattern"]
+    alphas = [config["lora_alpha"], *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    if not all(isinstance(alpha, (int, float)) and alpha > 0 for alpha in alphas):
+        reasons.append(f"lora_alpha and alpha_pattern hold {alphas}, not numbers above 0")
+    for name, value in config.items():
+        if value and name not in _UNDERSTOOD | _SAYS_NOTHING:
+            reasons.append(f"it sets {name} to {value!r}")
+    if reasons:
+        raise CheckpointError(
+            f"The adapter in {str(folder)!r} cannot be read: {'; '.join(reasons)}. "
+            "Only plain LoRA of linear layers is supported; merge it with peft (merge_and_unload) instead."
+        )
+    return config
+
+
+def _json(folder: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_bytes(folder, CONFIG))
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} in {str(folder)!r} is not JSON ({error}); copy the folder again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{CONFIG} in {str(folder)!r} holds no JSON object; copy the folder again.")
+    return value
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    if not (folder / TENSORS).exists() and (folder / _PICKLE).exists():
+        raise CheckpointError(
+            f"{str(folder)!r} holds {_PICKLE}, a pickle, which could run code and is not read; save the adapter again "
+            "with peft's save_pretrained(..., safe_serialization=True)."
+        )
+    try:
+        return load_tensors(_bytes(folder, TENSORS))
+    except SafetensorError as error:
+        raise CheckpointError(f"{TENSORS} in {str(folder)!r} is broken ({error}); copy the folder again.") from error
+
+
+def _bytes(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{name} cannot be read in {str(folder)!r} ({error.strerror}); name a folder that peft's save_pretrained "
+            "wrote."
+        ) from error

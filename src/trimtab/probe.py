@@ -1,0 +1,37 @@
+"""A head trained on features that were computed once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.recipe import Recipe
+from trimtab.tasks import classification_loss
+
+
+def probe(head: nn.Module, features: Tensor, labels: Tensor, epochs: int, lr: float, seed: int) -> None:
+    """Train ``head`` by AdamW on pooled features (B, D) with a cosine schedule.
+
+    The first half of "linear probing, then fine-tuning": what is tuned next starts from a head that fits the
+    features, and is not bent by the gradients of one that does not.
+
+    References:
+        | Fine-Tuning can Distort Pretrained Features (Kumar et al., 2022), section 4
+        | https://arxiv.org/abs/2202.10054
+    """
+    recipe = Recipe(lr=lr, epochs=epochs)
+    steps = math.ceil(features.shape[0] / recipe.batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=recipe.weight_decay)
+    for step in range(epochs * steps):
+        if step % steps == 0:
+            order = torch.randperm(features.shape[0], generator=generator).to(features.device)
+        first = step % steps * recipe.batch_size
+        rows = order[first : first + recipe.batch_size]
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(step, steps)
+        optimizer.zero_grad()
+        (classification_loss(head(features[rows]), labels[rows]) / rows.shape[0]).backward()
+        optimizer.step()

@@ -1,0 +1,96 @@
+"""What methods share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.families import FAMILIES, images_for, shared_backbone
+from trimtab.methods.base import Constants, patch_directions_, vpt_uniform_
+from trimtab.methods.e2vpt import E2VPTConfig
+from trimtab.methods.linear import Linear, LinearConfig
+from trimtab.methods.svpt import SVPTConfig
+from trimtab.methods.vpt import VPTConfig
+from trimtab.model import build
+from trimtab.stream import KeysValues
+
+
+class TestPatchDirections:
+    """Prompts that start as patches."""
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_each_is_the_direction_of_a_patch_at_its_block(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        images = images_for(backbone, count=3)
+        prompts = vpt_uniform_(torch.empty(backbone.depth, 4, backbone.width), backbone.patch_size)
+        before = prompts.clone()
+        patch_directions_(prompts, backbone, [images])
+        stream = backbone.embed(images)
+        for i in range(backbone.depth):
+            patches = stream.tokens[:, backbone.num_prefix_tokens :].flatten(0, 1)
+            likeness = centred(prompts[i]) @ centred(patches).T
+            torch.testing.assert_close(likeness.amax(1), torch.ones(4), atol=1e-4, rtol=0)
+            stream = backbone.block(i, stream)
+        torch.testing.assert_close(prompts.std(2), before.std(2), atol=1e-3, rtol=0.05)
+
+    def test_sees_only_the_first_batch(self, plain: object) -> None:
+        backbone = shared_backbone("class-token")
+        prompts = torch.randn(3, 2, 48)
+
+        def batches() -> object:
+            yield images_for(backbone)
+            raise AssertionError
+
+        patch_directions_(prompts, backbone, batches())  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "config", [VPTConfig(), VPTConfig(deep=False), SVPTConfig(salient=2), E2VPTConfig()], ids=repr
+    )
+    def test_only_where_asked_for(self, config: object) -> None:
+        import dataclasses
+
+        backbone = shared_backbone("class-token")
+        for start, wanted in (("patches", 64), ("uniform", 0)):
+            model = build(backbone, dataclasses.replace(config, prompt_init=start), 4)  # type: ignore[type-var]
+            assert model.method.images_wanted(1000) == wanted
+            assert model.method.images_wanted(7) == min(wanted, 7)
+            before = model.method.prompts.detach().clone()
+            if wanted:
+                model.prepare([images_for(backbone)])
+            assert torch.equal(model.method.prompts, before) is not bool(wanted)
+
+    def test_nothing_is_left_of_the_graph(self) -> None:
+        model = build(shared_backbone("class-token"), VPTConfig(), 4)
+        model.prepare([images_for(model.backbone)])
+        assert model.method.prompts.is_leaf
+        assert model.method.prompts.requires_grad
+
+
+class TestConstants:
+    """A method of which constants are left."""
+
+    def test_moves_and_counts_as_buffers(self) -> None:
+        backbone = shared_backbone("class-token")
+        pair = KeysValues(torch.randn(1, 3, 2, 16), torch.randn(1, 3, 2, 16))
+        linear = Linear(LinearConfig(), backbone)
+        folded = Constants(linear, backbone, contexts=[None, pair], weights={"norm.weight": torch.ones(48)})
+        assert not list(folded.parameters())
+        assert folded.context(0) is None
+        assert folded.context(2) is None
+        found = folded.double().context(1)
+        assert found is not None
+        assert found.keys.dtype == torch.float64
+        assert folded.weights(backbone)["norm.weight"].dtype == torch.float64
+
+    def test_folds_to_no_prompt_tokens(self) -> None:
+        model = build(shared_backbone("class-token"), VPTConfig(num_prompts=3), 4).eval()
+        folded = model.fold()
+        assert isinstance(folded.method, Constants)
+        assert folded.head is model.head
+        assert folded.backbone is model.backbone
+        assert folded.run(images_for(model.backbone)).prompts.shape[1] == 0
+
+
+def centred(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(x - x.mean(-1, keepdim=True), dim=-1)
