@@ -128,6 +128,11 @@ READINGS = (
     _reading("gate a scalar", gate_shape="scalar"),
     _reading("20 salient tokens", salient=20),
     _reading("paired", pairing="paired"),
+    _reading("gate from 0.1", gate=0.1),
+    _reading("gate from 0.1, no enhancement", gate=0.1, enhancement=False),
+    _reading("normalised prompts added", added="normalised"),
+    _reading("gate from 0.1, normalised prompts added", gate=0.1, added="normalised"),
+    _reading("no connection, normalised prompts added", connection="none", added="normalised"),
 )
 
 

@@ -251,6 +251,7 @@ class SVPTReading:
     form: str = "convex"
     salient: int = 0
     pairing: str = "attention"
+    added: str = "prompts"
 
 
 @dataclasses.dataclass
@@ -338,6 +339,8 @@ def _svpt_enhanced(
 ) -> Tensor:
     """The tokens, with something of the prompts added to the patches that were attended to most."""
     tokens = list(x)
+    if reading.added == "normalised":
+        prompts = torch.stack([_standardised(prompt) for prompt in prompts])
     for rank, position in enumerate(sorted(attention, key=lambda patch: -attention[patch])[: reading.salient]):
         added = prompts[rank] if reading.pairing == "paired" else None
         if added is None:

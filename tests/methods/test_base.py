@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from tests.families import FAMILIES, images_for, shared_backbone
-from trimtab.methods.base import Constants, patch_directions_, vpt_uniform_
+from trimtab.errors import ConfigError
+from trimtab.methods.base import Constants
 from trimtab.methods.e2vpt import E2VPTConfig
 from trimtab.methods.linear import Linear, LinearConfig
+from trimtab.methods.prompts import patch_directions_, uniform_
 from trimtab.methods.svpt import SVPTConfig
 from trimtab.methods.vpt import VPTConfig
 from trimtab.model import build
@@ -23,7 +25,7 @@ class TestPatchDirections:
     def test_each_is_the_direction_of_a_patch_at_its_block(self, family: str) -> None:
         backbone = shared_backbone(family)
         images = images_for(backbone, count=3)
-        prompts = vpt_uniform_(torch.empty(backbone.depth, 4, backbone.width), backbone.patch_size)
+        prompts = uniform_(torch.empty(backbone.depth, 4, backbone.width), backbone.patch_size)
         before = prompts.clone()
         patch_directions_(prompts, backbone, [images])
         stream = backbone.embed(images)
@@ -59,6 +61,10 @@ class TestPatchDirections:
             if wanted:
                 model.prepare([images_for(backbone)])
             assert torch.equal(model.method.prompts, before) is not bool(wanted)
+
+    def test_needs_images(self) -> None:
+        with pytest.raises(ConfigError, match="there are none; prepare with at least one"):
+            build(shared_backbone("class-token"), VPTConfig(), 4).prepare([])
 
     def test_nothing_is_left_of_the_graph(self) -> None:
         model = build(shared_backbone("class-token"), VPTConfig(), 4)

@@ -64,7 +64,7 @@ def assert_equals_reference(family: str, batch: int = 2, **options: Any) -> None
     method, config = model.method, model.method.config
     reading = SVPTReading(
         config.connection, config.gate_from, config.gate_shape, config.gate, config.source, config.form,
-        config.num_salient(backbone.num_patches), config.pairing,
+        config.num_salient(backbone.num_patches), config.pairing, config.added,
     )  # fmt: skip
     images = images_for(backbone, batch)
     theirs = reference.svpt(backbone.model, images, given_to_reference(method, backbone.depth - 1), reading)
@@ -78,9 +78,10 @@ def assert_equals_reference(family: str, batch: int = 2, **options: Any) -> None
 
 ENHANCEMENTS: list[dict[str, Any]] = [
     {"enhancement": False},
-    {"salient": 1},
+    {"salient": 1, "added": "normalised"},
     {"salient": 5},
     {"salient": None, "pairing": "paired"},
+    {"salient": None, "pairing": "paired", "added": "normalised"},
 ]
 MIXES = [dict(zip(("source", "form"), words, strict=True)) for words in itertools.product(
     ("input", "output"), ("convex", "additive")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
@@ -95,10 +92,6 @@ class Method(nn.Module, Generic[ConfigT]):
         return {}
 
 
-PATCH_IMAGES = 64
-"""Training images that prompts may start from."""
-
-
 class Constants(Method[Any]):
     """A method of which only constants are left: what :meth:`Method.fold` makes of one no image changes.
 
@@ -121,8 +114,8 @@ class Constants(Method[Any]):
         self.folded_from = folded.name
         self._weights = tuple(weights or {})
         for name, value in (weights or {}).items():
-            # Buffers move with the module; their names hold no dots.
-            self.register_buffer(_buffer(name), value.detach())
+            # Buffers move with the module.
+            self.register_buffer(f"weight/{slashed(name)}", value.detach())
         for i, context in enumerate(contexts):
             if context is not None:
                 self.register_buffer(f"keys_{i}", context.keys.detach())
@@ -130,7 +123,7 @@ class Constants(Method[Any]):
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The stored tensors."""
-        return {name: getattr(self, _buffer(name)) for name in self._weights}
+        return {name: getattr(self, f"weight/{slashed(name)}") for name in self._weights}
 
     def context(self, i: int) -> KeysValues | None:
         """The stored keys and values of block ``i``."""
@@ -142,34 +135,11 @@ class Constants(Method[Any]):
         return backbone.block(i, stream, context=self.context(i))
 
 
-def _buffer(name: str) -> str:
-    return "weight/" + name.replace(".", "/")
+def slashed(name: str) -> str:
+    """A name of timm's as that of a parameter, which may hold no dots; timm's hold no slashes."""
+    return name.replace(".", "/")
 
 
-@torch.no_grad()
-def patch_directions_(prompts: Tensor, backbone: Backbone, batches: Iterable[Tensor]) -> Tensor:
-    """Turn prompts (blocks, P, D) into patches that training images have at the inputs of these blocks.
-
-    A prompt like that changes little at first, where a random one draws attention to nothing. Prompts are
-    normalised before anything else happens to them, so only the direction is taken: mean and size stay as they are.
-
-    References:
-        | Revisiting the Power of Prompt for Visual Tuning (Wang et al., 2024), section 3
-        | https://arxiv.org/abs/2402.02382
-    """
-    stream = backbone.embed(next(iter(batches)))
-    for i in range(prompts.shape[0]):
-        patches = stream.tokens[:, backbone.num_prefix_tokens :].flatten(0, 1)
-        chosen = patches[torch.randint(patches.shape[0], prompts.shape[1:2]).to(patches.device)]
-        mean, deviation = prompts[i].mean(1, keepdim=True), prompts[i].std(1, keepdim=True)
-        prompts[i] = mean + deviation * F.layer_norm(chosen, chosen.shape[-1:])
-        if i + 1 < prompts.shape[0]:
-            stream = backbone.block(i, stream)
-    return prompts
-
-
-def vpt_uniform_(prompts: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Fill prompts (..., P, D) as VPT does: uniform within sqrt(6 / (3 * patch height * patch width + D))."""
-    bound = math.sqrt(6.0 / (3 * math.prod(patch_size) + prompts.shape[-1]))
-    with torch.no_grad():
-        return prompts.uniform_(-bound, bound)
+def dotted(name: str) -> str:
+    """The other way round."""
+    return name.replace("/", ".")

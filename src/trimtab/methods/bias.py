@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Method, dotted, slashed
 from trimtab.recipe import Recipe
 
 
@@ -42,9 +42,8 @@ class Bias(Method[BiasConfig]):
 
     def __init__(self, config: BiasConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        # A parameter's name may hold no dots, and timm's names hold no slashes.
         self.biases = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(value.detach().clone()) for name, value in _biases(backbone).items()}
+            {slashed(name): nn.Parameter(value.detach().clone()) for name, value in _biases(backbone).items()}
         )
 
     @classmethod
@@ -54,7 +53,7 @@ class Bias(Method[BiasConfig]):
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The trained biases by timm's names."""
-        return {name.replace("/", "."): value for name, value in self.biases.items()}
+        return {dotted(name): value for name, value in self.biases.items()}
 
     def fold(self, backbone: Backbone) -> Method[BiasConfig]:
         """The trained biases as constants."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import PATCH_IMAGES, Constants, Method, patch_directions_, vpt_uniform_
-from trimtab.noise import drop
+from trimtab.methods.base import Constants, Method
+from trimtab.methods.prompts import PATCH_IMAGES, dropped, patch_directions_, uniform_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
 
@@ -77,7 +77,7 @@ class E2VPT(Method[E2VPTConfig]):
         self.prompts: nn.Parameter | None = None
         if config.num_prompts:
             prompts = torch.empty(depth, config.num_prompts, width)
-            self.prompts = nn.Parameter(vpt_uniform_(prompts, backbone.patch_size))
+            self.prompts = nn.Parameter(uniform_(prompts, backbone.patch_size))
         shape = (depth, heads, config.num_key_values, width // heads)
         self.keys = nn.Parameter(_he_uniform_(torch.empty(shape)))
         self.values: nn.Parameter | None = None
@@ -123,10 +123,7 @@ class E2VPT(Method[E2VPTConfig]):
         if self.prompts is None:
             return None
         prompts: Tensor = self.prompts[i]
-        if not self.training or self.config.dropout == 0:
-            return prompts
-        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape, like=prompts)
-        return drop(prompts, self.config.dropout, uniform)
+        return dropped(prompts, self.config.dropout, stream) if self.training else prompts
 
 
 def _he_uniform_(prompts: Tensor) -> Tensor:

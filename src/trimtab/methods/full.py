@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Method, dotted, slashed
 from trimtab.recipe import Recipe
 
 
@@ -37,17 +37,13 @@ class Full(Method[FullConfig]):
 
     def __init__(self, config: FullConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        # A parameter's name may hold no dots, and timm's names hold no slashes.
         self.copies = nn.ParameterDict(
-            {
-                name.replace(".", "/"): nn.Parameter(value.detach().clone())
-                for name, value in backbone.named_weights().items()
-            }
+            {slashed(name): nn.Parameter(value.detach().clone()) for name, value in backbone.named_weights().items()}
         )
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The trained copies by timm's names."""
-        return {name.replace("/", "."): value for name, value in self.copies.items()}
+        return {dotted(name): value for name, value in self.copies.items()}
 
     def fold(self, backbone: Backbone) -> Method[FullConfig]:
         """The trained copies as constants."""

@@ -15,7 +15,7 @@ from trimtab.backbone import Backbone, classifier_names
 from trimtab.choices import check_choices
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.methods import lora_peft
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Method, dotted, slashed
 from trimtab.recipe import Recipe
 
 _QUERIES_KEYS_VALUES = ("qkv", "q_proj", "k_proj", "v_proj")
@@ -61,11 +61,6 @@ def _named(names: Iterable[str], targets: Iterable[str]) -> list[str]:
     return [name for name in names if f".{name}".endswith(ends)]
 
 
-def _key(layer: str) -> str:
-    # A parameter's name may hold no dots, and timm's names hold no slashes.
-    return layer.replace(".", "/")
-
-
 class LoRA(Method[LoRAConfig]):
     r"""A trained low-rank update beside the frozen weight of chosen linear layers.
 
@@ -97,8 +92,8 @@ class LoRA(Method[LoRAConfig]):
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name in _named(linears, config.targets or _QUERIES_KEYS_VALUES):
             down = torch.empty(config.rank, linears[name].in_features)
-            self.down[_key(name)] = nn.Parameter(nn.init.kaiming_uniform_(down, a=math.sqrt(5)))
-            self.up[_key(name)] = nn.Parameter(torch.zeros(linears[name].out_features, config.rank))
+            self.down[slashed(name)] = nn.Parameter(nn.init.kaiming_uniform_(down, a=math.sqrt(5)))
+            self.up[slashed(name)] = nn.Parameter(torch.zeros(linears[name].out_features, config.rank))
 
     @classmethod
     def unsupported(cls, config: LoRAConfig, backbone: Backbone) -> list[str]:
@@ -121,7 +116,7 @@ class LoRA(Method[LoRAConfig]):
         own, scale = backbone.named_weights(), self.config.scale
         updated = {}
         for key, down in self.down.items():
-            name = f"{key.replace('/', '.')}.weight"
+            name = f"{dotted(key)}.weight"
             updated[name] = own[name] + scale * (self.up[key] @ down)
         return updated
 
@@ -184,7 +179,7 @@ def read_peft(folder: str | Path, backbone: Backbone) -> tuple[LoRAConfig, dict[
     config = LoRAConfig(rank=adapter.rank, alpha=float(adapter.alpha), targets=targets, rslora=adapter.rslora)
     tensors = _head(adapter.saved, backbone, str(folder))
     for name, (down, up) in adapter.updates.items():
-        tensors |= {f"method.down.{_key(name)}": down, f"method.up.{_key(name)}": up}
+        tensors |= {f"method.down.{slashed(name)}": down, f"method.up.{slashed(name)}": up}
     return config, tensors
 
 
@@ -204,14 +199,14 @@ def write_peft(model: _Tuned, folder: str | Path) -> None:
     classifiers, own = classifier_names(backbone.model), backbone.named_weights()
     if len(classifiers) != 1:
         raise ConfigError(f"{backbone.name!r} has {len(classifiers)} classifiers in timm, and the trained head is one.")
-    layers = [key.replace("/", ".") for key in method.down]
+    layers = [dotted(key) for key in method.down]
     unseen = [name for name in layers if f"{name.rpartition('.')[0]}.q_bias" in own and name.endswith(".qkv")]
     if unseen:
         raise ConfigError(
             f"timm reads the weight of {unseen[0]!r} without calling the layer, so peft's update of it would do "
             "nothing; choose other targets, or keep the adapter in trimtab's form."
         )
-    updates = {name: lora_peft.Factors(method.down[_key(name)], method.up[_key(name)]) for name in layers}
+    updates = {name: lora_peft.Factors(method.down[slashed(name)], method.up[slashed(name)]) for name in layers}
     head = {f"{classifiers[0]}.{name}": value for name, value in model.head.linear.state_dict().items()}
     config = method.config
     alpha = float(config.rank if config.alpha is None else config.alpha)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Method, slashed
 from trimtab.recipe import Recipe
 
 
@@ -50,11 +50,6 @@ def _sites(backbone: Backbone) -> list[_Site]:
     return found
 
 
-def _key(layer: str) -> str:
-    # A parameter's name may hold no dots, and timm's names hold no slashes.
-    return layer.replace(".", "/")
-
-
 class SSF(Method[SSFConfig]):
     r"""Scales and shifts the output of every operation: linear layers, norms, the patch embedding.
 
@@ -85,21 +80,21 @@ class SSF(Method[SSFConfig]):
         self._sites = tuple(_sites(backbone))
         self.scale, self.shift = nn.ParameterDict(), nn.ParameterDict()
         for site in self._sites:
-            self.scale[_key(site.layer)] = nn.Parameter(torch.empty(site.width).normal_(1.0, 0.02))
+            self.scale[slashed(site.layer)] = nn.Parameter(torch.empty(site.width).normal_(1.0, 0.02))
             if site.biases:
-                self.shift[_key(site.layer)] = nn.Parameter(torch.empty(site.width).normal_(0.0, 0.02))
+                self.shift[slashed(site.layer)] = nn.Parameter(torch.empty(site.width).normal_(0.0, 0.02))
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """Weights and biases with scale and shift multiplied in."""
         own = backbone.named_weights()
         merged: dict[str, Tensor] = {}
         for site in self._sites:
-            scale, weight = self.scale[_key(site.layer)], own[f"{site.layer}.weight"]
+            scale, weight = self.scale[slashed(site.layer)], own[f"{site.layer}.weight"]
             merged[f"{site.layer}.weight"] = scale.view(-1, *[1] * (weight.ndim - 1)) * weight
             if not site.biases:
                 continue
             parts = len(site.biases)
-            shifts = self.shift[_key(site.layer)].chunk(parts)
+            shifts = self.shift[slashed(site.layer)].chunk(parts)
             for name, factor, shift in zip(site.biases, scale.chunk(parts), shifts, strict=True):
                 merged[name] = factor * own[name] + shift if name in own else shift
         return merged

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import PATCH_IMAGES, Constants, Method, patch_directions_, vpt_uniform_
-from trimtab.noise import drop
+from trimtab.methods.base import Constants, Method
+from trimtab.methods.prompts import PATCH_IMAGES, dropped, patch_directions_, uniform_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
 
@@ -45,6 +45,8 @@ class SVPTConfig:
     """Patches that are enhanced. Default: a tenth of them (20 of 196); the number of prompts if paired."""
     pairing: Literal["attention", "paired"] = "attention"
     """What a salient patch gets: a mix of the prompts by its similarity to them, or the prompt of its rank."""
+    added: Literal["prompts", "normalised"] = "prompts"
+    """Add the prompts as they are, or normalised, which is how attention sees them."""
     strength: float = 0.0
     """Where the learned strength of the enhancement starts, one number a block."""
     prompt_init: Literal["patches", "uniform"] = "patches"
@@ -84,6 +86,8 @@ def _enhance(config: SVPTConfig, stream: Stream, prompts: Tensor, strength: Tens
     attention = stream.saliency[:, :, prefix:].softmax(-1).mean(1)  # (B, N)
     places = attention.topk(config.num_salient(stream.num_patches), dim=1).indices + prefix
     places = places[:, :, None].expand(-1, -1, stream.tokens.shape[2])
+    if config.added == "normalised":
+        prompts = F.layer_norm(prompts, prompts.shape[-1:])
     mixed = prompts.expand(stream.tokens.shape[0], -1, -1)
     if config.pairing == "attention":
         logits = stream.tokens.gather(1, places) @ mixed.transpose(1, 2) / math.sqrt(mixed.shape[2])
@@ -134,7 +138,7 @@ class SVPT(Method[SVPTConfig]):
     def __init__(self, config: SVPTConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         depth, width = backbone.depth, backbone.width
-        self.prompts = nn.Parameter(vpt_uniform_(torch.empty(depth, config.num_prompts, width), backbone.patch_size))
+        self.prompts = nn.Parameter(uniform_(torch.empty(depth, config.num_prompts, width), backbone.patch_size))
         links = depth - 1
         self.gate_weight: nn.Parameter | None = None
         self.gate_bias: nn.Parameter | None = None
@@ -172,7 +176,7 @@ class SVPT(Method[SVPTConfig]):
         prompts = self._connected(i, stream.memo)
         if self.strength is not None and i > 0:
             stream = _enhance(self.config, stream, prompts, self.strength[i - 1], backbone.num_prefix_tokens)
-        inserted = self._dropped(prompts, stream)
+        inserted = dropped(prompts, self.config.dropout, stream) if self.training else prompts
         last = i == backbone.depth - 1
         ask = self.strength is not None and not last
         if last or not self._reads_outputs:
@@ -233,13 +237,6 @@ class SVPT(Method[SVPTConfig]):
             logits = logits.sum(-1, keepdim=True)
         gate: Tensor = (logits + bias).sigmoid()
         return gate
-
-    def _dropped(self, prompts: Tensor, stream: Stream) -> Tensor:
-        """Prompts as they enter a block in training."""
-        if not self.training or self.config.dropout == 0:
-            return prompts
-        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape[-2:], like=prompts)
-        return drop(prompts, self.config.dropout, uniform)
 
 
 class _Enhancing(Constants):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import PATCH_IMAGES, Constants, Method, patch_directions_, vpt_uniform_
-from trimtab.noise import drop
+from trimtab.methods.base import Constants, Method
+from trimtab.methods.prompts import PATCH_IMAGES, dropped, patch_directions_, uniform_
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
 
@@ -99,7 +99,7 @@ class VPT(Method[VPTConfig]):
         super().__init__(config, backbone)
         sets = backbone.depth if config.deep else 1
         prompts = torch.empty(sets, config.num_prompts, config.projection or backbone.width)
-        self.prompts = nn.Parameter(vpt_uniform_(prompts, backbone.patch_size))
+        self.prompts = nn.Parameter(uniform_(prompts, backbone.patch_size))
         self.projection: nn.Module = nn.Identity()
         if config.projection is not None:
             self.projection = nn.Linear(config.projection, backbone.width)
@@ -141,7 +141,4 @@ class VPT(Method[VPTConfig]):
     def _inserted(self, i: int, stream: Stream) -> Tensor:
         """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
         prompts: Tensor = self.projection(self.prompts[i])
-        if not self.training or self.dropout == 0:
-            return prompts
-        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape, like=prompts)
-        return drop(prompts, self.dropout, uniform)
+        return dropped(prompts, self.dropout, stream) if self.training else prompts
