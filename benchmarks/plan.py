@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from benchmarks.results import Record, Results, best
 from benchmarks.splits import Split, draw_split
 from benchmarks.studies import BACKBONE, FixedRow, Study, TunedRow
 from benchmarks.trial import Budget, Trial
+from trimtab.methods import METHODS, configure
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,18 @@ class Trials:
     ) -> Trial:
         """A trial under the budget, or with epochs of its own."""
         budget = self.budget if epochs is None else dataclasses.replace(self.budget, epochs=epochs)
-        return Trial(name, seed, method, dict(options), lr, budget, self.split(name, seed).digest, BACKBONE)
+        digest = self.split(name, seed).digest
+        return Trial(name, seed, method, dict(options), lr, budget, digest, BACKBONE, resolve(method, options))
+
+
+def resolve(method: str, options: Mapping[str, Any]) -> Record:
+    """A method's whole configuration, and those values of its recipe that no budget replaces."""
+    recipe = dataclasses.asdict(METHODS[method].recipe)
+    replaced = {field.name for field in dataclasses.fields(Budget)} | {"lr", "optimizer"}
+    rest = {name: value for name, value in recipe.items() if name not in replaced}
+    # Through JSON, as the results keep it.
+    resolved: Record = json.loads(json.dumps({**dataclasses.asdict(configure(method, options)), "recipe": rest}))
+    return resolved
 
 
 class Unit(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 BACKBONE = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SETS = ("caltech101", "dtd10", "cifar10", "brain_mri")
-TRIALS = 3
+TRIALS = 4
 """Trials that tuning spends on every row of the comparison and every set."""
 
 
@@ -76,19 +76,19 @@ class Study:
         return all(isinstance(row, TunedRow) for row in self.rows)
 
 
-_SMALL = (2e-3, 6e-3)
+_SMALL = (6e-4, 2e-3, 6e-3)
 """Candidate learning rates of prompts."""
-_VECTORS = (1e-3, 3e-3, 1e-2)
+_VECTORS = (3e-4, 1e-3, 3e-3, 1e-2)
 """Candidate learning rates of scales and biases."""
-_MODULES = (1e-3, 4e-3)
+_MODULES = (3e-4, 1e-3, 4e-3)
 """Candidate learning rates of low-rank updates and adapters."""
-_HEAD = (1e-3, 3e-3, 1e-2)
+_HEAD = (3e-4, 1e-3, 3e-3, 1e-2)
 """Candidate learning rates of the head alone."""
 _SHIP: dict[str, Any] = {"prompt_length": 10, "prototypes": 100}
 """SHIP for ViT-Tiny and few images; everything else is its default."""
 
 COMPARISON = (
-    # Trained as long as the head that every other row starts from.
+    # As many epochs as the head has that every other row starts from, at a learning rate of its own.
     TunedRow("linear", "linear", {}, _HEAD, epochs=50),
     TunedRow("vpt", "vpt", {"num_prompts": 10}, _SMALL, {"num_prompts": 5}),
     TunedRow(
@@ -104,7 +104,7 @@ COMPARISON = (
     TunedRow("adapter", "adapter", {"dim": 64}, _MODULES, {"dim": 16}),
     TunedRow("bias", "bias", {}, _VECTORS),
     TunedRow("ssf", "ssf", {}, _VECTORS),
-    TunedRow("full", "full", {}, (3e-5, 1e-4, 3e-4)),
+    TunedRow("full", "full", {}, (1e-5, 3e-5, 1e-4, 3e-4)),
     TunedRow(
         "e2vpt", "e2vpt", {"num_prompts": 5, "num_key_values": 5}, _SMALL, {"num_prompts": 3, "num_key_values": 2}
     ),
@@ -146,8 +146,9 @@ _ATTRIBUTE = {**_SHARED, "attribute_sets": 2}
 _MATCHING = {**_ATTRIBUTE, "matching_weight": 0.5}
 
 PARTS = (
-    FixedRow("VPT-deep", "vpt", {"num_prompts": 10}, "ship"),
-    _part("hierarchy", **_HIERARCHY),
+    # As SHIP's other rows in everything else: how prompts start, drop-path, no prompt dropout.
+    _part("VPT-deep (every block its own)", **_HIERARCHY, threshold=1.0),
+    _part("+ hierarchy", **_HIERARCHY),
     _part("+ shared prompts", **_SHARED),
     _part("+ attribute prompts", **_ATTRIBUTE),
     _part("+ matching loss", **_MATCHING),
@@ -171,7 +172,7 @@ STUDIES = {
     for study in (
         Study("methods", "Methods", COMPARISON, seeds=3),
         Study("svpt", "Readings of SVPT", READINGS, seeds=3, baseline="VPT-deep"),
-        Study("ship-parts", "Parts of SHIP", PARTS, seeds=3, baseline="VPT-deep"),
+        Study("ship-parts", "Parts of SHIP", PARTS, seeds=3, baseline="VPT-deep (every block its own)"),
         Study("ship-sensitivity", "Sensitivity of SHIP", SENSITIVITY, seeds=1),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -48,6 +49,9 @@ class Trial:
     split: str
     """Digest of the training and validation images."""
     backbone: str
+    resolved: Mapping[str, Any]
+    """The method's whole configuration, and what the recipe decides besides the budget: a changed default is
+    another trial."""
 
     def inputs(self) -> dict[str, Any]:
         """As JSON values."""
@@ -207,4 +211,20 @@ def _versions() -> dict[str, Any]:
     import torch
 
     versions = {name: importlib.metadata.version(name) for name in ("trimtab", "torch", "timm")}
-    return {"versions": versions, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    return {
+        "versions": versions,
+        "code": _code(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of trimtab's source, so that a table can tell whether all of its rows come from the same."""
+    import trimtab
+
+    folder = Path(trimtab.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -272,6 +273,56 @@ class TestWeights:
         before = copy.deepcopy(fresh.state_dict())
         _through(fresh, images_for(fresh), {k: torch.zeros_like(v) for k, v in fresh.named_weights().items()})
         torch.testing.assert_close(fresh.state_dict(), before, rtol=0, atol=0)
+
+    def test_swaps_of_threads_do_not_meet(self, plain: Backbone) -> None:
+        images = images_for(plain, count=4)
+        others = [{k: v + shift for k, v in plain.named_weights().items()} for shift in (0.0, 0.01, 0.02)]
+        given: list[dict[str, torch.Tensor]] = [{}, *others]
+        with torch.no_grad():
+            before = copy.deepcopy(plain.state_dict())
+            expected = [_through(plain, images, weights) for weights in given]
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(lambda k: (k, _through(plain, images, given[k % 4])), range(80)))
+        assert all(torch.equal(features, expected[k % 4]) for k, features in found)
+        torch.testing.assert_close(plain.state_dict(), before, rtol=0, atol=0)
+
+    def test_swaps_follow_the_model(self) -> None:
+        backbone = FAMILIES["eva02"].backbone()
+        swapped = {"blocks.0.norm1.weight": torch.ones(48)}
+        _through(backbone, images_for(backbone), swapped)
+        copied = copy.deepcopy(backbone)
+        for changed in (backbone.double(), copied.double()):
+            images = images_for(changed)
+            double = {name: value.double() for name, value in swapped.items()}
+            torch.testing.assert_close(
+                _through(changed, images, double).float(),
+                _through(FAMILIES["eva02"].backbone(), images.float(), swapped),
+            )
+
+    def test_swaps_follow_the_image_size(self) -> None:
+        backbone = FAMILIES["class-token"].backbone()
+        weights = {"norm.weight": torch.ones(48)}
+        _through(backbone, images_for(backbone), weights)
+        backbone.set_image_size(48, 40)
+        edited = FAMILIES["class-token"].backbone()
+        edited.set_image_size(48, 40)
+        edited.model.norm.weight.data.fill_(1.0)
+        images = images_for(backbone)
+        torch.testing.assert_close(_through(backbone, images, weights), _through(edited, images, {}), **CLOSE)
+
+    def test_unknown_names_are_refused(self, plain: Backbone) -> None:
+        plain.check_weights(plain.named_weights())
+        with pytest.raises(
+            BackboneError, match=r"no tensor 'blocks\.0\.attn\.qkv\.wieght'.*blocks\.0\.attn\.qkv\.weight"
+        ):
+            plain.check_weights(["blocks.0.attn.qkv.wieght"])
+
+    def test_keys_and_values_take_the_swapped_weights_too(self, fresh: Backbone) -> None:
+        prompts, value = torch.randn(4, 48), torch.randn_like(fresh.model.blocks[1].attn.qkv.weight)
+        swapped = fresh.keys_values(1, prompts, {"blocks.1.attn.qkv.weight": value})
+        fresh.model.blocks[1].attn.qkv.weight.copy_(value)
+        torch.testing.assert_close(swapped.keys, fresh.keys_values(1, prompts).keys, **CLOSE)
+        torch.testing.assert_close(swapped.values, fresh.keys_values(1, prompts).values, **CLOSE)
 
     def test_gradient_flows_into_the_swapped_weights(self, plain: Backbone) -> None:
         names = ("blocks.0.attn.qkv.weight", "pos_embed", "patch_embed.proj.weight", "norm.weight")

@@ -87,3 +87,31 @@ def test_every_methods_words_are_checked(method: str) -> None:
         if "Literal" in str(field.type):
             with pytest.raises(ConfigError, match=field.name):
                 config(**{field.name: "nonsense"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Fields that hold several values."""
+
+    names: tuple[str, ...] | None = None
+    places: tuple[int, ...] = (0,)
+
+
+@pytest.mark.parametrize("options", [{}, {"names": ("a", "b")}, {"names": None}, {"places": (0, 3)}, {"places": [1]}])
+def test_lists_that_fit(options: dict[str, object]) -> None:
+    check_choices(Lists(**options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": "qkv"}, "names is 'qkv'; give a tuple, each entry a text"),
+        ({"names": (b"a",)}, "each entry a text"),
+        ({"places": 3}, "places is 3; give a tuple, each entry a whole number"),
+        ({"places": (0, 1.5)}, "each entry a whole number"),
+        ({"places": (True,)}, "each entry a whole number"),
+    ],
+)
+def test_lists_that_do_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_choices(Lists(**options))  # type: ignore[arg-type]

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import trimtab
-from tests.families import FAMILIES, images_for
+from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.errors import BackboneError, ConfigError
 from trimtab.methods import METHODS
-from trimtab.methods.linear import LinearConfig
+from trimtab.methods.linear import Linear, LinearConfig
 from trimtab.methods.vpt import VPTConfig
 from trimtab.model import TunedModel, build
 
@@ -66,7 +66,7 @@ def test_attach_refuses_what_cannot_be_opened() -> None:
 
 
 def test_attach_refuses_an_unknown_method_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no method 'vtp'. Did you mean 'vpt'\?.*linear, vpt, ship"):
+    with pytest.raises(ConfigError, match=r"no method 'vtp'. Did you mean 'vpt'.*linear, vpt, ship"):
         attached("vtp")
 
 
@@ -131,3 +131,15 @@ def test_the_users_model_still_gives_its_own_logits() -> None:
     tuned = trimtab.attach(model, "vpt", 4)
     train(tuned, images, torch.arange(2), steps=2)
     assert torch.equal(model(images), before)
+
+
+def test_a_folded_model_is_not_saved() -> None:
+    folded = build(shared_backbone("class-token"), VPTConfig(num_prompts=2), 4).fold()
+    with pytest.raises(ConfigError, match="for inference only; save the model that was folded"):
+        folded.trained()
+
+
+def test_a_method_that_swaps_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Linear, "weights", lambda *_: {"blocks.0.mlp.fc3.weight": torch.zeros(1)})
+    with pytest.raises(BackboneError, match=r"no tensor 'blocks\.0\.mlp\.fc3\.weight'"):
+        build(shared_backbone("class-token"), LinearConfig(), 4)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests import job
+from trimtab.errors import ConfigError
 from trimtab.probe import probe
 
 
@@ -47,16 +48,25 @@ def test_depends_on_its_seed_alone() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_every_image_is_seen() -> None:
-    layer = head()
-    features = torch.eye(12)[torch.arange(70) % 12]
-    # One image, in the last and short batch of some order, has a feature that no other has.
-    features[69] = 0
-    features[69, 11] = 0
-    features = torch.cat([features, torch.ones(1, 12) * 9])
-    labels = torch.cat([torch.zeros(70, dtype=torch.long), torch.tensor([4])])
-    probe(layer, features, labels, epochs=30, lr=1e-2, seed=0)
-    assert layer(features[-1:]).argmax(1).item() == 4
+def test_every_image_is_seen_once_an_epoch() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Noting(nn.Linear):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            seen.append(features[:, 0].long())
+            return super().forward(features)
+
+    features = torch.zeros(71, 12)
+    features[:, 0] = torch.arange(71)
+    probe(Noting(12, 5), features, torch.arange(71) % 5, epochs=2, lr=1e-3, seed=0)
+    rows = torch.cat(seen)
+    assert rows[:71].sort().values.tolist() == rows[71:].sort().values.tolist() == list(range(71))
+    assert rows[:71].tolist() != rows[71:].tolist()
+
+
+def test_a_single_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match="learning rate would be 0 at all 1 steps"):
+        probe(head(), torch.zeros(5, 12), torch.zeros(5, dtype=torch.long), epochs=1, lr=1e-3, seed=0)
 
 
 @pytest.mark.parametrize("method", ["vpt", "ship"])

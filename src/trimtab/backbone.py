@@ -11,8 +11,10 @@ Shapes: B images, K prefix tokens, N patches, T = K + N tokens, P prompts, D wid
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import timm
@@ -27,7 +29,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trimtab.errors import BackboneError
+from trimtab.errors import BackboneError, nearest
 from trimtab.noise import Noise, drop
 from trimtab.stream import Attend, AttentionInputs, Context, KeysValues, Stream, softmax_attention
 
@@ -38,6 +40,18 @@ _ATTENTION_ROPE = getattr(timm.layers, "AttentionRope", EvaAttention)
 BesideMLP: TypeAlias = Callable[[Tensor], Tensor]
 
 
+class _Twins(threading.local):
+    """A thread's own copy of a module's structure; the tensors are the module's."""
+
+    module: _Opened | None = None
+
+    def __deepcopy__(self, memo: object) -> _Twins:
+        return _Twins()
+
+    def __reduce__(self) -> tuple[type[_Twins], tuple[()]]:
+        return _Twins, ()
+
+
 class _Opened(nn.Module):
     """A timm module whose parts are run as calls of it, so that its parameters can be swapped."""
 
@@ -46,6 +60,7 @@ class _Opened(nn.Module):
     def __init__(self, inside: nn.Module) -> None:
         super().__init__()
         self.inside = inside
+        self._twins = _Twins()
 
     def forward(self, part: Callable[..., Any], *arguments: Any) -> Any:
         return part(self.inside, *arguments)
@@ -55,7 +70,16 @@ class _Opened(nn.Module):
         if not weights:
             return part(self.inside, *arguments)
         named = {f"inside.{name}": value for name, value in weights.items()}
-        return functional_call(self, named, (part, *arguments))
+        if torch.compiler.is_compiling():
+            # What is traced swaps nothing when it runs.
+            return functional_call(self, named, (part, *arguments))
+        # For the length of a call the tensors are really swapped, which no other thread may see.
+        if self._twins.module is None:
+            tensors = (*self.inside.parameters(), *self.inside.buffers())
+            self._twins.module = _Opened(copy.deepcopy(self.inside, {id(value): value for value in tensors}))
+        # Moving a module to a device makes new buffers.
+        buffers = {f"inside.{name}": value for name, value in self.inside.named_buffers()}
+        return functional_call(self._twins.module, {**buffers, **named}, (part, *arguments))
 
 
 def _run_block(
@@ -222,10 +246,13 @@ class Backbone(nn.Module):
                 "Use a timm VisionTransformer or Eva made of ordinary pre-norm blocks."
             )
         self.model = model.requires_grad_(False).eval()
+        self._fingerprint: str | None = None
+        self._open()
+
+    def _open(self) -> None:
         # Kept out of the module tree: the same parameters must not be listed twice.
         self._blocks = tuple(_Opened(block).eval() for block in self.model.blocks)
         self._whole = (_Opened(self.model).eval(),)
-        self._fingerprint: str | None = None
 
     @property
     def depth(self) -> int:
@@ -330,6 +357,7 @@ class Backbone(nn.Module):
             )
         _ = self.fingerprint  # of the weights as they are in the file
         self.model.set_input_size(img_size=(height, width))
+        self._open()
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: a frozen backbone drops nothing."""
@@ -380,6 +408,22 @@ class Backbone(nn.Module):
             for name, module in self.model.named_modules()
             if isinstance(getattr(module, "weight", None), nn.Parameter) and name not in skip
         }
+
+    def check_weights(self, names: Iterable[str]) -> None:
+        """Make sure that every name is that of a tensor that can be swapped.
+
+        Raises:
+            BackboneError: If one is not, with the nearest.
+        """
+        # Also those that are None, as a layer's missing bias.
+        known = {
+            f"{place}.{name}" if place else name
+            for place, module in self.model.named_modules()
+            for name in (*module._parameters, *module._buffers)
+        }
+        for name in names:
+            if name not in known:
+                raise BackboneError(f"{self.name!r} has no tensor {name!r} to be swapped.{nearest(name, known)}")
 
     def _outside(self, part: Callable[..., Any], x: Tensor, weights: Mapping[str, Tensor]) -> Any:
         outside = {name: value for name, value in weights.items() if not name.startswith("blocks.")}
@@ -455,9 +499,10 @@ class Backbone(nn.Module):
 
         return draw(), draw()
 
-    def keys_values(self, i: int, prompts: Tensor) -> KeysValues:
+    def keys_values(self, i: int, prompts: Tensor, weights: Mapping[str, Tensor] | None = None) -> KeysValues:
         """Keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
-        return _prompt_keys_values(self._blocks[i].inside, prompts)
+        pair: KeysValues = self._inside(i, _prompt_keys_values, weights or {}, prompts)
+        return pair
 
     def feature(self, stream: Stream) -> Tensor:
         """(B, D): the mean of the tokens that pooling reads, as they leave a block (before the final norm)."""

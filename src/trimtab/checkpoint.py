@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,8 +246,8 @@ def describe(directory: str | Path) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {"parameters": {}, "fixed": {}}
     for name, entry in sorted(header.items()):
         kind = counts["parameters" if name in config["trained"] else "fixed"]
-        # The prompts of all hierarchies or blocks are one part, and so are the updates of all layers.
-        part = re.sub(r"\.(\d+(?=\.|$)|[^.]*/.*$)", "", name)
+        # What all hierarchies, blocks or layers have is one part.
+        part = ".".join(name.split(".")[:2])
         kind[part] = kind.get(part, 0) + math.prod(entry["shape"])
     files = [path for path in directory.iterdir() if path.is_file()]
     return {

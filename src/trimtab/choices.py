@@ -31,6 +31,9 @@ def _check(name: str, value: Any, hint: Any) -> None:
         return
     words = [word for part in parts if typing.get_origin(part) is typing.Literal for word in typing.get_args(part)]
     kinds = [part for part in parts if part in _KINDS]
+    lists = [part for part in parts if typing.get_origin(part) is tuple]
+    if lists and not words and not kinds:
+        _check_list(name, value, typing.get_args(lists[0])[0])
     fits = value in words or any(_is(value, kind) for kind in kinds)
     if words and not fits:
         near = nearest(str(value), map(str, words), 1)
@@ -39,6 +42,12 @@ def _check(name: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; give {' or '.join(_KINDS[kind] for kind in kinds)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} is {value}; give a finite number.")
+
+
+def _check_list(name: str, value: Any, kind: Any) -> None:
+    # A text is a sequence of its letters, which nobody means.
+    if not isinstance(value, (tuple, list)) or not all(_is(entry, kind) for entry in value):
+        raise ConfigError(f"{name} is {value!r}; give a tuple, each entry {_KINDS[kind]}.")
 
 
 def _is(value: object, kind: type) -> bool:

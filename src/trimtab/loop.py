@@ -27,6 +27,7 @@ from trimtab.errors import TrainingError
 from trimtab.inputs import Decoded, Features, Inputs, cut
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
+from trimtab.optimizer import make_optimizer
 from trimtab.probe import probe
 from trimtab.progress import Advance, Progress
 from trimtab.recipe import FitConfig, Recipe
@@ -194,7 +195,9 @@ class Job:
     # --- the loop ---
 
     def _loop(self, train: Inputs, val: Inputs, state: TrainState | None) -> TrainState:
-        objective, optimizer = self.accelerator.prepare(self.objective, self._optimizer())
+        objective, optimizer = self.accelerator.prepare(
+            self.objective, make_optimizer(self.recipe, self.model.parameters())
+        )
         if state is None:
             state = TrainState(0, dataclasses.asdict(self.model.method.config), {}, {}, 0, [], {}, 0.0, 0)
         else:
@@ -220,17 +223,6 @@ class Job:
                 if self.accelerator.is_main_process:
                     self.folder.save_state(state)
         return state
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        tensors = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in tensors if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in tensors if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if self.recipe.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.recipe.lr, momentum=0.9)
-        return torch.optim.AdamW(groups, lr=self.recipe.lr)
 
     def _steps(self) -> int:
         images = len(self.training.train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.heads import Classifier
 from trimtab.methods import configure, method_of
-from trimtab.methods.base import Method
+from trimtab.methods.base import Constants, Method
 from trimtab.noise import Noise
 from trimtab.stream import Stream
 
@@ -61,18 +62,25 @@ class TunedModel(nn.Module):
     def fold(self) -> TunedModel:
         """This model for inference: what no image changes is computed now and stored.
 
-        Logits stay equal up to rounding. Shares backbone and head with this model; not for training.
+        Logits stay equal up to rounding. Shares the backbone with this model and nothing else; not for training.
         """
         with torch.no_grad():
-            method = self.method.fold(self.backbone)
-        return TunedModel(self.backbone, method, self.head).eval()
+            folded = self.method.fold(self.backbone)
+        method = copy.deepcopy(folded) if folded is self.method else folded
+        return TunedModel(self.backbone, method, copy.deepcopy(self.head)).eval()
 
     def prepare(self, batches: Iterable[Tensor]) -> None:
         """Let the method look at training images (B, 3, height, width) before it is trained."""
         self.method.prepare(self.backbone, batches)
 
     def trained(self) -> dict[str, Tensor]:
-        """Everything to be saved: the method's and the head's tensors by name, nothing of the backbone."""
+        """Everything to be saved: the method's and the head's tensors by name, nothing of the backbone.
+
+        Raises:
+            ConfigError: If this is a folded model, of which nothing can be trained or rebuilt.
+        """
+        if isinstance(self.method, Constants):
+            raise ConfigError("A folded model is for inference only; save the model that was folded.")
         tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}
         return tensors | {f"head.{name}": value for name, value in self.head.state_dict().items()}
 
@@ -96,6 +104,7 @@ def build(backbone: Backbone, config: object, num_classes: int) -> TunedModel:
     if num_classes < 2:
         raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 2.")
     method = method_of(config)(config, backbone)
+    backbone.check_weights(method.weights(backbone))
     head = Classifier(backbone.num_features, num_classes)
     method.initialise_head(head.linear)
     return TunedModel(backbone, method, head).to(backbone.device)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from trimtab.optimizer import make_optimizer
 from trimtab.recipe import Recipe
 from trimtab.tasks import classification_loss
 
@@ -17,14 +18,18 @@ def probe(head: nn.Module, features: Tensor, labels: Tensor, epochs: int, lr: fl
     The first half of "linear probing, then fine-tuning": what is tuned next starts from a head that fits the
     features, and is not bent by the gradients of one that does not.
 
+    Raises:
+        ConfigError: If there would be a single step, at a learning rate of 0.
+
     References:
         | Fine-Tuning can Distort Pretrained Features (Kumar et al., 2022), section 4
         | https://arxiv.org/abs/2202.10054
     """
     recipe = Recipe(lr=lr, epochs=epochs)
     steps = math.ceil(features.shape[0] / recipe.batch_size)
+    recipe.check(steps)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=recipe.weight_decay)
+    optimizer = make_optimizer(recipe, head.parameters())
     for step in range(epochs * steps):
         if step % steps == 0:
             order = torch.randperm(features.shape[0], generator=generator).to(features.device)

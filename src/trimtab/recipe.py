@@ -31,7 +31,7 @@ class Recipe:
     probe_epochs: int = 0
     """Epochs for which the head alone is trained first, on features computed once."""
     probe_lr: float = 3e-3
-    """Learning rate of that."""
+    """Learning rate with which the head is trained first."""
     warmup_lr: float = 0.0
     """Learning rate where warm-up begins."""
     min_lr: float = 0.0
@@ -99,7 +99,8 @@ class FitConfig:
     batch_size: int | None = None
     """Images per optimiser step, over all processes together. Default: the recipe's."""
     probe_epochs: int | None = None
-    """Epochs for which the head alone is trained first, on features computed once (seconds). Default: the recipe's."""
+    """Epochs for which the head alone is trained first, on features computed once (seconds); of no effect where
+    nothing but the head is trained anyway. Default: the recipe's."""
     grad_accum: int = 1
     """Split every batch into this many micro-batches to save memory; the result stays the same."""
     precision: Literal["fp32", "bf16"] = "fp32"

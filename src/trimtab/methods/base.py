@@ -76,8 +76,12 @@ class Method(nn.Module, Generic[ConfigT]):
         return {}
 
     def fold(self, backbone: Backbone) -> Method[Any]:
-        """The trained method for inference, with everything computed that no image changes; itself by default."""
-        return self
+        """The trained method for inference, with everything computed that no image changes.
+
+        By default the swapped weights as constants, or itself where there are none.
+        """
+        weights = self.weights(backbone)
+        return Constants(self, backbone, weights=weights) if weights else self
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` this method's way; untouched by default."""
@@ -111,15 +115,20 @@ class Constants(Method[Any]):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(folded.config, backbone)
-        self.folded_from = folded.name
+        self._name = folded.name
         self._weights = tuple(weights or {})
         for name, value in (weights or {}).items():
             # Buffers move with the module.
-            self.register_buffer(f"weight/{slashed(name)}", value.detach())
+            self.register_buffer(f"weight/{slashed(name)}", value.detach().clone())
         for i, context in enumerate(contexts):
             if context is not None:
-                self.register_buffer(f"keys_{i}", context.keys.detach())
-                self.register_buffer(f"values_{i}", context.values.detach())
+                self.register_buffer(f"keys_{i}", context.keys.detach().clone())
+                self.register_buffer(f"values_{i}", context.values.detach().clone())
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """That of the method that was folded."""
+        return self._name
 
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The stored tensors."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.methods.base import Constants, Method, dotted, slashed
+from trimtab.methods.base import Method, dotted, slashed
 from trimtab.recipe import Recipe
 
 
@@ -54,7 +54,3 @@ class Bias(Method[BiasConfig]):
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The trained biases by timm's names."""
         return {dotted(name): value for name, value in self.biases.items()}
-
-    def fold(self, backbone: Backbone) -> Method[BiasConfig]:
-        """The trained biases as constants."""
-        return Constants(self, backbone, weights=self.weights(backbone))

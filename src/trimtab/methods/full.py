@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.methods.base import Constants, Method, dotted, slashed
+from trimtab.methods.base import Method, dotted, slashed
 from trimtab.recipe import Recipe
 
 
@@ -44,7 +44,3 @@ class Full(Method[FullConfig]):
     def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The trained copies by timm's names."""
         return {dotted(name): value for name, value in self.copies.items()}
-
-    def fold(self, backbone: Backbone) -> Method[FullConfig]:
-        """The trained copies as constants."""
-        return Constants(self, backbone, weights=self.weights(backbone))

@@ -15,7 +15,7 @@ from trimtab.backbone import Backbone, classifier_names
 from trimtab.choices import check_choices
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.methods import lora_peft
-from trimtab.methods.base import Constants, Method, dotted, slashed
+from trimtab.methods.base import Method, dotted, slashed
 from trimtab.recipe import Recipe
 
 _QUERIES_KEYS_VALUES = ("qkv", "q_proj", "k_proj", "v_proj")
@@ -119,10 +119,6 @@ class LoRA(Method[LoRAConfig]):
             name = f"{dotted(key)}.weight"
             updated[name] = own[name] + scale * (self.up[key] @ down)
         return updated
-
-    def fold(self, backbone: Backbone) -> Method[LoRAConfig]:
-        """The updated weights as constants."""
-        return Constants(self, backbone, weights=self.weights(backbone))
 
 
 class _Tuned(Protocol):

@@ -15,7 +15,7 @@ from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Method
-from trimtab.noise import drop
+from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
 
@@ -406,10 +406,7 @@ class SHIP(Method[SHIPConfig]):
         return stream.tokens[:1, :0] if prompts is None else self._dropped(prompts[None], stream)
 
     def _dropped(self, prompts: Tensor, stream: Stream) -> Tensor:
-        if not self.training or self.config.dropout == 0:
-            return prompts
-        uniform = stream.noise.per_image(stream.tokens.shape[0], *prompts.shape[1:], like=prompts)
-        return drop(prompts, self.config.dropout, uniform)
+        return dropped(prompts, self.config.dropout, stream) if self.training else prompts
 
     def _bypassed(
         self, i: int, backbone: Backbone, stream: Stream, carried: Carried, drop_path: float, *, shared: bool

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.methods.base import Constants, Method, slashed
+from trimtab.methods.base import Method, slashed
 from trimtab.recipe import Recipe
 
 
@@ -98,7 +98,3 @@ class SSF(Method[SSFConfig]):
             for name, factor, shift in zip(site.biases, scale.chunk(parts), shifts, strict=True):
                 merged[name] = factor * own[name] + shift if name in own else shift
         return merged
-
-    def fold(self, backbone: Backbone) -> Method[SSFConfig]:
-        """The scaled and shifted weights as constants."""
-        return Constants(self, backbone, weights=self.weights(backbone))

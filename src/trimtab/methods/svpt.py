@@ -61,9 +61,11 @@ class SVPTConfig:
             raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
-        low = "above 0" if self.connection == "dynamic" else "0"
-        if not 0 <= self.gate < 1 or (self.connection == "dynamic" and self.gate == 0):
-            raise ConfigError(f"gate is {self.gate}; use {low} up to, not including, 1.")
+        learned = self.connection == "dynamic"
+        if not 0 <= self.gate <= 1 or (learned and self.gate in (0, 1)):
+            raise ConfigError(
+                f"gate is {self.gate}; use 0 to 1" + (", but neither for a learned one." * learned or ".")
+            )
         if self.salient is not None and self.salient < 1:
             raise ConfigError(f"salient is {self.salient}; use at least 1 patch, or turn the enhancement off.")
         if self.pairing == "paired" and self.salient not in (None, self.num_prompts):
@@ -95,6 +97,11 @@ def _enhance(config: SVPTConfig, stream: Stream, prompts: Tensor, strength: Tens
     return stream.replace(tokens=stream.tokens.scatter_add(1, places, (strength * mixed).to(stream.tokens.dtype)))
 
 
+_GAIN = 10.0
+"""Factor on stored gate biases and strengths. One step of AdamW moves a number by about the learning rate, and what
+suits prompts would hardly move a gate or a strength within a short training."""
+
+
 class _Shared(NamedTuple):
     """SVPT's memo: what the next block may share, and look at."""
 
@@ -105,7 +112,7 @@ class _Shared(NamedTuple):
 
 
 class SVPT(Method[SVPTConfig]):
-    r"""VPT-deep whose prompts are connected across blocks, and which enhances salient patches.
+    r"""Our reading of SVPT: VPT-deep with prompts connected across blocks, and salient patches enhanced.
 
     With the learned prompts :math:`P_i` of block ``i``, those really fed to it :math:`\tilde P_i`, and
     :math:`Z_i` those that left it:
@@ -150,9 +157,9 @@ class SVPT(Method[SVPTConfig]):
             entries = {"token": config.num_prompts if not looks else 1, "channel": width, "scalar": 1}
             start = math.log(config.gate / (1.0 - config.gate))
             # One dimension, so that it is not decayed.
-            self.gate_bias = nn.Parameter(torch.full((links * entries[config.gate_shape],), start))
+            self.gate_bias = nn.Parameter(torch.full((links * entries[config.gate_shape],), start / _GAIN))
         if config.enhancement and links:
-            self.strength = nn.Parameter(torch.full((links,), float(config.strength)))
+            self.strength = nn.Parameter(torch.full((links,), config.strength / _GAIN))
 
     @classmethod
     def unsupported(cls, config: SVPTConfig, backbone: Backbone) -> list[str]:
@@ -175,7 +182,7 @@ class SVPT(Method[SVPTConfig]):
         """Connect, enhance, and run block ``i`` with the connected prompts."""
         prompts = self._connected(i, stream.memo)
         if self.strength is not None and i > 0:
-            stream = _enhance(self.config, stream, prompts, self.strength[i - 1], backbone.num_prefix_tokens)
+            stream = _enhance(self.config, stream, prompts, _GAIN * self.strength[i - 1], backbone.num_prefix_tokens)
         inserted = dropped(prompts, self.config.dropout, stream) if self.training else prompts
         last = i == backbone.depth - 1
         ask = self.strength is not None and not last
@@ -199,7 +206,7 @@ class SVPT(Method[SVPTConfig]):
             memo = _Shared(prompts, None)
         if self.strength is None:
             return Constants(self, backbone, contexts=contexts)
-        return _Enhancing(self, backbone, contexts, torch.stack(fed), self.strength)
+        return _Enhancing(self, backbone, contexts, torch.stack(fed), _GAIN * self.strength)
 
     @property
     def _reads_outputs(self) -> bool:
@@ -222,7 +229,7 @@ class SVPT(Method[SVPTConfig]):
         """The gate of this link, broadcast over (B, P, D)."""
         if self.gate_bias is None:
             return self.config.gate
-        bias: Tensor = self.gate_bias.unflatten(0, (self.prompts.shape[0] - 1, -1))[link]
+        bias: Tensor = _GAIN * self.gate_bias.unflatten(0, (self.prompts.shape[0] - 1, -1))[link]
         if self.gate_weight is None:
             bias = bias[:, None] if self.config.gate_shape == "token" else bias
             return bias.sigmoid()
@@ -249,8 +256,8 @@ class _Enhancing(Constants):
         self, folded: SVPT, backbone: Backbone, contexts: Sequence[KeysValues], prompts: Tensor, strength: Tensor
     ) -> None:
         super().__init__(folded, backbone, contexts=contexts)
-        self.register_buffer("prompts", prompts.detach())
-        self.register_buffer("strength", strength.detach())
+        self.register_buffer("prompts", prompts.detach().clone())
+        self.register_buffer("strength", strength.detach().clone())
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Enhance, and run block ``i`` with what is stored for it."""
