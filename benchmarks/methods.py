@@ -111,7 +111,12 @@ class Run:
             for job in unit.ready():
                 if len(self.flying) >= self.workers or job.name in names or job.trial.key in keys:
                     continue
-                self.flying[self._start(pool, job)] = job
+                try:
+                    future = self._start(pool, job)
+                except LedgerError as error:
+                    self._spoil(job, error)
+                    break
+                self.flying[future] = job
                 names.add(job.name)
                 keys.add(job.trial.key)
         return bool(self.flying)
@@ -133,9 +138,7 @@ class Run:
         except BrokenProcessPool:
             raise
         except Exception as error:  # noqa: BLE001
-            # One broken row is no reason to lose a night; it is told again at the end.
-            self.broken[unit_name(job.unit)] = f"{what}: {type(error).__name__}: {error}"
-            self.progress.say(f"BROKEN {self.broken[unit_name(job.unit)]}")
+            self._spoil(job, error)
             return
         self.done += 1
         if job.test:
@@ -146,6 +149,13 @@ class Run:
             told = f"val {record['val_accuracy']:.3f}, {record['wall_seconds']:.0f} s"
             told += ", diverged" if record["failed"] else ""
         self.progress.say(f"{self.done} done, {self._left()}: {job.unit.study.name}, {what}: {told}")
+
+    def _spoil(self, job: Job, error: Exception) -> None:
+        """One broken row is no reason to lose a night; it is told again at the end."""
+        trial = job.trial
+        what = f"{trial.set}, {job.unit.row.name}, lr {trial.lr:g}, seed {trial.seed}"
+        self.broken[unit_name(job.unit)] = f"{what}: {type(error).__name__}: {error}"
+        self.progress.say(f"BROKEN {self.broken[unit_name(job.unit)]}")
 
     def _left(self) -> str:
         """How much is missing, by the seconds that trials of the same method and epochs took."""
@@ -165,7 +175,7 @@ class Run:
         for text in (*conflicts, *self.broken.values()):
             self.progress.say(f"NOT DONE {text}")
         self.progress.say("Nothing is left to do." if not conflicts and not self.broken else "The rest is done.")
-        return 1 if self.broken else 0
+        return 1 if self.broken or conflicts else 0
 
 
 def unit_name(unit: Unit) -> tuple[str, str, str]:

@@ -39,7 +39,7 @@ def summarise(study: Study, results: Results) -> Record | None:
         else:
             rows.setdefault(line["row"], {}).setdefault(line["set"], {})[line["seed"]] = _seen(study, line, trial)
     sets = [name for name in SETS if any(name in by_set for by_set in rows.values())]
-    seeds = max(len(by_seed) for by_set in rows.values() for by_seed in by_set.values())
+    seeds = sorted({seed for by_set in rows.values() for by_seed in by_set.values() for seed in by_seed})
     order = [row.name for row in study.rows]
     names = sorted(rows, key=lambda name: order.index(name) if name in order else len(order))
     table = [_row(name, rows[name], sets, seeds) for name in names]
@@ -55,8 +55,8 @@ def summarise(study: Study, results: Results) -> Record | None:
         "budget": base,
         "test_images": {line["set"]: line["test_images"] for line in lines if "test_images" in line},
         "sets": sets,
-        "seeds": seeds,
-        "interval": INTERVAL.format(seeds=seeds, degrees=seeds - 1, t=t_value(seeds)) if seeds > 1 else None,
+        "seeds": len(seeds),
+        "interval": _about_intervals(len(seeds)),
         "rows": table,
         "left_out": left_out,
         "test_openings": results.find("test-opened") if study.tuned else [],
@@ -67,7 +67,7 @@ def _seen(study: Study, line: Record, trial: Record) -> Record:
     """One seed of a row and set, as the JSON shows it."""
     costs = ("trainable", "trainable_method", "adapter_bytes", "seconds", "train_loss", "method_config", "failed")
     extra = {name: value for name, value in line.items() if name.startswith("test_")}
-    provenance = {name: trial.get(name) for name in ("split", "fingerprint", "versions", "gpu")}
+    provenance = {name: trial.get(name) for name in ("split", "fingerprint", "versions", "code", "gpu")}
     return {
         "key": line["key"],
         "seed": line["seed"],
@@ -82,11 +82,16 @@ def _seen(study: Study, line: Record, trial: Record) -> Record:
     }
 
 
-def _row(name: str, by_set: dict[str, dict[int, Record]], sets: Sequence[str], seeds: int) -> Record:
+def _about_intervals(seeds: int) -> str | None:
+    return INTERVAL.format(seeds=seeds, degrees=seeds - 1, t=t_value(seeds)) if seeds > 1 else None
+
+
+def _row(name: str, by_set: dict[str, dict[int, Record]], sets: Sequence[str], seeds: Sequence[int]) -> Record:
     cells = {
         one: {
             "mean": statistics.fmean(record["accuracy"] for record in by_seed.values()),
-            "whole": len(by_seed) == seeds,
+            "whole": sorted(by_seed) == list(seeds),
+            "diverged": sum(record["failed"] is not None for record in by_seed.values()),
             "trainable": _mean(record["trainable"] for record in by_seed.values()),
             "seeds": [by_seed[seed] for seed in sorted(by_seed)],
         }
@@ -94,7 +99,7 @@ def _row(name: str, by_set: dict[str, dict[int, Record]], sets: Sequence[str], s
     }
     # A mean over some of the sets could not be compared with the other rows.
     whole = all(one in cells and cells[one]["whole"] for one in sets)
-    means = [statistics.fmean(by_set[one][seed]["accuracy"] for one in sets) for seed in range(seeds)] if whole else []
+    means = [statistics.fmean(by_set[one][seed]["accuracy"] for one in sets) for seed in seeds] if whole else []
     every = [record for by_seed in by_set.values() for record in by_seed.values()]
     costs = ("trainable", "trainable_method", "adapter_bytes", "seconds")
     return {

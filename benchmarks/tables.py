@@ -41,7 +41,7 @@ def _table(summary: Record) -> str:
     previous = any("against_previous" in row for row in rows)
     header = ["row", *sets, "mean", *(f"against {other}" for other in others)]
     header += ["against the row before"] if previous else []
-    header += ["trained numbers of the method", "adapter", "training"]
+    header += ["trainable parameters of the method", "adapter", "training"]
     lines = []
     for row in rows:
         line = [row["name"], *(_cell(row["sets"].get(one)) for one in sets), _share(row)]
@@ -69,9 +69,12 @@ def _chosen(row: Record, choice: Record) -> str:
     before = row.get("options", {})
     first = choice["tried"][0]["options"] if choice["tried"] else before
     changed = [f"{name} {value}" for name, value in choice["options"].items() if first.get(name) != value]
+    rates = [trial["lr"] for trial in choice["tried"] if trial["options"] == first]
+    # A better rate may lie beyond.
+    notes = ["an end of the grid"] if choice["lr"] in (min(rates), max(rates)) else []
     failed = sum(bool(trial["failed"]) for trial in choice["tried"])
-    edge = [f"{failed} diverged"] if failed else []
-    return ", ".join([f"lr {choice['lr']:g}", *changed, *edge])
+    notes += [f"{failed} diverged"] if failed else []
+    return ", ".join([f"lr {choice['lr']:g}", *changed, *notes])
 
 
 def _budget(summary: Record) -> str:
@@ -91,7 +94,8 @@ def _budget(summary: Record) -> str:
 def _cell(cell: Record | None) -> str:
     if cell is None:
         return NONE
-    return f"{100 * cell['mean']:.1f}" + ("" if cell["whole"] else f" ({len(cell['seeds'])} of the seeds)")
+    text = f"{100 * cell['mean']:.1f}" + ("" if cell["whole"] else f" ({len(cell['seeds'])} of the seeds)")
+    return text + (f" ({cell['diverged']} diverged, counted as 0)" if cell["diverged"] else "")
 
 
 def _share(values: Record | None, sign: bool = False) -> str:

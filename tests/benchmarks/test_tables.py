@@ -49,7 +49,7 @@ def test_the_table_says_what_the_lines_say(tmp_path: Path) -> None:
     assert "vpt" not in row["against"]
     base = next(row for row in summary["rows"] if row["name"] == "linear")
     assert row["against"]["linear"]["mean"] == pytest.approx(row["mean"] - base["mean"])
-    assert row["choices"]["cifar10"]["tried"][3]["options"] == {"num_prompts": 30}
+    assert row["choices"]["cifar10"]["tried"][3]["options"] == {"num_prompts": 5}
 
 
 def test_a_row_that_lacks_a_set_has_no_mean(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ class VPT(Method[VPTConfig]):
     projection of width ``d``, ``d`` takes the place of ``width`` and ``(d + 1) * width`` come on top.
 
     Departs: prompts start from patches unless ``prompt_init`` is ``"uniform"``, the paper's, and the classifier
-    starts small unless ``head_init`` is ``"paper"``, whose large start suits the paper's SGD and not AdamW (LOG.md,
-    2026-11-21, on both). With average pooling the official code pools the prompts too; here pooling reads what
+    starts small unless ``head_init`` is ``"paper"``, whose large start suits the paper's SGD and not AdamW
+    (docs/methods.md on both). With average pooling the official code pools the prompts too; here pooling reads what
     the backbone's own pooling reads, never a prompt.
 
     References:
