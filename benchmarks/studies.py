@@ -115,24 +115,27 @@ def _reading(name: str, **options: Any) -> FixedRow:
     return FixedRow(name, "svpt", {"num_prompts": 10, **options}, "vpt")
 
 
+# Gates start low: the first round (LOG.md, 2026-11-21) showed what half of a neighbour's prompt costs at the start.
+_LOW: dict[str, Any] = {"gate": 0.1}
+
 READINGS = (
     FixedRow("VPT-deep", "vpt", {"num_prompts": 10}, "vpt"),
-    _reading("fixed connection, no enhancement", connection="fixed", enhancement=False),
-    _reading("dynamic connection, no enhancement", connection="dynamic", enhancement=False),
-    _reading("default"),
-    _reading("gate from prompts", gate_from="prompts"),
-    _reading("gate from a constant", gate_from="constant"),
-    _reading("source: output", source="output"),
-    _reading("form: additive", form="additive"),
-    _reading("gate a channel", gate_shape="channel"),
-    _reading("gate a scalar", gate_shape="scalar"),
-    _reading("20 salient tokens", salient=20),
-    _reading("paired", pairing="paired"),
-    _reading("gate from 0.1", gate=0.1),
-    _reading("gate from 0.1, no enhancement", gate=0.1, enhancement=False),
-    _reading("normalised prompts added", added="normalised"),
-    _reading("gate from 0.1, normalised prompts added", gate=0.1, added="normalised"),
-    _reading("no connection, normalised prompts added", connection="none", added="normalised"),
+    _reading("fixed connection", connection="fixed", enhancement=False, **_LOW),
+    _reading("dynamic connection", enhancement=False, **_LOW),
+    _reading("dynamic connection, enhancement", **_LOW),
+    _reading("enhancement alone", connection="none"),
+    _reading("normalised prompts added", added="normalised", **_LOW),
+    _reading("normalised prompts added from 0.3", added="normalised", strength=0.3, **_LOW),
+    _reading("gate from prompts", gate_from="prompts", **_LOW),
+    _reading("gate from a constant", gate_from="constant", **_LOW),
+    _reading("gate a channel", gate_shape="channel", **_LOW),
+    _reading("gate a scalar", gate_shape="scalar", **_LOW),
+    _reading("gate starts at 0.5"),
+    _reading("source: output", source="output", **_LOW),
+    _reading("source: output, gate starts at 0.5", source="output"),
+    _reading("form: additive", form="additive", **_LOW),
+    _reading("20 salient patches", salient=20, **_LOW),
+    _reading("paired", pairing="paired", **_LOW),
 )
 
 
