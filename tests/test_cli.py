@@ -122,7 +122,7 @@ def test_version(run: Run) -> None:
         ([], "required: COMMAND"),
         (["fitt"], "there is no command 'fitt'. Did you mean 'fit'?"),
         (["--verson"], "there is no option --verson. Did you mean '--version'?"),
-        (["fit", "d", "--method", "vtp"], "no method 'vtp'. Did you mean 'vpt'?"),
+        (["fit", "d", "--method", "vtp"], "no method 'vtp'. Did you mean 'vpt'"),
         (
             ["fit", "d", "--method", "vpt", "--num-prompt", "3"],
             "no option --num-prompt. Did you mean '--num-prompts'?",
@@ -130,9 +130,9 @@ def test_version(run: Run) -> None:
         (["fit", "d", "--method=vpt", "--bakbone=x"], "no option --bakbone. Did you mean '--backbone'?"),
         (
             ["fit", "d", "--method", "linear", "--num-prompts", "3"],
-            "--num-prompts is an option of the method vpt.",
+            "--num-prompts is an option of the method vpt or svpt or e2vpt.",
         ),
-        (["fit", "d", "--num-prompts", "3"], "--num-prompts is an option of the method vpt."),
+        (["fit", "d", "--num-prompts", "3"], "--num-prompts is an option of the method vpt or svpt or e2vpt."),
         (["fit", "d", "--method", "vpt"], "required: --out, --backbone"),
         (["fit", "d", "--method"], "argument --method: expected one argument"),
         ([*FIT, "--epochs", "ten"], "argument --epochs: 'ten' is not a whole number."),

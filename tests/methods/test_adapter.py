@@ -199,7 +199,7 @@ class TestDropout:
 @pytest.mark.parametrize("family", ["class-token", "rope-mixed"])
 def test_a_nonlinear_branch_does_not_fold(family: str) -> None:
     model = build(shared_backbone(family), AdapterConfig(), 2)
-    assert model.fold().method is model.method
+    assert type(model.fold().method) is type(model.method)
 
 
 @pytest.mark.parametrize(
