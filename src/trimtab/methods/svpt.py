@@ -131,7 +131,7 @@ class SVPT(Method[SVPTConfig]):
 
     Departs: only the abstract was at hand, which gives no equation. Everything here but "the input prompts of
     adjacent layers are connected dynamically and selectively; salient tokens are enhanced by adding prompts" is
-    our reading; docs/methods.md lists the readings tried and what validation said of each.
+    our reading; docs/methods.md lists the readings, LOG.md what validation said of those tried so far.
 
     References:
         | SVPT, IEEE Transactions on Image Processing 34 (2025), 4527-4540 (preprint: iVPT, Zhou et al., 2024)
