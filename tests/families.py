@@ -24,6 +24,9 @@ SMALL: Mapping[str, Any] = MappingProxyType(
 )
 
 
+_STAGES: Mapping[str, Any] = {"depth": None, "depths": (2, 2), "num_heads": (3, 6), "patch_size": 4}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A timm name and what makes it small."""
@@ -35,7 +38,8 @@ class Family:
 
     def model(self, **options: Any) -> nn.Module:
         """A new model with random weights, the same at every call."""
-        model = timm.create_model(self.timm_name, **{**SMALL, **self.options, **options})
+        merged = {**SMALL, **self.options, **options}
+        model = timm.create_model(self.timm_name, **{k: v for k, v in merged.items() if v is not None})
         return scramble(model).eval()
 
     def backbone(self) -> Backbone:
@@ -63,7 +67,13 @@ FAMILIES: dict[str, Family] = {
     "wide-image": Family("vit_base_patch16_gap_224", {"img_size": (24, 48)}),
     "depth-1": Family("vit_base_patch16_224", {"depth": 1}),
     "depth-5": Family("vit_base_patch16_224", {"depth": 5}),
+    # Four windows, shifted in every other block of the first stage; one window in the second.
+    "swin": Family("swin_tiny_patch4_window7_224", {**_STAGES, "window_size": 4}),
+    # Grids of 9x7 and 5x4 that windows of 4x4 do not divide.
+    "swin-v2": Family("swinv2_tiny_window8_256", {**_STAGES, "window_size": 4, "img_size": (36, 28)}),
 }
+STAGED = [name for name, family in FAMILIES.items() if "depths" in family.options]
+"""Families whose blocks have several widths."""
 
 
 @functools.cache
@@ -78,7 +88,7 @@ def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, value in model.named_parameters():
             leaf = name.rpartition(".")[2]
-            if "rope" in name:
+            if "rope" in name or leaf == "logit_scale":
                 continue
             if "embed" in leaf or "token" in leaf or leaf == "latent":
                 value.normal_(0.0, 0.5, generator=generator)

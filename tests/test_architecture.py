@@ -49,7 +49,6 @@ TIMM = {"backbone": "opens timm's models", "weights": "creates them and reads ti
 """The rooms that may import timm, and why."""
 
 LONG_FILES: dict[str, str] = {
-    "backbone.py": "the one file that knows timm's insides; cutting it would spread them",
     "methods/ship.py": "one method, one file",
 }
 """Files over 400 lines, each with its reason."""

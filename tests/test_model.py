@@ -48,11 +48,11 @@ def test_attached_model_trains(options: dict[str, Any]) -> None:
 
 def test_attach_takes_a_configuration() -> None:
     model = trimtab.attach(FAMILIES["class-token"].model(), VPTConfig(num_prompts=7), 4)
-    assert model.method.prompts.shape[1] == 7
+    assert model.method.prompts.stages[0].shape[1] == 7
 
 
 def test_attach_takes_options_by_name() -> None:
-    assert attached(num_prompts=7).method.prompts.shape[1] == 7
+    assert attached(num_prompts=7).method.prompts.stages[0].shape[1] == 7
 
 
 def test_attached_model_is_shared_not_copied() -> None:
@@ -102,11 +102,11 @@ def test_trained_tensors_are_loaded_strictly(change: str) -> None:
     model = attached()
     tensors = model.trained()
     if change == "missing":
-        del tensors["method.prompts"]
+        del tensors["method.prompts.stages.0"]
     elif change == "unexpected":
         tensors["method.more"] = torch.zeros(1)
     else:
-        tensors["method.prompts"] = torch.zeros(1, 2, 3)
+        tensors["method.prompts.stages.0"] = torch.zeros(1, 2, 3)
     with pytest.raises(RuntimeError, match=r"[Mm]issing|[Uu]nexpected|size mismatch"):
         model.load_trained(tensors)
 

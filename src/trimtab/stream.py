@@ -1,6 +1,7 @@
 """The values that pass between a backbone and a method.
 
-Shapes: B images, K prefix tokens, N patches, T = K + N tokens, P prompts, D width, H heads, d head width.
+Shapes: B images, K prefix tokens, N patches, T = K + N tokens, P prompts, D width, H heads, d head width. Where a
+backbone has stages, N, D and H are those of the block.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class AttentionInputs:
     num_tokens: int
     """T, where the full prompts begin."""
     scale: float
-    """Factor on the logits, ``d ** -0.5``."""
+    """Factor on the logits, ``d ** -0.5`` but where attention is by cosine."""
+    mask: Tensor | None = None
+    """(B or 1, H, T + P, T + P) added to the logits between queries and own keys, where positions have a bias. The
+    context has none. (Where attention is within windows, each window is an image of its own, and T its patches.)"""
 
 
 Attend: TypeAlias = Callable[[AttentionInputs], Tensor]
@@ -62,7 +66,12 @@ Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 def softmax_attention(inputs: AttentionInputs) -> Tensor:
     """Ordinary attention of every query over the sequence and the context, fused."""
     everything = inputs.own if inputs.context is None else KeysValues.join([inputs.own, inputs.context])
-    return F.scaled_dot_product_attention(inputs.queries, everything.keys, everything.values, scale=inputs.scale)
+    mask = inputs.mask
+    if mask is not None and inputs.context is not None:
+        mask = F.pad(mask, (0, inputs.context.keys.shape[2]))
+    return F.scaled_dot_product_attention(
+        inputs.queries, everything.keys, everything.values, attn_mask=mask, scale=inputs.scale
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +84,23 @@ class Stream:
     """(B, P, D): full prompt tokens; P may be 0."""
     grid_size: tuple[int, int]
     """(h, w) of the patch grid, ``h * w == N``."""
+    unmerged: Tensor | None = None
+    """(B, T, D) tokens as they left the block just run, where patches were merged after it."""
     rope: Tensor | None = None
     """Rotary table, if the backbone has one."""
     saliency: Tensor | None = None
-    """(B, H, T): logits of the pooled tokens' query in the block just run, if asked for."""
+    """(B, H, T): logits of the pooling's query over the tokens, if asked of the block just run."""
     memo: Any = None
     """The method's own carry, opaque to everyone else."""
     weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Tensors used in place of the backbone's own parameters, by timm's names."""
     noise: Noise = dataclasses.field(default_factory=Noise)
     """Where random numbers come from in training."""
+
+    @property
+    def left(self) -> Tensor:
+        """(B, T, D): the tokens as they left the block just run, before any patches were merged."""
+        return self.tokens if self.unmerged is None else self.unmerged
 
     @property
     def num_patches(self) -> int:

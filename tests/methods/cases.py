@@ -33,8 +33,8 @@ CLASSES = 4
 class Case:
     """One configuration of a method."""
 
-    config: Callable[[int], Any]
-    """Options for a backbone of so many blocks."""
+    config: Callable[[Backbone], Any]
+    """Options for a backbone."""
     parameters: Callable[[Any, Backbone], int]
     """Trained numbers without the head's, from the resolved options."""
     stir: bool = False
@@ -43,6 +43,12 @@ class Case:
     """Adam's learning rate in the test that 16 images are learned by heart."""
     rectified: bool = False
     """Its units are rectified: one that sees nothing positive gets no gradient."""
+    one_width: bool = False
+    """It cannot tune a backbone in stages of several widths, which has to be refused."""
+
+    def supports(self, backbone: Backbone) -> bool:
+        """Whether it can tune this backbone."""
+        return not (self.one_width and len(backbone.stages) > 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +68,18 @@ def _linear_parameters(config: LinearConfig, backbone: Backbone) -> int:
 def _vpt_parameters(config: VPTConfig, backbone: Backbone) -> int:
     sets = backbone.depth if config.deep else 1
     if config.projection is None:
-        return sets * config.num_prompts * backbone.width
+        return config.num_prompts * sum(backbone.widths[:sets])
     return sets * config.num_prompts * config.projection + (config.projection + 1) * backbone.width
 
 
 def _ship_parameters(config: SHIPConfig, backbone: Backbone) -> int:
-    tokens = len(config.hierarchy or ()) * config.prompt_length + config.shared_length
-    return (tokens + config.attribute_sets * config.attribute_length) * backbone.width
+    widths = backbone.widths
+    independent = config.prompt_length * sum(widths[start] for start in config.hierarchy or ())
+    shared = config.shared_length * sum(widths[stage.start] for stage in backbone.stages)
+    return independent + shared + config.attribute_sets * config.attribute_length * widths[-1]
 
 
-def _ship(**options: Any) -> Callable[[int], SHIPConfig]:
+def _ship(**options: Any) -> Callable[[Backbone], SHIPConfig]:
     small: dict[str, Any] = {
         "prompt_length": 3,
         "shared_length": 2,
@@ -79,35 +87,38 @@ def _ship(**options: Any) -> Callable[[int], SHIPConfig]:
         "prototypes": 4,
         "matching_tokens": 3,
     }
-    return lambda depth: SHIPConfig(**{**small, **options})
+    return lambda backbone: SHIPConfig(**{**small, **options})
 
 
-def _sparse(depth: int) -> tuple[int, ...]:
-    return tuple(range(0, depth, 2))
+def _sparse(backbone: Backbone) -> tuple[int, ...]:
+    return tuple(sorted({*range(0, backbone.depth, 2), *(stage.start for stage in backbone.stages)}))
 
 
 def _svpt_parameters(config: SVPTConfig, backbone: Backbone) -> int:
-    links, width, tokens = backbone.depth - 1, backbone.width, config.num_prompts
-    total = backbone.depth * tokens * width + links * config.enhancement
+    tokens = config.num_prompts
+    total = tokens * sum(backbone.widths) + (backbone.depth - 1) * config.enhancement
     if config.connection != "dynamic":
         return total
     looks = {"output": 1, "prompts": 2, "constant": 0}[config.gate_from]
-    biases = {"token": 1 if looks else tokens, "channel": width, "scalar": 1}[config.gate_shape]
-    return total + links * (looks * width + biases)
+    for stage in backbone.stages:
+        width = backbone.widths[stage.start]
+        biases = {"token": 1 if looks else tokens, "channel": width, "scalar": 1}[config.gate_shape]
+        total += (len(stage) - 1) * (looks * width + biases)
+    return total
 
 
-def _svpt(**options: Any) -> Callable[[int], SVPTConfig]:
-    return lambda depth: SVPTConfig(**{"num_prompts": 3, "salient": 2, **options})
+def _svpt(**options: Any) -> Callable[[Backbone], SVPTConfig]:
+    return lambda backbone: SVPTConfig(**{"num_prompts": 3, "salient": 2, **options})
 
 
 def _e2vpt_parameters(config: E2VPTConfig, backbone: Backbone) -> int:
     sets = 1 if config.share_key_values else 2
-    return backbone.depth * (config.num_prompts + sets * config.num_key_values) * backbone.width
+    return (config.num_prompts + sets * config.num_key_values) * sum(backbone.widths)
 
 
 def _adapter_parameters(config: AdapterConfig, backbone: Backbone) -> int:
-    extra = config.learned_scale + 2 * backbone.width * config.norm
-    return backbone.depth * (config.dim * (2 * backbone.width + 1) + backbone.width + extra)
+    one = config.dim + config.learned_scale
+    return sum(one + (2 * config.dim + 1 + 2 * config.norm) * width for width in backbone.widths)
 
 
 def _full_parameters(config: FullConfig, backbone: Backbone) -> int:
@@ -133,27 +144,35 @@ def _lora_parameters(config: LoRAConfig, backbone: Backbone) -> int:
     return config.rank * sum(layer.in_features + layer.out_features for layer in layers)
 
 
+def _first_layer(backbone: Backbone) -> str:
+    return next(name for name in backbone.named_layers() if name.endswith("blocks.0.mlp.fc1"))
+
+
 CASES: dict[str, dict[str, Case]] = {
-    "linear": {"plain": Case(lambda depth: LinearConfig(), _linear_parameters)},
+    "linear": {"plain": Case(lambda backbone: LinearConfig(), _linear_parameters)},
     "vpt": {
-        "deep": Case(lambda depth: VPTConfig(num_prompts=3), _vpt_parameters),
-        "shallow": Case(lambda depth: VPTConfig(num_prompts=3, deep=False, dropout=0.2), _vpt_parameters),
-        "projected": Case(lambda depth: VPTConfig(num_prompts=2, projection=7, dropout=0.0), _vpt_parameters),
+        "deep": Case(lambda backbone: VPTConfig(num_prompts=3), _vpt_parameters),
+        "shallow": Case(lambda backbone: VPTConfig(num_prompts=3, deep=False, dropout=0.2), _vpt_parameters),
+        "projected": Case(
+            lambda backbone: VPTConfig(num_prompts=2, projection=7, dropout=0.0), _vpt_parameters, one_width=True
+        ),
     },
     "ship": {
         "found": Case(_ship(threshold=0.9), _ship_parameters),
         "every-block": Case(_ship(threshold=1.0, dropout=0.2), _ship_parameters),
         "sparse": Case(
-            lambda depth: _ship(hierarchy=_sparse(depth), prompts_attend="all")(depth), _ship_parameters
+            lambda backbone: _ship(hierarchy=_sparse(backbone), prompts_attend="all")(backbone), _ship_parameters
         ),
         "reinserted": Case(
-            _ship(hierarchy=(0,), inside="reinsert", attention="plain", feature="patches"), _ship_parameters
+            _ship(hierarchy=(0,), inside="reinsert", attention="plain", feature="patches"),
+            _ship_parameters,
+            one_width=True,
         ),
         "aside": Case(
-            lambda depth: _ship(
-                hierarchy=_sparse(depth), prompts_attend="none", prompt_path="identity",
+            lambda backbone: _ship(
+                hierarchy=_sparse(backbone), prompts_attend="none", prompt_path="identity",
                 attention_mix="additive", salient_class_token=False, attribute_sets=1,
-            )(depth),
+            )(backbone),
             _ship_parameters,
         ),
     },
@@ -170,27 +189,27 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "e2vpt": {
-        "default": Case(lambda depth: E2VPTConfig(num_prompts=3, num_key_values=2), _e2vpt_parameters),
+        "default": Case(lambda backbone: E2VPTConfig(num_prompts=3, num_key_values=2), _e2vpt_parameters),
         "shared": Case(
-            lambda depth: E2VPTConfig(num_prompts=0, num_key_values=4, share_key_values=True), _e2vpt_parameters
+            lambda backbone: E2VPTConfig(num_prompts=0, num_key_values=4, share_key_values=True), _e2vpt_parameters
         ),
     },
     "adapter": {
-        "plain": Case(lambda depth: AdapterConfig(dim=4), _adapter_parameters, stir=True, rectified=True),
+        "plain": Case(lambda backbone: AdapterConfig(dim=4), _adapter_parameters, stir=True, rectified=True),
         "learned": Case(
-            lambda depth: AdapterConfig(dim=5, scale=1.0, learned_scale=True, norm=True, dropout=0.0),
+            lambda backbone: AdapterConfig(dim=5, scale=1.0, learned_scale=True, norm=True, dropout=0.0),
             _adapter_parameters,
             stir=True,
             rectified=True,
         ),
     },
-    "full": {"plain": Case(lambda depth: FullConfig(), _full_parameters, stir=True, overfit_lr=1e-3)},
-    "bias": {"plain": Case(lambda depth: BiasConfig(), _bias_parameters, stir=True)},
-    "ssf": {"plain": Case(lambda depth: SSFConfig(), _ssf_parameters)},
+    "full": {"plain": Case(lambda backbone: FullConfig(), _full_parameters, stir=True, overfit_lr=1e-3)},
+    "bias": {"plain": Case(lambda backbone: BiasConfig(), _bias_parameters, stir=True)},
+    "ssf": {"plain": Case(lambda backbone: SSFConfig(), _ssf_parameters)},
     "lora": {
-        "default": Case(lambda depth: LoRAConfig(rank=3), _lora_parameters, stir=True),
+        "default": Case(lambda backbone: LoRAConfig(rank=3), _lora_parameters, stir=True),
         "named": Case(
-            lambda depth: LoRAConfig(rank=2, alpha=5.0, targets=("proj", "blocks.0.mlp.fc1"), rslora=True),
+            lambda backbone: LoRAConfig(rank=2, alpha=5.0, targets=("proj", _first_layer(backbone)), rslora=True),
             _lora_parameters,
             stir=True,
         ),
@@ -199,7 +218,7 @@ CASES: dict[str, dict[str, Case]] = {
 
 REFUSED: dict[str, list[Refusal]] = {
     "linear": [],
-    "vpt": [],
+    "vpt": [Refusal(VPTConfig(projection=7), "swin", "a projection maps prompts to one width and its stages have 2")],
     "svpt": [Refusal(SVPTConfig(num_prompts=3, salient=17), "class-token", "17 salient patches")],
     "e2vpt": [],
     "adapter": [],
@@ -209,6 +228,7 @@ REFUSED: dict[str, list[Refusal]] = {
     "lora": [],
     "ship": [
         Refusal(SHIPConfig(hierarchy=(0, 3), prototypes=4), "class-token", "goes beyond its 3 blocks"),
+        Refusal(SHIPConfig(hierarchy=(0, 1), prototypes=4), "swin", "goes across its stages; start one at block 2"),
         Refusal(SHIPConfig(end_block=4, prototypes=4), "class-token", "end_block 4"),
         Refusal(SHIPConfig(matching_tokens=18, prototypes=4), "class-token", "18 salient tokens"),
         Refusal(SHIPConfig(hierarchy=(0, 1), attribute_length=17, prototypes=4), "map-pool", "17 salient"),
@@ -230,7 +250,7 @@ def tuned(method: str, case: str, family: str, *, classes: int = CLASSES) -> Tun
     """A prepared model with a head that notices everything, in eval mode."""
     assert family in FAMILIES
     backbone = shared_backbone(family)
-    model = build(backbone, CASES[method][case].config(backbone.depth), classes)
+    model = build(backbone, CASES[method][case].config(backbone), classes)
     images = images_for(backbone, count=6, seed=3)
     model.prepare([images[:4], images[4:]])
     if CASES[method][case].stir:

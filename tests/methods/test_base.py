@@ -11,7 +11,7 @@ from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants
 from trimtab.methods.e2vpt import E2VPTConfig
 from trimtab.methods.linear import Linear, LinearConfig
-from trimtab.methods.prompts import patch_directions_, uniform_
+from trimtab.methods.prompts import Prompts, patch_directions_
 from trimtab.methods.svpt import SVPTConfig
 from trimtab.methods.vpt import VPTConfig
 from trimtab.model import build
@@ -25,7 +25,7 @@ class TestPatchDirections:
     def test_each_is_the_direction_of_a_patch_at_its_block(self, family: str) -> None:
         backbone = shared_backbone(family)
         images = images_for(backbone, count=3)
-        prompts = uniform_(torch.empty(backbone.depth, 4, backbone.width), backbone.patch_size)
+        prompts = Prompts(backbone, 4)
         before = prompts.clone()
         patch_directions_(prompts, backbone, [images])
         stream = backbone.embed(images)
@@ -57,10 +57,10 @@ class TestPatchDirections:
             model = build(backbone, dataclasses.replace(config, prompt_init=start), 4)  # type: ignore[type-var]
             assert model.method.images_wanted(1000) == wanted
             assert model.method.images_wanted(7) == min(wanted, 7)
-            before = model.method.prompts.detach().clone()
+            before = model.method.prompts.stages[0].detach().clone()
             if wanted:
                 model.prepare([images_for(backbone)])
-            assert torch.equal(model.method.prompts, before) is not bool(wanted)
+            assert torch.equal(model.method.prompts.stages[0], before) is not bool(wanted)
 
     def test_needs_images(self) -> None:
         with pytest.raises(ConfigError, match="there are none; prepare with at least one"):
@@ -69,8 +69,8 @@ class TestPatchDirections:
     def test_nothing_is_left_of_the_graph(self) -> None:
         model = build(shared_backbone("class-token"), VPTConfig(), 4)
         model.prepare([images_for(model.backbone)])
-        assert model.method.prompts.is_leaf
-        assert model.method.prompts.requires_grad
+        assert model.method.prompts.stages[0].is_leaf
+        assert model.method.prompts.stages[0].requires_grad
 
 
 class TestConstants:

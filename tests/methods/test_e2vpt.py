@@ -88,13 +88,14 @@ def holding_prompts_of(vpt: VPT, backbone: Backbone) -> E2VPT:
     with torch.no_grad():
         for i in range(backbone.depth):
             made_of_prompts = backbone.keys_values(i, vpt.prompts[i])
-            method.keys[i], method.values[i] = made_of_prompts.keys[0], made_of_prompts.values[0]
+            method.keys[i].copy_(made_of_prompts.keys[0])
+            method.values[i].copy_(made_of_prompts.values[0])
     return method
 
 
 def test_key_value_prompts_can_do_what_visual_prompts_do(backbone: Backbone) -> None:
     vpt = VPT(VPTConfig(num_prompts=4, dropout=0.0), backbone)
-    nn.init.normal_(vpt.prompts)
+    nn.init.normal_(vpt.prompts.stages[0])
     images = images_for(backbone)
     expected = features(vpt, backbone, images)
     ours = features(holding_prompts_of(vpt, backbone), backbone, images)
@@ -118,9 +119,9 @@ def test_every_query_head_has_its_own_prompts_under_grouped_attention() -> None:
         pytest.skip("this timm has no grouped-query attention")
     backbone = grouped()
     vpt = VPT(VPTConfig(num_prompts=3, dropout=0.0), backbone)
-    nn.init.normal_(vpt.prompts)
+    nn.init.normal_(vpt.prompts.stages[0])
     method, images = holding_prompts_of(vpt, backbone), images_for(backbone)
-    assert method.keys.shape == (2, 4, 3, 12)
+    assert [tuple(keys.shape) for keys in method.keys] == [(4, 3, 12)] * 2
     expected = features(vpt, backbone, images)
     torch.testing.assert_close(features(method, backbone, images), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(features(made(backbone), backbone, images), expected, atol=1e-3)
@@ -147,8 +148,8 @@ def test_the_order_of_prompts_does_not_matter(plain: Backbone) -> None:
     method, images = made(plain, num_prompts=4, num_key_values=4), images_for(plain)
     expected = features(method, plain, images)
     with torch.no_grad():
-        for value, dim in ((method.prompts, 1), (method.keys, 2), (method.values, 2)):
-            value.copy_(value.flip(dim))
+        for value in (method.prompts.stages[0], *method.keys, *method.values):
+            value.copy_(value.flip(1))
     torch.testing.assert_close(features(method, plain, images), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -156,8 +157,8 @@ def test_a_prompt_is_seen_by_its_block_only(plain: Backbone) -> None:
     method, stream = made(plain), plain.embed(images_for(plain))
     before = method.step(0, plain, stream)
     with torch.no_grad():
-        for value in method.parameters():
-            value[1:].add_(1.0)
+        for value in (method.prompts.stages[0][1:], *method.keys[1:], *method.values[1:]):
+            value.add_(1.0)
     assert torch.equal(method.step(0, plain, stream).tokens, before.tokens)
     assert before.prompts.shape[1] == 0
 
@@ -187,7 +188,8 @@ def test_parameters_of_vit_b_16(options: dict[str, Any], parameters: int) -> Non
 def test_start_values_are_the_official_ones(plain: Backbone, num_key_values: int) -> None:
     method = E2VPT(E2VPTConfig(num_prompts=200, num_key_values=num_key_values), plain)
     he, vpt = math.sqrt(6 / (num_key_values * 16)), math.sqrt(6 / (3 * 8 * 8 + 48))
-    for prompts, bound in ((method.keys, he), (method.values, he), (method.prompts, vpt)):
+    keys, values = torch.stack(list(method.keys)), torch.stack(list(method.values))
+    for prompts, bound in ((keys, he), (values, he), (method.prompts.stages[0], vpt)):
         assert 0.98 * bound < prompts.abs().max() <= bound
         assert prompts.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     official = torch.nn.init.kaiming_uniform_(torch.empty(12, num_key_values, 16), a=0)
@@ -196,9 +198,9 @@ def test_start_values_are_the_official_ones(plain: Backbone, num_key_values: int
 
 def test_visual_prompts_start_as_vpts(plain: Backbone) -> None:
     torch.manual_seed(3)
-    ours = E2VPT(E2VPTConfig(num_prompts=6), plain).prompts
+    ours = E2VPT(E2VPTConfig(num_prompts=6), plain).prompts.stages[0]
     torch.manual_seed(3)
-    assert torch.equal(ours, VPT(VPTConfig(num_prompts=6), plain).prompts)
+    assert torch.equal(ours, VPT(VPTConfig(num_prompts=6), plain).prompts.stages[0])
 
 
 def test_visual_prompts_turn_to_patches_as_vpts_do(plain: Backbone) -> None:
@@ -208,12 +210,12 @@ def test_visual_prompts_turn_to_patches_as_vpts_do(plain: Backbone) -> None:
         VPT(VPTConfig(num_prompts=6, prompt_init="patches"), plain),
     ):
         with torch.no_grad():
-            method.prompts.copy_(torch.randn(3, 6, 48, generator=torch.Generator().manual_seed(1)))
+            method.prompts.stages[0].copy_(torch.randn(3, 6, 48, generator=torch.Generator().manual_seed(1)))
         torch.manual_seed(3)
-        others = [value.clone() for name, value in method.named_parameters() if name != "prompts"]
+        others = [value.clone() for name, value in method.named_parameters() if name != "prompts.stages.0"]
         method.prepare(plain, [images])
         assert all(map(torch.equal, others, list(method.parameters())[1:]))
-        starts.append(method.prompts)
+        starts.append(method.prompts.stages[0])
         assert method.images_wanted(10) == 10
     assert torch.equal(*starts)
 
@@ -232,7 +234,7 @@ def test_no_image_is_looked_at_for_other_starts(plain: Backbone, options: dict[s
 
 def test_dropout_zeroes_its_share_of_visual_prompts_and_scales_the_rest(plain: Backbone) -> None:
     method = E2VPT(E2VPTConfig(num_prompts=50, dropout=0.3), plain).train()
-    nn.init.ones_(method.prompts)
+    nn.init.ones_(method.prompts.stages[0])
     dropped = method._inserted(0, plain.embed(images_for(plain, 8)))
     assert dropped.shape == (8, 50, 48)
     assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)

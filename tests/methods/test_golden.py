@@ -66,7 +66,7 @@ class Golden:
             yield from ((f"prompts/{i}", prompts) for i, prompts in enumerate(method.prompts))
             return
         yield from ((f"sip/{m}", prompts) for m, prompts in enumerate(method.independent))
-        yield from (("ssp", method.shared), ("attribute", method.attribute))
+        yield from (("ssp", method.shared[0]), ("attribute", method.attribute))
 
     @cached_property
     def step(self) -> dict[str, Tensor]:
@@ -83,10 +83,10 @@ class Golden:
         for name in ("weight", "bias"):
             values[f"grad/head.{name}"] = gradients[f"head.linear.{name}"]
         if isinstance(self.model.method, VPT):
-            for i, rows in enumerate(gradients["method.prompts"]):
+            for i, rows in enumerate(gradients["method.prompts.stages.0"]):
                 values[f"grad/prompts/{i}"] = rows
         else:
-            values["grad/ssp"] = gradients["method.shared"]
+            values["grad/ssp"] = gradients["method.shared.0"]
             values["grad/attribute"] = gradients["method.attribute"]
             for m in range(len(self.model.method.independent)):
                 values[f"grad/sip/{m}"] = gradients[f"method.independent.{m}"]

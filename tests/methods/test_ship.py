@@ -45,11 +45,11 @@ def tuned(depth: int, **options: Any) -> TunedModel:
 
 
 def given_to_reference(method: SHIP) -> SHIPPrompts:
-    nothing = torch.zeros(0, method.width, dtype=torch.double)
+    nothing = torch.zeros(0, method.widths[-1], dtype=torch.double)
     return SHIPPrompts(
         starts=method.config.hierarchy,
         independent=list(method.independent),
-        shared=nothing if method.shared is None else method.shared,
+        shared=method.shared[0] if method.shared else nothing,
         attribute=[] if method.attribute is None else list(method.attribute),
         prototypes=method.prototypes,
     )
@@ -347,7 +347,7 @@ def test_attribute_prompts_enter_the_last_hierarchies_never_block_0(
     ("of", "bound"),
     [
         (lambda method: method.independent[0], math.sqrt(6 / ((50 + 1) * 48))),
-        (lambda method: method.shared, math.sqrt(6 / 48)),
+        (lambda method: method.shared[0], math.sqrt(6 / 48)),
         (lambda method: method.attribute, math.sqrt(6 / (10 * 48))),
     ],
     ids=["independent", "shared", "attribute"],
@@ -449,7 +449,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 
 def test_no_prompt_left_is_refused() -> None:
     config = SHIPConfig(**{**SMALL, "prompt_length": 0, "shared_length": 0, "hierarchy": (0,)})
-    with pytest.raises(ConfigError, match="starts after block 0"):
+    with pytest.raises(ConfigError, match="starts at block 1 or later"):
         SHIP(config, network(3))
 
 

@@ -48,10 +48,10 @@ def tuned(backbone: Backbone, **options: Any) -> TunedModel:
 
 
 def given_to_reference(method: SVPT, links: int) -> SVPTTensors:
-    bias = method.gate_bias
+    bias = method.gate_bias[0] if method.gate_bias else None
     return SVPTTensors(
         prompts=method.prompts,
-        gate_weight=method.gate_weight,
+        gate_weight=method.gate_weight[0] if method.gate_weight else None,
         gate_bias=None if bias is None else 10 * bias.reshape(links, -1),
         strength=None if method.strength is None else 10 * method.strength,
     )
@@ -131,9 +131,9 @@ def test_other_depths_batches_and_lengths_equal_the_reference(family: str, batch
 
 def as_vpt(method: SVPT, backbone: Backbone) -> VPT:
     """VPT-deep with the same prompts."""
-    vpt = VPT(VPTConfig(num_prompts=method.prompts.shape[1], dropout=0.0), backbone)
+    vpt = VPT(VPTConfig(num_prompts=method.prompts.stages[0].shape[1], dropout=0.0), backbone)
     with torch.no_grad():
-        vpt.prompts.copy_(method.prompts)
+        vpt.prompts.load_state_dict(method.prompts.state_dict())
     return vpt
 
 
@@ -168,29 +168,29 @@ def test_a_gate_of_0_that_carries_outputs_is_vpt_deep(plain: Backbone) -> None:
 
 def test_prompts_start_as_vpts(plain: Backbone) -> None:
     torch.manual_seed(3)
-    ours = SVPT(SVPTConfig(num_prompts=6), plain).prompts
+    ours = SVPT(SVPTConfig(num_prompts=6), plain).prompts.stages[0]
     torch.manual_seed(3)
-    assert torch.equal(ours, VPT(VPTConfig(num_prompts=6), plain).prompts)
+    assert torch.equal(ours, VPT(VPTConfig(num_prompts=6), plain).prompts.stages[0])
 
 
 def test_prompts_turn_to_patches_as_vpts_do(plain: Backbone) -> None:
     images, starts = images_for(plain, 4), []
     for method in (SVPT(SVPTConfig(), plain), VPT(VPTConfig(prompt_init="patches"), plain)):
         with torch.no_grad():
-            method.prompts.copy_(torch.arange(48.0))
+            method.prompts.stages[0].copy_(torch.arange(48.0))
         torch.manual_seed(3)
         method.prepare(plain, [images])
-        starts.append(method.prompts)
+        starts.append(method.prompts.stages[0])
         assert method.images_wanted(10) == 10
     assert torch.equal(*starts)
 
 
 def test_uniform_prompts_look_at_no_image(plain: Backbone) -> None:
     method = SVPT(SVPTConfig(prompt_init="uniform"), plain)
-    before = method.prompts.clone()
+    before = method.prompts.stages[0].clone()
     method.prepare(plain, [])
     assert method.images_wanted(10) == 0
-    assert torch.equal(method.prompts, before)
+    assert torch.equal(method.prompts.stages[0], before)
 
 
 # --- what is salient ----------------------------------------------------------------------------------
@@ -306,17 +306,17 @@ def vit_b_16() -> Backbone:
 
 def test_parameters_of_vit_b_16() -> None:
     counts = {name: value.numel() for name, value in SVPT(SVPTConfig(), vit_b_16()).named_parameters()}
-    assert counts == {"prompts": 92_160, "gate_weight": 8_459 - 11, "gate_bias": 11, "strength": 11}
+    assert counts == {"prompts.stages.0": 92_160, "gate_weight.0": 8_459 - 11, "gate_bias.0": 11, "strength": 11}
 
 
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({"connection": "none", "enhancement": False}, {"prompts"}),
-        ({"connection": "fixed", "enhancement": False}, {"prompts"}),
-        ({"connection": "none"}, {"prompts", "strength"}),
-        ({"gate_from": "constant", "enhancement": False}, {"prompts", "gate_bias"}),
-        ({"enhancement": False}, {"prompts", "gate_weight", "gate_bias"}),
+        ({"connection": "none", "enhancement": False}, {"prompts.stages.0"}),
+        ({"connection": "fixed", "enhancement": False}, {"prompts.stages.0"}),
+        ({"connection": "none"}, {"prompts.stages.0", "strength"}),
+        ({"gate_from": "constant", "enhancement": False}, {"prompts.stages.0", "gate_bias.0"}),
+        ({"enhancement": False}, {"prompts.stages.0", "gate_weight.0", "gate_bias.0"}),
     ],
 )
 def test_rows_of_an_ablation_have_nothing_to_spare(plain: Backbone, options: dict[str, Any], names: set[str]) -> None:
@@ -325,16 +325,16 @@ def test_rows_of_an_ablation_have_nothing_to_spare(plain: Backbone, options: dic
 
 def test_one_block_links_nothing() -> None:
     method = SVPT(SVPTConfig(num_prompts=4), shared_backbone("depth-1"))
-    assert [name for name, _ in method.named_parameters()] == ["prompts"]
+    assert [name for name, _ in method.named_parameters()] == ["prompts.stages.0"]
 
 
 @pytest.mark.parametrize("gate_from", ["output", "prompts", "constant"])
 @pytest.mark.parametrize("gate_shape", ["token", "channel", "scalar"])
 def test_biases_and_strengths_are_not_decayed(plain: Backbone, gate_from: Any, gate_shape: Any) -> None:
     method = SVPT(SVPTConfig(gate_from=gate_from, gate_shape=gate_shape), plain)
-    assert method.gate_bias.ndim == method.strength.ndim == 1
-    assert method.prompts.ndim > 1
-    assert method.gate_weight is None or method.gate_weight.ndim > 1
+    assert method.gate_bias[0].ndim == method.strength.ndim == 1
+    assert method.prompts.stages[0].ndim > 1
+    assert all(weight.ndim > 1 for weight in method.gate_weight)
 
 
 # --- the start ----------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_every_gate_starts_at_its_number(plain: Backbone, gate: float, gate_from
     dynamic = SVPT(SVPTConfig(gate=gate, gate_from=gate_from, gate_shape=gate_shape, **options), plain)
     fixed = SVPT(SVPTConfig(connection="fixed", gate=gate, **options), plain)
     with torch.no_grad():
-        fixed.prompts.copy_(nn.init.normal_(dynamic.prompts))
+        fixed.prompts.stages[0].copy_(nn.init.normal_(dynamic.prompts.stages[0]))
     images = images_for(plain)
     expected = features(fixed, plain, images)
     torch.testing.assert_close(features(dynamic, plain, images), expected, atol=1e-5, rtol=1e-5)
@@ -365,8 +365,8 @@ def test_strengths_start_at_their_number(plain: Backbone) -> None:
 def test_gradient_reaches_gates_and_strengths_at_the_start(plain: Backbone, gate_from: Any, gate_shape: Any) -> None:
     method = SVPT(SVPTConfig(gate_from=gate_from, gate_shape=gate_shape), plain).train()
     features(method, plain, images_for(plain, 4)).pow(2).sum().backward()
-    for name in ("gate_weight", "gate_bias", "strength"):
-        gradient = getattr(method, name).grad
+    for name in ("gate_weight.0", "gate_bias.0", "strength"):
+        gradient = method.get_parameter(name).grad
         assert (torch.atleast_2d(gradient).abs().amax(-1) > 0).all(), name
 
 

@@ -26,7 +26,7 @@ def double() -> Backbone:
 def made(backbone: Backbone, **options: object) -> VPT:
     """Prompts large enough to be noticed."""
     method = VPT(VPTConfig(**options), backbone).to(next(backbone.parameters()).dtype)
-    nn.init.normal_(method.prompts)
+    nn.init.normal_(method.prompts.stages[0])
     return method
 
 
@@ -46,7 +46,7 @@ def test_features_and_gradients_equal_the_reference(double: Backbone, deep: bool
     ours = features(method, double, images)
     theirs = reference_vpt(double.model, images, list(method.prompts))
     weight = torch.randn(ours.shape, dtype=ours.dtype)
-    gradients = [torch.autograd.grad((out * weight).sum(), method.prompts)[0] for out in (ours, theirs)]
+    gradients = [torch.autograd.grad((out * weight).sum(), method.prompts.stages[0])[0] for out in (ours, theirs)]
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-9)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-10, rtol=1e-9)
 
@@ -62,12 +62,12 @@ def test_projected_prompts_are_those_of_the_projection(double: Backbone, deep: b
 
 @pytest.mark.parametrize(("deep", "sets"), [(True, 3), (False, 1)])
 def test_one_set_a_block_or_one_in_all(plain: Backbone, deep: bool, sets: int) -> None:
-    assert VPT(VPTConfig(num_prompts=7, deep=deep), plain).prompts.shape == (sets, 7, 48)
+    assert VPT(VPTConfig(num_prompts=7, deep=deep), plain).prompts.stages[0].shape == (sets, 7, 48)
 
 
 @pytest.mark.parametrize(("projection", "width"), [(None, 48), (11, 11)])
 def test_prompts_start_uniform_within_the_papers_bound(plain: Backbone, projection: int | None, width: int) -> None:
-    prompts = VPT(VPTConfig(num_prompts=200, projection=projection), plain).prompts
+    prompts = VPT(VPTConfig(num_prompts=200, projection=projection), plain).prompts.stages[0]
     bound = math.sqrt(6 / (3 * 8 * 8 + width))
     assert prompts.abs().max() <= bound
     assert prompts.abs().max() > 0.99 * bound
@@ -115,7 +115,7 @@ def test_dropout_differs_between_images(plain: Backbone) -> None:
 @pytest.mark.parametrize("deep", [True, False])
 def test_dropout_zeroes_its_share_and_scales_the_rest(plain: Backbone, deep: bool) -> None:
     method = VPT(VPTConfig(num_prompts=50, deep=deep, dropout=0.3), plain).train()
-    nn.init.ones_(method.prompts)
+    nn.init.ones_(method.prompts.stages[0])
     dropped = method._inserted(0, plain.embed(images_for(plain, 8)))
     assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert torch.allclose(dropped[dropped != 0], torch.tensor(1 / 0.7))
@@ -139,7 +139,7 @@ def test_a_deep_prompt_is_seen_by_its_block_only(plain: Backbone) -> None:
     stream = plain.embed(images)
     before = method.step(0, plain, stream)
     with torch.no_grad():
-        method.prompts[1:].add_(1.0)
+        method.prompts.stages[0][1:].add_(1.0)
     assert torch.equal(method.step(0, plain, stream).tokens, before.tokens)
     assert before.prompts.shape[1] == 0
 

@@ -71,16 +71,16 @@ class Adapter(Method[AdapterConfig]):
 
     def __init__(self, config: AdapterConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        depth, width = backbone.depth, backbone.width
+        depth, widths = backbone.depth, backbone.widths
         # Layers and not two large tensors: biases of one dimension are not decayed.
-        downs = [nn.Linear(width, config.dim) for _ in range(depth)]
-        ups = [nn.Linear(config.dim, width) for _ in range(depth)]
+        downs = [nn.Linear(width, config.dim) for width in widths]
+        ups = [nn.Linear(config.dim, width) for width in widths]
         for down, up in zip(downs, ups, strict=True):
             nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
             for value in (down.bias, up.weight, up.bias):
                 nn.init.zeros_(value)
         self.down, self.up = nn.ModuleList(downs), nn.ModuleList(ups)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth if config.norm else 0))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths if config.norm)
         self.scale: nn.Parameter | None = None
         if config.learned_scale:
             self.scale = nn.Parameter(torch.full((depth,), float(config.scale)))

@@ -14,7 +14,7 @@ from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants, Method
-from trimtab.methods.prompts import PATCH_IMAGES, dropped, patch_directions_, uniform_
+from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
 
@@ -73,16 +73,9 @@ class E2VPT(Method[E2VPTConfig]):
 
     def __init__(self, config: E2VPTConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        depth, heads, width = backbone.depth, backbone.num_heads, backbone.width
-        self.prompts: nn.Parameter | None = None
-        if config.num_prompts:
-            prompts = torch.empty(depth, config.num_prompts, width)
-            self.prompts = nn.Parameter(uniform_(prompts, backbone.patch_size))
-        shape = (depth, heads, config.num_key_values, width // heads)
-        self.keys = nn.Parameter(_he_uniform_(torch.empty(shape)))
-        self.values: nn.Parameter | None = None
-        if not config.share_key_values:
-            self.values = nn.Parameter(_he_uniform_(torch.empty(shape)))
+        self.prompts = Prompts(backbone, config.num_prompts) if config.num_prompts else None
+        self.keys = _key_values(backbone, config.num_key_values)
+        self.values = None if config.share_key_values else _key_values(backbone, config.num_key_values)
 
     def images_wanted(self, available: int) -> int:
         """Some, where prompts start from patches."""
@@ -91,7 +84,7 @@ class E2VPT(Method[E2VPTConfig]):
     def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
         """Start the prompts from patches."""
         if self._from_patches and self.prompts is not None:
-            patch_directions_(self.prompts.data, backbone, batches)
+            patch_directions_(self.prompts, backbone, batches)
 
     @property
     def _from_patches(self) -> bool:
@@ -116,7 +109,7 @@ class E2VPT(Method[E2VPTConfig]):
     def _key_values(self, i: int) -> KeysValues:
         """The key-value prompts of block ``i``, (1, H, P, d)."""
         values = self.keys if self.values is None else self.values
-        return KeysValues(self.keys[i : i + 1], values[i : i + 1])
+        return KeysValues(self.keys[i][None], values[i][None])
 
     def _inserted(self, i: int, stream: Stream) -> Tensor | None:
         """Visual prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
@@ -124,6 +117,12 @@ class E2VPT(Method[E2VPTConfig]):
             return None
         prompts: Tensor = self.prompts[i]
         return dropped(prompts, self.config.dropout, stream) if self.training else prompts
+
+
+def _key_values(backbone: Backbone, count: int) -> nn.ParameterList:
+    """Keys, or values, (H, P, d) of each block."""
+    sizes = zip(backbone.heads, backbone.widths, strict=True)
+    return nn.ParameterList(_he_uniform_(torch.empty(heads, count, width // heads)) for heads, width in sizes)
 
 
 def _he_uniform_(prompts: Tensor) -> Tensor:

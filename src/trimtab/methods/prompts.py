@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
@@ -18,9 +18,48 @@ PATCH_IMAGES = 64
 """Training images that prompts may start from."""
 
 
+class Prompts(nn.Module):
+    """A set of prompts (P, D) for each of the first blocks; D is the block's width.
+
+    Held in one tensor (blocks, P, D) for each of the backbone's stages. They start as VPT's do: uniform, within one
+    bound for all stages.
+
+    Args:
+        backbone: What gives the widths.
+        count: P.
+        blocks: How many blocks have prompts; all by default.
+        width: D in place of the blocks' own.
+    """
+
+    def __init__(self, backbone: Backbone, count: int, *, blocks: int | None = None, width: int | None = None) -> None:
+        super().__init__()
+        stages = [range(s.start, min(s.stop, s.stop if blocks is None else blocks)) for s in backbone.stages]
+        stages = [stage for stage in stages if len(stage)]
+        bound = uniform_bound(backbone.patch_size, width or backbone.width)
+        self.stages = nn.ParameterList(
+            torch.empty(len(stage), count, width or backbone.widths[stage.start]).uniform_(-bound, bound)
+            for stage in stages
+        )
+        self._places = tuple((s, j) for s, stage in enumerate(stages) for j in range(len(stage)))
+
+    def __len__(self) -> int:
+        """Blocks that have prompts."""
+        return len(self._places)
+
+    def __getitem__(self, i: int) -> Tensor:
+        """(P, D), the prompts of block ``i``."""
+        stage, j = self._places[i]
+        prompts: Tensor = self.stages[stage][j]
+        return prompts
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Those of each block."""
+        return (self[i] for i in range(len(self)))
+
+
 @torch.no_grad()
-def patch_directions_(prompts: Tensor, backbone: Backbone, batches: Iterable[Tensor]) -> Tensor:
-    """Turn prompts (blocks, P, D) into patches that training images have at the inputs of these blocks.
+def patch_directions_(prompts: Prompts, backbone: Backbone, batches: Iterable[Tensor]) -> Prompts:
+    """Turn prompts into patches that training images have at the inputs of their blocks.
 
     A prompt like that changes little at first, where a random one draws attention to nothing. Prompts are
     normalised before anything else happens to them, so only the direction is taken: mean and size stay as they are.
@@ -38,21 +77,19 @@ def patch_directions_(prompts: Tensor, backbone: Backbone, batches: Iterable[Ten
             "Prompts start from patches of training images and there are none; prepare with at least one."
         )
     stream = backbone.embed(images)
-    for i in range(prompts.shape[0]):
+    for i, own in enumerate(prompts):
         patches = stream.tokens[:, backbone.num_prefix_tokens :].flatten(0, 1)
-        chosen = patches[torch.randint(patches.shape[0], prompts.shape[1:2]).to(patches.device)]
-        mean, deviation = prompts[i].mean(1, keepdim=True), prompts[i].std(1, keepdim=True)
-        prompts[i] = mean + deviation * F.layer_norm(chosen, chosen.shape[-1:])
-        if i + 1 < prompts.shape[0]:
+        chosen = patches[torch.randint(patches.shape[0], own.shape[:1]).to(patches.device)]
+        mean, deviation = own.mean(1, keepdim=True), own.std(1, keepdim=True)
+        own.copy_(mean + deviation * F.layer_norm(chosen, chosen.shape[-1:]))
+        if i + 1 < len(prompts):
             stream = backbone.block(i, stream)
     return prompts
 
 
-def uniform_(prompts: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Fill prompts (..., P, D) as VPT does: uniform within sqrt(6 / (3 * patch height * patch width + D))."""
-    bound = math.sqrt(6.0 / (3 * math.prod(patch_size) + prompts.shape[-1]))
-    with torch.no_grad():
-        return prompts.uniform_(-bound, bound)
+def uniform_bound(patch_size: tuple[int, int], width: int) -> float:
+    """VPT's bound on prompts at the start: sqrt(6 / (3 * patch height * patch width + D))."""
+    return math.sqrt(6.0 / (3 * math.prod(patch_size) + width))
 
 
 def dropped(prompts: Tensor, rate: float, stream: Stream) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -111,7 +111,9 @@ class Carried(NamedTuple):
     """(1 or B, S, D) semantic-shared prompts, wanted after the last block only."""
 
 
-def greedy_hierarchy(affinity: Tensor, threshold: float, end_block: int | None = None) -> tuple[int, ...]:
+def greedy_hierarchy(
+    affinity: Tensor, threshold: float, end_block: int | None = None, borders: Sequence[int] = ()
+) -> tuple[int, ...]:
     """First blocks of the hierarchies (SHIP, section on the semantic hierarchy).
 
     Block 0 starts the first; block ``j`` starts another iff its affinity to the present hierarchy's first
@@ -121,11 +123,12 @@ def greedy_hierarchy(affinity: Tensor, threshold: float, end_block: int | None =
         affinity: (depth, depth) mean cosine similarity of the blocks' features.
         threshold: 1 or more makes every block start a hierarchy.
         end_block: No hierarchy starts here or later.
+        borders: Blocks that start a hierarchy whatever the affinity: the first of each stage.
     """
     end = affinity.shape[0] if end_block is None else end_block
     starts = [0]
-    for j in range(1, end):
-        if threshold >= 1 or affinity[starts[-1], j] < threshold:
+    for j in range(1, affinity.shape[0]):
+        if j in borders or (j < end and (threshold >= 1 or affinity[starts[-1], j] < threshold)):
             starts.append(j)
     return tuple(starts)
 
@@ -153,7 +156,10 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
     def attend(inputs: AttentionInputs) -> Tensor:
         t = inputs.num_tokens
         queries, keys, values = inputs.queries[:, :, :t], inputs.own.keys, inputs.own.values
-        image = F.scaled_dot_product_attention(queries, keys[:, :, :t], values[:, :, :t], scale=inputs.scale)
+        mask = None if inputs.mask is None else inputs.mask[:, :, :t, :t]
+        image = F.scaled_dot_product_attention(
+            queries, keys[:, :, :t], values[:, :, :t], attn_mask=mask, scale=inputs.scale
+        )
         full = KeysValues(keys[:, :, t:], values[:, :, t:])
         parts = ([full] if keys.shape[2] > t else []) + ([inputs.context] if inputs.context else [])
         if not parts:
@@ -163,7 +169,9 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         mixed = image + scale * seen if additive else (1.0 - scale) * image + scale * seen
         if keys.shape[2] == t:
             return mixed
-        return torch.cat([mixed, softmax_attention(dataclasses.replace(inputs, queries=inputs.queries[:, :, t:]))], 2)
+        mask = None if inputs.mask is None else inputs.mask[:, :, t:]
+        attending = dataclasses.replace(inputs, queries=inputs.queries[:, :, t:], mask=mask)
+        return torch.cat([mixed, softmax_attention(attending)], 2)
 
     return attend
 
@@ -180,8 +188,13 @@ class SHIP(Method[SHIPConfig]):
     parameters for M hierarchies.
 
     Prompts that do not attend enter as context, and those a later block does not read are not transformed:
-    exact, not an approximation. Where the backbone pools no class token, "class token" means the tokens it
-    pools: their mean query gives the salient tokens, their mean the features.
+    exact, not an approximation. Where the backbone pools no class token, "class token" means what it pools with:
+    the mean query of the tokens it averages gives the salient tokens, their mean the features; with learned pooling
+    the latent query and the tokens weighted by it.
+
+    Where a backbone has stages of different width (Swin), each begins a hierarchy, since features of two widths have
+    no angle between them; there is a set of shared prompts for each; and attribute prompts enter in the last stage
+    only, whose features the prototypes are made of.
 
     Departs: carried prompts are the same for all images before P2IP, so drop-path draws once for the batch
     on their path and not once for every image; attribute prompts cannot start at block 0 (the official code
@@ -225,29 +238,34 @@ class SHIP(Method[SHIPConfig]):
 
     def __init__(self, config: SHIPConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.depth, self.width = backbone.depth, backbone.width
+        self.depth, self.widths, self.stages = backbone.depth, backbone.widths, backbone.stages
         self.register_buffer("affinity", torch.zeros(self.depth, self.depth))
         rows = config.prototypes if config.attribute_sets else 0
-        self.register_buffer("prototypes", torch.zeros(rows, self.width))
+        self.register_buffer("prototypes", torch.zeros(rows, self.widths[-1]))
         self.attribute: nn.Parameter | None = None
         self.attribute_starts: tuple[int, ...] = ()
-        self.shared = self._parameter(config.shared_length, self.width)
-        if self.shared is not None:
-            nn.init.kaiming_uniform_(self.shared)
+        length = config.shared_length
+        self.shared = nn.ParameterList(self._parameter(length, self.widths[s.start]) for s in self.stages if length)
+        for prompts in self.shared:
+            nn.init.kaiming_uniform_(prompts)
         self.independent = nn.ParameterList()
         if config.hierarchy is not None:
             self._group(config.hierarchy)
 
     @classmethod
     def unsupported(cls, config: SHIPConfig, backbone: Backbone) -> list[str]:
-        """A hierarchy or end block beyond the depth, more salient tokens than tokens."""
+        """A hierarchy or end block beyond the depth, one across stages, more salient tokens than tokens."""
         reasons = []
         depth = backbone.depth
+        borders = {stage.start for stage in backbone.stages}
+        if config.hierarchy is not None and not borders <= set(config.hierarchy):
+            missing = ", ".join(str(i) for i in sorted(borders - set(config.hierarchy)))
+            reasons.append(f"hierarchy {config.hierarchy} goes across its stages; start one at block {missing} too")
         if config.hierarchy is not None and config.hierarchy[-1] >= depth:
             reasons.append(f"hierarchy {config.hierarchy} goes beyond its {depth} blocks")
         if config.end_block is not None and not 1 <= config.end_block <= depth:
             reasons.append(f"end_block {config.end_block} is not between 1 and its {depth} blocks")
-        tokens = backbone.num_patches + backbone.num_prefix_tokens * config.salient_class_token
+        tokens = backbone.patches[-1] + backbone.num_prefix_tokens * config.salient_class_token
         wanted = max(
             config.attribute_length * bool(config.attribute_sets),
             config.matching_tokens * bool(config.matching_weight),
@@ -273,41 +291,47 @@ class SHIP(Method[SHIPConfig]):
             images = images[: self.config.prototype_images - seen]
             if not images.shape[0]:
                 break
-            features = self._features(backbone, images)  # (B, depth, D)
-            unit = F.normalize(features, dim=-1)
-            similarity += (unit @ unit.transpose(1, 2)).sum(0)
-            last.append(features[:, -1])
+            features = self._features(backbone, images)
+            for stage in self.stages:
+                # (B, blocks, D); across stages there are no angles, and the affinity stays 0.
+                unit = F.normalize(torch.stack(features[stage.start : stage.stop], 1), dim=-1)
+                block = similarity[stage.start : stage.stop, stage.start : stage.stop]
+                block += (unit @ unit.transpose(1, 2)).sum(0)
+            last.append(features[-1])
             seen += images.shape[0]
         if not seen:
             raise ConfigError("prepare got no images; SHIP finds its hierarchy from the training images.")
         self.affinity.copy_(similarity / seen)
         starts = self.config.hierarchy
         if starts is None:
-            starts = greedy_hierarchy(self.affinity, self.config.threshold, self.config.end_block)
+            borders = [stage.start for stage in self.stages[1:]]
+            starts = greedy_hierarchy(self.affinity, self.config.threshold, self.config.end_block, borders)
         self._group(starts)
         if not self.config.attribute_sets:
             return
         self.prototypes = make_prototypes(torch.cat(last), self.config.prototypes, self.config.prototype_seed)
         self.config = dataclasses.replace(self.config, prototypes=self.prototypes.shape[0])
 
-    def _features(self, backbone: Backbone, images: Tensor) -> Tensor:
+    def _features(self, backbone: Backbone, images: Tensor) -> list[Tensor]:
+        """(B, D) of each block, before patches are merged."""
         stream, features = backbone.embed(images), []
         for i in range(self.depth):
             stream = backbone.block(i, stream)
             if self.config.feature == "pooled":
                 features.append(backbone.feature(stream))
             else:
-                features.append(stream.tokens[:, backbone.num_prefix_tokens :].mean(1))
-        return torch.stack(features, 1)
+                features.append(stream.left[:, backbone.num_prefix_tokens :].mean(1))
+        return features
 
     def _group(self, starts: tuple[int, ...]) -> None:
         """Make the prompts of a known hierarchy and record it in the config."""
-        # Attribute prompts need the block before: none can start at block 0.
-        sets = min(self.config.attribute_sets, len([start for start in starts if start > 0]))
+        # Attribute prompts need the block before, and tokens of the prototypes' width.
+        last = max(self.stages[-1].start, 1)
+        sets = min(self.config.attribute_sets, len([start for start in starts if start >= last]))
         if not (sets or self.config.prompt_length or self.config.shared_length):
             raise ConfigError(
-                f"No hierarchy of {starts} starts after block 0, so there are no attribute prompts, and the other "
-                "prompts are turned off; raise prompt_length or shared_length above 0."
+                f"No hierarchy of {starts} starts at block {last} or later, so there are no attribute prompts, and the "
+                "other prompts are turned off; raise prompt_length or shared_length above 0."
             )
         self.config = dataclasses.replace(self.config, hierarchy=starts, attribute_sets=sets)
         if not sets:
@@ -317,16 +341,16 @@ class SHIP(Method[SHIPConfig]):
         if self.attribute is not None or len(self.independent):
             return  # made when the method was
         length = self.config.prompt_length
-        self.independent = nn.ParameterList(self._parameter(length, self.width) for _ in starts if length)
+        self.independent = nn.ParameterList(self._parameter(length, self.widths[i]) for i in starts if length)
         for prompts in self.independent:
             nn.init.xavier_uniform_(prompts[None])  # fans of a (1, K, D) tensor, as officially
-        self.attribute = self._parameter(sets, self.config.attribute_length, self.width)
-        if self.attribute is not None:
+        if sets:
+            self.attribute = self._parameter(sets, self.config.attribute_length, self.widths[-1])
             nn.init.kaiming_uniform_(self.attribute)
 
-    def _parameter(self, *shape: int) -> nn.Parameter | None:
-        """An unset parameter beside the buffers; none where its part is turned off."""
-        return nn.Parameter(self.affinity.new_empty(shape)) if 0 not in shape else None
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        """An unset parameter beside the buffers."""
+        return nn.Parameter(self.affinity.new_empty(shape))
 
     def facts(self) -> dict[str, Any]:
         """The hierarchy's first blocks and where attribute prompts enter."""
@@ -371,7 +395,8 @@ class SHIP(Method[SHIPConfig]):
         """The prompts that enter block ``i``."""
         starts = self.config.hierarchy or ()
         carried: Carried | None = stream.memo
-        shared = self._inserted(self.shared, stream)
+        stage = next(s for s, blocks in enumerate(self.stages) if i in blocks)
+        shared = self._inserted(self.shared[stage] if self.shared else None, stream)
         if carried is not None and i not in starts and self.config.inside == "carry":
             return carried._replace(shared=shared)
         independent = self._inserted(self.independent[self.group_of[i]] if self.independent else None, stream)

@@ -15,7 +15,7 @@ from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants, Method
-from trimtab.methods.prompts import PATCH_IMAGES, dropped, patch_directions_, uniform_
+from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
 
@@ -126,7 +126,8 @@ class SVPT(Method[SVPTConfig]):
     patches, mean over heads). Gates start at ``gate`` and strengths at 0.
 
     Adds ``depth * num_prompts * width`` parameters for prompts, ``(depth - 1) * (width + 1)`` for gates and
-    ``depth - 1`` for strengths with the default options. Where no gate looks at outputs, prompts do not depend
+    ``depth - 1`` for strengths with the default options. Between the stages of a backbone nothing is connected: the
+    prompts are of other widths. Where no gate looks at outputs, prompts do not depend
     on the image and :meth:`fold` stores their keys and values.
 
     Departs: only the abstract was at hand, which gives no equation. Everything here but "the input prompts of
@@ -144,29 +145,36 @@ class SVPT(Method[SVPTConfig]):
 
     def __init__(self, config: SVPTConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        depth, width = backbone.depth, backbone.width
-        self.prompts = nn.Parameter(uniform_(torch.empty(depth, config.num_prompts, width), backbone.patch_size))
-        links = depth - 1
-        self.gate_weight: nn.Parameter | None = None
-        self.gate_bias: nn.Parameter | None = None
+        self.prompts = Prompts(backbone, config.num_prompts)
+        # No prompts are shared across the border of two stages: they have other widths.
+        linked = [stage for stage in backbone.stages if len(stage) > 1]
+        self._links = {i: (s, i - stage.start - 1) for s, stage in enumerate(linked) for i in stage[1:]}
+        self.gate_weight, self.gate_bias = nn.ParameterList(), nn.ParameterList()
         self.strength: nn.Parameter | None = None
-        if config.connection == "dynamic" and links:
-            looks = {"output": 1, "prompts": 2, "constant": 0}[config.gate_from]
-            if looks:
-                self.gate_weight = nn.Parameter(torch.zeros(links, looks, width))
-            entries = {"token": config.num_prompts if not looks else 1, "channel": width, "scalar": 1}
-            start = math.log(config.gate / (1.0 - config.gate))
-            # One dimension, so that it is not decayed.
-            self.gate_bias = nn.Parameter(torch.full((links * entries[config.gate_shape],), start / _GAIN))
-        if config.enhancement and links:
-            self.strength = nn.Parameter(torch.full((links,), config.strength / _GAIN))
+        if config.connection == "dynamic":
+            for stage in linked:
+                self._add_gates(len(stage) - 1, backbone.widths[stage.start])
+        if config.enhancement and backbone.depth > 1:
+            self.strength = nn.Parameter(torch.full((backbone.depth - 1,), config.strength / _GAIN))
+
+    def _add_gates(self, links: int, width: int) -> None:
+        """Those of a stage."""
+        config = self.config
+        looks = {"output": 1, "prompts": 2, "constant": 0}[config.gate_from]
+        if looks:
+            self.gate_weight.append(nn.Parameter(torch.zeros(links, looks, width)))
+        entries = {"token": config.num_prompts if not looks else 1, "channel": width, "scalar": 1}
+        start = math.log(config.gate / (1.0 - config.gate))
+        # One dimension, so that it is not decayed.
+        self.gate_bias.append(nn.Parameter(torch.full((links * entries[config.gate_shape],), start / _GAIN)))
 
     @classmethod
     def unsupported(cls, config: SVPTConfig, backbone: Backbone) -> list[str]:
         """Too few patches to enhance."""
-        salient = config.num_salient(backbone.num_patches)
-        if config.enhancement and backbone.depth > 1 and salient > backbone.num_patches:
-            return [f"{salient} salient patches are asked for and an image has {backbone.num_patches}"]
+        fewest = min(backbone.patches)
+        salient = config.num_salient(fewest)
+        if config.enhancement and backbone.depth > 1 and salient > fewest:
+            return [f"{salient} salient patches are asked for and an image has {fewest}"]
         return []
 
     def images_wanted(self, available: int) -> int:
@@ -176,7 +184,7 @@ class SVPT(Method[SVPTConfig]):
     def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
         """Start the prompts from patches."""
         if self.config.prompt_init == "patches":
-            patch_directions_(self.prompts.data, backbone, batches)
+            patch_directions_(self.prompts, backbone, batches)
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Connect, enhance, and run block ``i`` with the connected prompts."""
@@ -186,7 +194,7 @@ class SVPT(Method[SVPTConfig]):
         inserted = dropped(prompts, self.config.dropout, stream) if self.training else prompts
         last = i == backbone.depth - 1
         ask = self.strength is not None and not last
-        if last or not self._reads_outputs:
+        if i + 1 not in self._links or not self._reads_outputs:
             stream = backbone.block(i, stream.without_prompts(), context=inserted, saliency=ask)
             return stream.replace(memo=_Shared(prompts, None))
         stream = backbone.block(i, stream.with_prompts(inserted), saliency=ask)
@@ -206,7 +214,7 @@ class SVPT(Method[SVPTConfig]):
             memo = _Shared(prompts, None)
         if self.strength is None:
             return Constants(self, backbone, contexts=contexts)
-        return _Enhancing(self, backbone, contexts, torch.stack(fed), _GAIN * self.strength)
+        return _Enhancing(self, backbone, contexts, fed, _GAIN * self.strength)
 
     @property
     def _reads_outputs(self) -> bool:
@@ -219,23 +227,25 @@ class SVPT(Method[SVPTConfig]):
     def _connected(self, i: int, memo: _Shared | None) -> Tensor:
         """The prompts of block ``i``, (P, D), or (B, P, D) where they depend on the image."""
         own: Tensor = self.prompts[i]
-        if self.config.connection == "none" or memo is None:
+        if self.config.connection == "none" or memo is None or i not in self._links:
             return own
-        gate = self._gate(i - 1, own, memo)
+        gate = self._gate(i, own, memo)
         kept = own if self.config.form == "additive" else (1 - gate) * own
         return kept + gate * memo.shared
 
-    def _gate(self, link: int, own: Tensor, memo: _Shared) -> Tensor | float:
-        """The gate of this link, broadcast over (B, P, D)."""
-        if self.gate_bias is None:
+    def _gate(self, i: int, own: Tensor, memo: _Shared) -> Tensor | float:
+        """The gate between block ``i`` and the one before, broadcast over (B, P, D)."""
+        if not self.gate_bias:
             return self.config.gate
-        bias: Tensor = _GAIN * self.gate_bias.unflatten(0, (self.prompts.shape[0] - 1, -1))[link]
-        if self.gate_weight is None:
+        stage, link = self._links[i]
+        links = sum(place[0] == stage for place in self._links.values())
+        bias: Tensor = _GAIN * self.gate_bias[stage].unflatten(0, (links, -1))[link]
+        if not self.gate_weight:
             bias = bias[:, None] if self.config.gate_shape == "token" else bias
             return bias.sigmoid()
         looked_at = [memo.output] if self.config.gate_from == "output" else [own, memo.shared]
         logits = torch.zeros_like(own)
-        for weight, prompts in zip(self.gate_weight[link], looked_at, strict=True):
+        for weight, prompts in zip(self.gate_weight[stage][link], looked_at, strict=True):
             if prompts is not None:
                 logits = logits + weight * F.layer_norm(prompts, prompts.shape[-1:])
         if self.config.gate_shape != "token":
@@ -249,18 +259,24 @@ class SVPT(Method[SVPTConfig]):
 class _Enhancing(Constants):
     """Connected prompts stored as keys and values; only the enhancement looks at the image."""
 
-    prompts: Tensor
     strength: Tensor
 
     def __init__(
-        self, folded: SVPT, backbone: Backbone, contexts: Sequence[KeysValues], prompts: Tensor, strength: Tensor
+        self,
+        folded: SVPT,
+        backbone: Backbone,
+        contexts: Sequence[KeysValues],
+        prompts: Sequence[Tensor],
+        strength: Tensor,
     ) -> None:
         super().__init__(folded, backbone, contexts=contexts)
-        self.register_buffer("prompts", prompts.detach().clone())
+        for i, own in enumerate(prompts):
+            self.register_buffer(f"prompts_{i}", own.detach().clone())
         self.register_buffer("strength", strength.detach().clone())
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Enhance, and run block ``i`` with what is stored for it."""
         if i > 0:
-            stream = _enhance(self.config, stream, self.prompts[i], self.strength[i - 1], backbone.num_prefix_tokens)
+            prompts = self.get_buffer(f"prompts_{i}")
+            stream = _enhance(self.config, stream, prompts, self.strength[i - 1], backbone.num_prefix_tokens)
         return backbone.block(i, stream, context=self.context(i), saliency=i < backbone.depth - 1)

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants, Method
-from trimtab.methods.prompts import PATCH_IMAGES, dropped, patch_directions_, uniform_
+from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
 
@@ -97,14 +96,20 @@ class VPT(Method[VPTConfig]):
 
     def __init__(self, config: VPTConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        sets = backbone.depth if config.deep else 1
-        prompts = torch.empty(sets, config.num_prompts, config.projection or backbone.width)
-        self.prompts = nn.Parameter(uniform_(prompts, backbone.patch_size))
+        blocks = backbone.depth if config.deep else 1
+        self.prompts = Prompts(backbone, config.num_prompts, blocks=blocks, width=config.projection)
         self.projection: nn.Module = nn.Identity()
         if config.projection is not None:
             self.projection = nn.Linear(config.projection, backbone.width)
             nn.init.kaiming_normal_(self.projection.weight, a=0, mode="fan_out")
         self.dropout = config.dropout if config.dropout is not None else 0.1 * config.deep
+
+    @classmethod
+    def unsupported(cls, config: VPTConfig, backbone: Backbone) -> list[str]:
+        """A projection to several widths."""
+        if config.projection is not None and config.deep and len(backbone.stages) > 1:
+            return [f"a projection maps prompts to one width and its stages have {len(backbone.stages)}"]
+        return []
 
     def initialise_head(self, head: nn.Linear) -> None:
         """Small, or the official code's: Kaiming-normal over the outputs, every class at a probability near 0.01."""
@@ -121,7 +126,7 @@ class VPT(Method[VPTConfig]):
     def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
         """Start the prompts from patches."""
         if self.config.from_patches:
-            patch_directions_(self.prompts.data, backbone, batches)
+            patch_directions_(self.prompts, backbone, batches)
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with its own prompts as context (deep), or with those that flow along."""
@@ -135,8 +140,8 @@ class VPT(Method[VPTConfig]):
         """Deep prompts as stored keys and values; shallow ones flow through the blocks and stay."""
         if not self.config.deep:
             return self
-        prompts: Tensor = self.projection(self.prompts)
-        return Constants(self, backbone, contexts=[backbone.keys_values(i, p) for i, p in enumerate(prompts)])
+        contexts = [backbone.keys_values(i, self.projection(prompts)) for i, prompts in enumerate(self.prompts)]
+        return Constants(self, backbone, contexts=contexts)
 
     def _inserted(self, i: int, stream: Stream) -> Tensor:
         """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""

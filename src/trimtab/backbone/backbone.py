@@ -1,0 +1,404 @@
+"""A frozen timm vision transformer, opened at its block boundaries.
+
+This package is the only room that knows timm's insides. A method runs the blocks one by one and decides what each of
+them may attend to besides the image's own tokens:
+
+* ``context``: prompts that are attended to and do not attend; nothing but extra keys and values.
+* full prompts (``Stream.prompts``): tokens that attend, are transformed, and flow on.
+
+Shapes: B images, K prefix tokens, N patches, T = K + N tokens, P prompts, D width, H heads, d head width. Where a
+backbone has stages, N, D and H are those of the block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import timm
+import timm.data
+import torch
+from torch import Tensor, nn
+
+from trimtab.backbone.family import BesideMLP, BlockInputs, Family, batched
+from trimtab.backbone.fingerprint import classifier_names, fingerprint
+from trimtab.backbone.opened import Opened, OpenedPart
+from trimtab.backbone.plain import Plain
+from trimtab.backbone.windows import Windows
+from trimtab.errors import BackboneError, nearest
+from trimtab.noise import Noise, drop
+from trimtab.stream import Attend, Context, KeysValues, Stream, softmax_attention
+
+_FAMILIES: tuple[type[Family], ...] = (Plain, Windows)
+
+
+def reasons_not_to_open(model: nn.Module) -> list[str]:
+    """Why a model cannot be opened at its block boundaries, in words; empty if it can."""
+    family = _family_of(model)
+    if family is None:
+        return [f"{type(model).__name__} is no timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2"]
+    return family.reasons_not_to_open(model)
+
+
+def _family_of(model: nn.Module) -> type[Family] | None:
+    return next((family for family in _FAMILIES if family.takes(model)), None)
+
+
+class Backbone(nn.Module):
+    """A frozen timm ``VisionTransformer``, ``Eva``, ``SwinTransformer`` or ``SwinTransformerV2``, run block by block.
+
+    The model given is shared, not copied: its parameters are frozen and it is kept in eval mode.
+
+    Args:
+        model: A timm model.
+        name: The name to be recorded; timm's own architecture name by default.
+
+    Raises:
+        BackboneError: If the model cannot be opened, with every reason.
+
+    Example:
+        >>> import timm, torch
+        >>> backbone = Backbone(timm.create_model("test_vit"))
+        >>> stream = backbone.embed(torch.zeros(2, 3, 160, 160))
+        >>> for i in range(backbone.depth):
+        ...     stream = backbone.block(i, stream)
+        >>> backbone.pool(stream).shape
+        torch.Size([2, 64])
+    """
+
+    model: Any
+
+    def __init__(self, model: nn.Module, name: str | None = None) -> None:
+        super().__init__()
+        config = getattr(model, "pretrained_cfg", None) or {}
+        self.name = name or config.get("architecture") or type(model).__name__
+        reasons = reasons_not_to_open(model)
+        if reasons:
+            raise BackboneError(
+                f"Backbone {self.name!r} cannot be opened: {'; '.join(reasons)}. "
+                "trimtab backbones lists those that can."
+            )
+        self.model = model.requires_grad_(False).eval()
+        self._fingerprint: str | None = None
+        kind = _family_of(model)
+        if kind is None:
+            raise BackboneError(f"Backbone {self.name!r} is of no family that can be opened.")
+        self._family: Family = kind(self.model)
+        self._open()
+
+    def _open(self) -> None:
+        # Kept out of the module tree: the same parameters must not be listed twice.
+        self._blocks = tuple(OpenedPart(part) for part in self._family.blocks())
+        self._merges = {merge.after: OpenedPart(merge) for merge in self._family.merges()}
+        self._whole = (Opened(self.model).eval(),)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self._blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """D of each block."""
+        return tuple(int(block.inside.attn.proj.out_features) for block in self._blocks)
+
+    @property
+    def width(self) -> int:
+        """D of the first block, and of all where there are no stages."""
+        return self.widths[0]
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """H of each block."""
+        return tuple(int(block.inside.attn.num_heads) for block in self._blocks)
+
+    @property
+    def stages(self) -> tuple[range, ...]:
+        """Blocks between which the grid and the width of tokens stay as they are: all, but in Swin."""
+        borders = [0, *(after + 1 for after in self._merges), self.depth]
+        return tuple(range(start, end) for start, end in itertools.pairwise(borders))
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """N at each block, for an image of :attr:`image_size`."""
+        grid, counts = tuple(int(size) for size in self.model.patch_embed.grid_size), []
+        for i in range(self.depth):
+            counts.append(grid[0] * grid[1])
+            if i in self._merges:
+                grid = _half(grid)
+        return tuple(counts)
+
+    @property
+    def num_features(self) -> int:
+        """Width of what :meth:`pool` returns."""
+        return int(getattr(self.model, "head_hidden_size", self.model.num_features))
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """K: class, distillation and register tokens before the patches."""
+        return self._family.num_prefix_tokens
+
+    @property
+    def num_patches(self) -> int:
+        """N, patches of an image of :attr:`image_size` at the first block."""
+        return int(self.model.patch_embed.num_patches)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first token is a class token."""
+        return getattr(self.model, "cls_token", None) is not None
+
+    @property
+    def pooled_tokens(self) -> slice:
+        """Which of the T tokens pooling reads: the class token, both of a distilled model's, or the patches."""
+        return self._family.pooled_tokens
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        # Not patch_embed.patch_size: a convolutional stem shrinks the image before it is cut.
+        (height, width), (rows, columns) = self.image_size, self.model.patch_embed.grid_size
+        return height // int(rows), width // int(columns)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of an image in pixels."""
+        height, width = self.model.patch_embed.img_size
+        return int(height), int(width)
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """What the weights were trained with: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``."""
+        config = timm.data.resolve_data_config({}, model=self.model)
+        return {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.model.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and float32 values of all weights but the classifier's."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
+
+    def set_image_size(self, height: int, width: int) -> None:
+        """Resize the position embeddings for images of another size; the fingerprint stays.
+
+        Raises:
+            BackboneError: If the size is not a multiple of the patch size.
+        """
+        if (height, width) == self.image_size:
+            return
+        patch = self.patch_size
+        if height < 1 or width < 1 or height % patch[0] or width % patch[1]:
+            below, above = (
+                tuple(max(s // p + k, 1) * p for s, p in zip((height, width), patch, strict=True)) for k in (0, 1)
+            )
+            raise BackboneError(
+                f"Image size {height}x{width} is not a multiple of the patch size {patch[0]}x{patch[1]} of "
+                f"{self.name!r}; use {below[0]}x{below[1]} or {above[0]}x{above[1]}."
+            )
+        if not hasattr(self.model, "set_input_size"):
+            raise BackboneError(
+                f"timm {timm.__version__} cannot change the image size of {self.name!r} from "
+                f"{self.image_size[0]}x{self.image_size[1]}; install a newer timm."
+            )
+        _ = self.fingerprint  # of the weights as they are in the file
+        with warnings.catch_warnings():
+            # What timm does to tables of relative positions draws remarks on speed and style from torch.
+            warnings.simplefilter("ignore", UserWarning)
+            self.model.set_input_size(img_size=(height, width))
+        self._open()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode: a frozen backbone drops nothing."""
+        return super().train(False)
+
+    def embed(
+        self, images: Tensor, *, noise: Noise | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> Stream:
+        """Images (B, 3, height, width), normalised, to the sequence before block 0.
+
+        Args:
+            images: What is to be looked at.
+            noise: Where random numbers come from in training.
+            weights: Tensors to use, from here to :meth:`pool`, in place of the backbone's own parameters, by
+                timm's names (:meth:`named_weights` has them).
+
+        Raises:
+            BackboneError: If the images have another size than the backbone.
+        """
+        model = self.model
+        if not getattr(model, "dynamic_img_size", False) and tuple(images.shape[-2:]) != self.image_size:
+            raise BackboneError(
+                f"Images are {images.shape[-2]}x{images.shape[-1]} but {self.name!r} takes "
+                f"{self.image_size[0]}x{self.image_size[1]}; resize them or call set_image_size."
+            )
+        weights = weights or {}
+        tokens, rope = self._outside(self._family.embed, images, weights)
+        patch = self.patch_size
+        return Stream(
+            tokens=tokens,
+            prompts=tokens[:, :0],
+            grid_size=(-(-images.shape[-2] // patch[0]), -(-images.shape[-1] // patch[1])),
+            rope=rope,
+            noise=noise or Noise(),
+            weights=weights,
+        )
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """The backbone's own parameters by timm's names, without those of timm's classifier."""
+        skip = tuple(f"{name}." for name in classifier_names(self.model))
+        return {name: value for name, value in self.model.named_parameters() if not name.startswith(skip)}
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Linear layers, norms and convolutions by timm's names, without timm's classifier."""
+        skip = classifier_names(self.model)
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(getattr(module, "weight", None), nn.Parameter) and name not in skip
+        }
+
+    def check_weights(self, names: Iterable[str]) -> None:
+        """Make sure that every name is that of a tensor that can be swapped.
+
+        Raises:
+            BackboneError: If one is not, with the nearest.
+        """
+        # Also those that are None, as a layer's missing bias.
+        known = {
+            f"{place}.{name}" if place else name
+            for place, module in self.model.named_modules()
+            for name in (*module._parameters, *module._buffers)
+        }
+        for name in names:
+            if name not in known:
+                raise BackboneError(f"{self.name!r} has no tensor {name!r} to be swapped.{nearest(name, known)}")
+
+    def _outside(self, part: Callable[..., Any], x: Tensor, weights: Mapping[str, Tensor], *arguments: Any) -> Any:
+        outside = {name: value for name, value in weights.items() if not name.startswith(self._family.inside)}
+        return self._whole[0].run(outside, part, x, *arguments)
+
+    def block(
+        self,
+        i: int,
+        stream: Stream,
+        *,
+        context: Context | None = None,
+        attend: Attend = softmax_attention,
+        beside_mlp: BesideMLP | None = None,
+        saliency: bool = False,
+        drop_path: float = 0.0,
+    ) -> Stream:
+        """Run block ``i``.
+
+        Args:
+            i: Block, counted from 0.
+            stream: What enters it.
+            context: Prompts that are attended to and do not attend: tensors (P, D), (1, P, D) or (B, P, D)
+                at the block's input, :class:`KeysValues`, or a sequence of these.
+            attend: Replaces the softmax core.
+            beside_mlp: Maps the sequence (B, T + P, D) before the MLP and its norm to what is added to it besides
+                the MLP's output.
+            saliency: Also compute how much pooling would look at each token, into ``Stream.saliency``.
+            drop_path: Probability of dropping each of the two residual branches for an image.
+
+        The saliency is a row of logits (B, H, T): those of the query of the pooled tokens (the class token's, or the
+        mean of several) in this block; with learned pooling (a latent query) those of that query over the tokens as
+        they leave the block. Where the block ends a stage, tokens, prompts and saliency leave it merged.
+        """
+        learned = saliency and self._family.heads_in_saliency is not None
+        inputs = BlockInputs(
+            tokens=stream.tokens,
+            prompts=stream.prompts,
+            grid_size=stream.grid_size,
+            rope=self._family.rope(i, stream.rope),
+            context=context,
+            attend=attend,
+            keep=self._keep(stream.noise, drop_path, stream.tokens, per_image=True),
+            beside_mlp=beside_mlp,
+            pooled=self.pooled_tokens if saliency and not learned else None,
+        )
+        left = self._blocks[i].run(stream.weights, self._family.run, inputs)
+        grid_size, unmerged = stream.grid_size, None
+        if i in self._merges:
+            unmerged = left[0]
+            left = self._merges[i].run(stream.weights, self._family.merge, *left, grid_size)
+            grid_size = _half(grid_size)
+        tokens, prompts, logits = left
+        if learned:
+            logits = self._outside(self._family.pooling_logits, tokens, stream.weights)
+        return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, grid_size=grid_size, unmerged=unmerged)
+
+    def bypass(
+        self,
+        i: int,
+        prompts: Tensor,
+        stream: Stream,
+        *,
+        drop_path: float = 0.0,
+        per_image: bool | None = None,
+    ) -> Tensor:
+        """Run block ``i`` on prompts (1 or B, P, D) with its softmax core left out.
+
+        The normalised prompts go straight to the output projection: ``p += W_o LN1(p) + b_o``, then the MLP.
+        Prompts of batch 1 stay of batch 1. Drop-path is drawn for every image if ``per_image`` and once for the
+        batch otherwise; by default it goes by the prompts' batch, which cannot tell where there is one image.
+        """
+        per_image = prompts.shape[0] > 1 if per_image is None else per_image
+        keep = self._keep(stream.noise, drop_path, prompts, per_image=per_image)
+        bypassed: Tensor = self._blocks[i].run(stream.weights, self._family.bypass, prompts, keep)
+        return bypassed
+
+    def _keep(self, noise: Noise, rate: float, like: Tensor, *, per_image: bool) -> tuple[Tensor, Tensor] | None:
+        if rate == 0.0:
+            return None
+        ones = like.new_ones(())
+
+        def draw() -> Tensor:
+            uniform = noise.per_image(like.shape[0], 1, 1, like=like) if per_image else noise.shared(1, like=like)
+            return drop(ones, rate, uniform)
+
+        return draw(), draw()
+
+    def keys_values(self, i: int, prompts: Tensor, weights: Mapping[str, Tensor] | None = None) -> KeysValues:
+        """Keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
+        pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, batched(prompts))
+        return pair
+
+    def feature(self, stream: Stream) -> Tensor:
+        """(B, D): the mean of the tokens that pooling reads, as they left a block (before merging or the final norm).
+
+        With learned pooling (a latent query), each token has the weight that pooling would give it, mean over heads.
+        """
+        pooled = stream.left[:, self.pooled_tokens]
+        if self._family.heads_in_saliency is None:
+            return pooled.mean(1)
+        logits: Tensor = self._outside(self._family.pooling_logits, stream.tokens, stream.weights)
+        weight = logits[:, :, self.pooled_tokens].softmax(-1).mean(1)  # (B, T)
+        return (weight[:, None] @ pooled).squeeze(1)
+
+    def normalised(self, stream: Stream) -> Tensor:
+        """(B, T, D): the tokens after timm's final norm."""
+        tokens: Tensor = self._outside(self._family.norm, stream.tokens, stream.weights)
+        return tokens
+
+    def pool(self, stream: Stream) -> Tensor:
+        """(B, num_features): what timm's own classifier would read. Prompts are never pooled."""
+        pooled: Tensor = self._outside(self._family.pool, stream.tokens, stream.weights, stream.grid_size)
+        return pooled
+
+    def grid(self, stream: Stream) -> Tensor:
+        """(B, D, h, w): the normalised patch tokens in their places, without prefix tokens or prompts."""
+        patches = self.normalised(stream)[:, self.num_prefix_tokens :]
+        return patches.transpose(1, 2).reshape(patches.shape[0], -1, *stream.grid_size)
+
+
+def _half(grid_size: tuple[int, ...]) -> tuple[int, int]:
+    return (grid_size[0] + 1) // 2, (grid_size[1] + 1) // 2

@@ -1,0 +1,155 @@
+"""What has to be known of a family of timm's models to run it block by block."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.stream import Attend, Context, KeysValues
+
+BesideMLP: TypeAlias = Callable[[Tensor], Tensor]
+Keep: TypeAlias = "tuple[Tensor, Tensor] | None"
+"""Factors of drop-path on a block's two residual branches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockInputs:
+    """What one block is run on."""
+
+    tokens: Tensor
+    """(B, T, D)."""
+    prompts: Tensor
+    """(B, P, D) full prompts; P may be 0."""
+    grid_size: tuple[int, int]
+    """(h, w) of the patches among the tokens."""
+    rope: Tensor | None
+    """The block's rotary table."""
+    context: Context | None
+    attend: Attend
+    keep: Keep
+    beside_mlp: BesideMLP | None
+    pooled: slice | None
+    """The tokens whose mean query gives the saliency, if it is wanted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module of the model, by timm's name."""
+
+    name: str
+    module: nn.Module
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge(Part):
+    """Patch merging: where a stage ends, four patches become one of another width."""
+
+    after: int
+    """The block after which it comes."""
+
+
+class Family(abc.ABC):
+    """The parts of a timm model, and how each of them is run.
+
+    What runs a part takes timm's module as an argument, because it may be a copy with other tensors in it.
+    """
+
+    inside: ClassVar[str]
+    """What the names of all blocks and merges begin with."""
+    heads_in_saliency: int | None = None
+    """Rows of the saliency, where it comes from the pooling and not from the block just run."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @staticmethod
+    @abc.abstractmethod
+    def takes(model: nn.Module) -> bool:
+        """Whether the model is of this family."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def reasons_not_to_open(model: Any) -> list[str]:
+        """Why a model of this family cannot be opened, in words; empty if it can."""
+
+    @abc.abstractmethod
+    def blocks(self) -> list[Part]:
+        """All blocks in order."""
+
+    def merges(self) -> list[Merge]:
+        """All patch mergings in order; none by default."""
+        return []
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """K; none by default."""
+        return 0
+
+    @property
+    def pooled_tokens(self) -> slice:
+        """Which of the T tokens pooling reads; all by default."""
+        return slice(0, None)
+
+    @abc.abstractmethod
+    def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images to tokens (B, T, D) before block 0, and the rotary table."""
+
+    def rope(self, i: int, rope: Tensor | None) -> Tensor | None:
+        """The rotary table of block ``i``."""
+        return rope
+
+    @abc.abstractmethod
+    def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, full prompts and saliency (B, H, T) as they leave a block."""
+
+    @abc.abstractmethod
+    def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
+        """Prompts as they leave a block whose softmax core is left out."""
+
+    @abc.abstractmethod
+    def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
+        """Keys and values of prompts (B, P, D) at a block's input."""
+
+    def merge(
+        self, merge: Any, tokens: Tensor, prompts: Tensor, saliency: Tensor | None, grid_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, full prompts and saliency after patch merging."""
+        raise NotImplementedError(f"{type(self).__name__} has no patch merging.")
+
+    def pooling_logits(self, model: Any, tokens: Tensor) -> Tensor:
+        """(B, H, T) logits of learned pooling, where :attr:`heads_in_saliency` says that there is such."""
+        raise NotImplementedError(f"{type(self).__name__} has no learned pooling.")
+
+    def norm(self, model: Any, tokens: Tensor) -> Tensor:
+        """The model's final norm."""
+        normed: Tensor = model.norm(tokens)
+        return normed
+
+    @abc.abstractmethod
+    def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """(B, num_features) from the tokens that left the last block."""
+
+    def join(self, block: Any, context: Context | None) -> KeysValues | None:
+        """All parts of a context as keys and values, (B or 1, H, P, d)."""
+        parts: Sequence[Tensor | KeysValues] = [context] if isinstance(context, (Tensor, KeysValues)) else context or []
+        if not parts:
+            return None
+        return KeysValues.join([p if isinstance(p, KeysValues) else self.keys_values(block, batched(p)) for p in parts])
+
+
+def batched(prompts: Tensor) -> Tensor:
+    """Prompts (P, D) as (1, P, D)."""
+    return prompts if prompts.ndim == 3 else prompts[None]
+
+
+def half_precision(model: nn.Module) -> list[str]:
+    """Why a model in half precision cannot be opened."""
+    dtype = next(model.parameters()).dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        return []
+    return [f"its weights are {dtype}; call model.float(), and use autocast for speed"]

@@ -1,0 +1,71 @@
+"""Running parts of a timm module with other tensors in place of its own."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from trimtab.backbone.family import Part
+
+
+class _Twins(threading.local):
+    """A thread's own copy of a module's structure; the tensors are the module's."""
+
+    module: Opened | None = None
+
+    def __deepcopy__(self, memo: object) -> _Twins:
+        return _Twins()
+
+    def __reduce__(self) -> tuple[type[_Twins], tuple[()]]:
+        return _Twins, ()
+
+
+class Opened(nn.Module):
+    """A timm module whose parts are run as calls of it, so that its parameters can be swapped."""
+
+    inside: Any
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+        self._twins = _Twins()
+
+    def forward(self, part: Callable[..., Any], *arguments: Any) -> Any:
+        """``part`` of the module."""
+        return part(self.inside, *arguments)
+
+    def run(self, weights: Mapping[str, Tensor], part: Callable[..., Any], *arguments: Any) -> Any:
+        """``part`` of the module, with ``weights`` in place of its own by their names."""
+        if not weights:
+            return part(self.inside, *arguments)
+        named = {f"inside.{name}": value for name, value in weights.items()}
+        if torch.compiler.is_compiling():
+            # What is traced swaps nothing when it runs.
+            return functional_call(self, named, (part, *arguments))
+        # For the length of a call the tensors are really swapped, which no other thread may see.
+        if self._twins.module is None:
+            tensors = (*self.inside.parameters(), *self.inside.buffers())
+            self._twins.module = Opened(copy.deepcopy(self.inside, {id(value): value for value in tensors}))
+        # Moving a module to a device makes new buffers.
+        buffers = {f"inside.{name}": value for name, value in self.inside.named_buffers()}
+        return functional_call(self._twins.module, {**buffers, **named}, (part, *arguments))
+
+
+class OpenedPart:
+    """A block or a merge, and which of the swapped tensors are its."""
+
+    def __init__(self, part: Part) -> None:
+        self.inside: Any = part.module
+        self._opened = Opened(part.module).eval()
+        self._before = f"{part.name}."
+
+    def run(self, weights: Mapping[str, Tensor], function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function`` of the module and the arguments."""
+        own = {k.removeprefix(self._before): v for k, v in weights.items() if k.startswith(self._before)}
+        return self._opened.run(own, function, *arguments)

@@ -1,0 +1,121 @@
+"""Learned pooling: which patches it looks at, before and after the last block."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from tests.families import FAMILIES, images_for, scramble, shared_backbone
+from trimtab.backbone import Backbone
+from trimtab.stream import Stream
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def made(**pooling: object) -> Backbone:
+    """A SigLIP-like backbone whose learned pooling has other options."""
+    model = FAMILIES["map-pool"].model()
+    options = {"num_heads": 3, "mlp_ratio": 2.0, "norm_layer": torch.nn.LayerNorm, **pooling}
+    model.attn_pool = scramble(timm.layers.AttentionPoolLatent(48, **options), seed=1)
+    return Backbone(model.eval())
+
+
+def attention_of(backbone: Backbone, stream: Stream) -> torch.Tensor:
+    """(B, H, T): the weights that timm's own pooling gives to the tokens."""
+    pool, seen = backbone.model.attn_pool, []
+
+    def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> torch.Tensor:
+        weights = (q @ k.transpose(-2, -1) * pool.scale).softmax(-1)
+        seen.append(weights.mean(2))
+        return weights @ v
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("timm.layers.attention_pool.F.scaled_dot_product_attention", written_out)
+        pool(backbone.normalised(stream))
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [{}, {"qk_norm": True}, {"q_proj": False}, {"qkv_bias": False}, {"pos_embed": "abs", "feat_size": 16}],
+    ids=str,
+)
+def test_saliency_is_what_timms_pooling_attends_to(pooling: dict[str, object]) -> None:
+    backbone = made(**pooling)
+    stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True)
+    assert stream.saliency is not None
+    torch.testing.assert_close(stream.saliency.softmax(-1), attention_of(backbone, stream), **CLOSE)
+
+
+def test_feature_is_the_mean_of_the_tokens_with_the_poolings_weights() -> None:
+    backbone = shared_backbone("map-pool")
+    stream = backbone.block(0, backbone.embed(images_for(backbone)))
+    weights = attention_of(backbone, stream).mean(1)
+    torch.testing.assert_close(backbone.feature(stream), (weights[:, :, None] * stream.tokens).sum(1), **CLOSE)
+
+
+def test_several_latent_queries_have_their_mean_logits() -> None:
+    backbone = made(latent_len=3)
+    stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True)
+    pool, normed = backbone.model.attn_pool, backbone.normalised(stream)
+    queries = pool.q(pool.latent)[0].unflatten(-1, (3, 16)).transpose(0, 1)
+    keys = pool.kv(normed)[..., :48].unflatten(-1, (3, 16)).transpose(1, 2)
+    expected = (queries @ keys.transpose(-2, -1) * pool.scale).mean(2)
+    torch.testing.assert_close(stream.saliency, expected, **CLOSE)
+
+
+def test_prefix_tokens_that_pooling_reads_have_logits_too() -> None:
+    model = scramble(
+        timm.create_model(
+            "vit_base_patch16_224", embed_dim=48, num_heads=3, depth=2, img_size=32, patch_size=8, global_pool="map"
+        )
+    )
+    backbone = Backbone(model.eval())
+    stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True)
+    assert stream.saliency is not None
+    assert stream.saliency.shape == (2, 12 if model.attn_pool.num_heads == 12 else 3, 17)
+
+
+@pytest.mark.parametrize("family", ["map-pool", "registers-average", "class-token", "swin", "swin-v2"])
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_the_obviously_salient_patch_has_the_largest_logit(family: str, place: int) -> None:
+    """One patch is made what the pooling's query looks for; all others are nothing to it."""
+    backbone = FAMILIES[family].backbone()
+    _look_at_channel_0(backbone)
+    stream = backbone.embed(images_for(backbone))
+    tokens = 0.1 * torch.randn_like(stream.tokens)
+    at = backbone.num_prefix_tokens + place
+    tokens[:, at, 0] += 20.0
+    stream = backbone.block(0, stream.replace(tokens=tokens), saliency=True)
+    assert stream.saliency is not None
+    patches = stream.saliency.mean(1)[:, backbone.num_prefix_tokens :]
+    assert (patches.argmax(1) == place).all()
+
+
+def _look_at_channel_0(backbone: Backbone) -> None:
+    """Queries along one direction, keys along it by a token's first channel; the block changes no token."""
+    block = next(module for module in backbone.model.modules() if hasattr(module, "attn"))
+    attn = block.attn
+    pool = getattr(backbone.model, "attn_pool", None)
+    with torch.no_grad():
+        for value in (attn.proj.weight, attn.proj.bias, block.mlp.fc2.weight, block.mlp.fc2.bias):
+            value.zero_()
+        for norm in (block.norm1, block.norm2, backbone.model.norm):
+            if not isinstance(norm, torch.nn.Identity):
+                norm.weight.fill_(1.0)
+                norm.bias.zero_()
+        attn.qkv.weight.zero_()
+        attn.qkv.weight[48:96:16, 0] = 1.0
+        apart = attn.qkv.bias is None
+        of_queries, of_keys = (attn.q_bias, attn.k_bias) if apart else (attn.qkv.bias[:48], attn.qkv.bias[48:96])
+        for bias, direction in ((of_queries, 0), (of_keys, 1)):
+            bias.zero_()
+            bias[direction::16] = 1.0
+        if pool is not None:
+            pool.q.weight.copy_(torch.eye(48))
+            pool.latent.fill_(1.0)
+            pool.kv.weight.zero_()
+            pool.kv.weight[:48:16, 0] = 1.0
+            pool.q.bias.zero_()
+            pool.kv.bias.zero_()
