@@ -24,7 +24,7 @@ class VPTConfig:
     """Options of visual prompt tuning."""
 
     num_prompts: int = 10
-    """Prompts per block (deep) or in all (shallow). The paper searched 1, 5, 10, 50, 100, 200."""
+    """Prompts per block (deep) or in all (shallow). The paper searched 1, 5, 10, 50, for ViT also 100, 200."""
     deep: bool = True
     """Fresh prompts at every block; otherwise the first block's are carried through."""
     dropout: float | None = None
@@ -63,6 +63,9 @@ class VPT(Method[VPTConfig]):
     context; shallow ones enter at the first block and flow on as tokens. They get no position embedding.
     Adds ``depth * num_prompts * width`` parameters (deep) or ``num_prompts * width`` (shallow); with a
     projection of width ``d``, ``d`` takes the place of ``width`` and ``(d + 1) * width`` come on top.
+
+    Where a backbone has stages (Swin), prompts have the width of their block; every window attends to them, and
+    shallow ones are averaged over an image's windows and merged with its patches (appendix B).
 
     Departs: prompts start from patches unless ``prompt_init`` is ``"uniform"``, the paper's, and the classifier
     starts small unless ``head_init`` is ``"paper"``, whose large start suits the paper's SGD and not AdamW
@@ -103,6 +106,11 @@ class VPT(Method[VPTConfig]):
             self.projection = nn.Linear(config.projection, backbone.width)
             nn.init.kaiming_normal_(self.projection.weight, a=0, mode="fan_out")
         self.dropout = config.dropout if config.dropout is not None else 0.1 * config.deep
+
+    @staticmethod
+    def searched_lengths(backbone: Backbone) -> tuple[int, ...]:
+        """The numbers of prompts that the paper searched: up to 200 for ViT, up to 50 for Swin (appendix A)."""
+        return (1, 5, 10, 50) if len(backbone.stages) > 1 else (1, 5, 10, 50, 100, 200)
 
     @classmethod
     def unsupported(cls, config: VPTConfig, backbone: Backbone) -> list[str]:
