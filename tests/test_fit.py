@@ -45,7 +45,7 @@ def test_the_loaded_model_is_the_trained_one_to_the_bit(
 
     def spied(directory: Path, model: Any, tensors: Any, **rest: Any) -> int:
         model.load_trained(tensors)
-        before.extend(Predictor(model.eval(), rest["labels"], rest["preprocess"]).predict(images))
+        before.extend(Predictor(model.eval().fold(), rest["labels"], rest["preprocess"]).predict(images))
         return save(directory, model, tensors, **rest)
 
     monkeypatch.setattr(checkpoint, "save", spied)

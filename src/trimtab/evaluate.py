@@ -175,7 +175,7 @@ def _plan(count: int, batch_size: int, threads: int) -> list[range]:
 
 
 def load(directory: str | Path, *, weights: str | Path | None = None, device: str = "auto") -> Predictor:
-    """Load an adapter folder onto the backbone it was trained on.
+    """Load an adapter folder onto the backbone it was trained on, folded for inference.
 
     Args:
         directory: What ``fit`` wrote.
@@ -189,7 +189,7 @@ def load(directory: str | Path, *, weights: str | Path | None = None, device: st
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     saved = checkpoint.read(directory)
-    model = checkpoint.restore(saved, weights=weights, device=device)
+    model = checkpoint.restore(saved, weights=weights, device=device).fold()
     return Predictor(model, saved.labels, saved.preprocess)
 
 

@@ -185,7 +185,7 @@ class Job:
         with self.progress.stage("Computing features", total, "images") as advance:
             for inputs, targets in images.batches(cut(range(total), _EVAL_BATCH)):
                 with self.objective.autocast(inputs.device):
-                    features.append(self.model.backbone.pool(self.model.run(inputs)).float())
+                    features.append(self.model.backbone.pool(self.model.run(inputs, pooled_only=True)).float())
                 labels.append(targets)
                 advance(inputs.shape[0])
         if not total:

@@ -42,19 +42,20 @@ class TunedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, height, width) to logits (B, C)."""
-        logits: Tensor = self.head(self.backbone.pool(self.run(images)))
+        logits: Tensor = self.head(self.backbone.pool(self.run(images, pooled_only=True)))
         return logits
 
     def outputs(self, images: Tensor, *, noise: Noise | None = None) -> Outputs:
         """Logits and the method's own loss, for a training loop."""
-        stream = self.run(images, noise=noise)
+        stream = self.run(images, noise=noise, pooled_only=True)
         logits = self.head(self.backbone.pool(stream))
         loss = self.method.loss(stream)
         return Outputs(logits, logits.new_zeros(()) if loss is None else loss)
 
-    def run(self, images: Tensor, *, noise: Noise | None = None) -> Stream:
-        """The stream as it leaves the last block."""
-        stream = self.backbone.embed(images, noise=noise, weights=self.method.weights(self.backbone))
+    def run(self, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False) -> Stream:
+        """The stream as it leaves the last block; if pooling alone reads it, with no more than that needs."""
+        weights = self.method.weights(self.backbone)
+        stream = self.backbone.embed(images, noise=noise, weights=weights, pooled_only=pooled_only)
         for i in range(self.backbone.depth):
             stream = self.method.step(i, self.backbone, stream)
         return stream

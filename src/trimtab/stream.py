@@ -45,13 +45,13 @@ class AttentionInputs:
     """What the softmax core of one block sees; an ``attend`` function maps it to (B, H, T + P, d)."""
 
     queries: Tensor
-    """(B, H, T + P, d): of the tokens, then of the full prompts."""
+    """(B, H, T + P, d): of the tokens, then of the full prompts; of the first tokens only where no others are read."""
     own: KeysValues
     """(B, H, T + P, d) of the same sequence."""
     context: KeysValues | None
     """(B or 1, H, P', d) of the context prompts, if there are any."""
     num_tokens: int
-    """T, where the full prompts begin."""
+    """T, where the full prompts begin among the keys."""
     scale: float
     """Factor on the logits, ``d ** -0.5`` but where attention is by cosine."""
     mask: Tensor | None = None
@@ -92,6 +92,8 @@ class Stream:
     """(B, H, T): logits of the pooling's query over the tokens, if asked of the block just run."""
     memo: Any = None
     """The method's own carry, opaque to everyone else."""
+    pooled_only: bool = False
+    """Whether nothing but pooling reads what leaves the last block, so that the rest of it need not be computed."""
     weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Tensors used in place of the backbone's own parameters, by timm's names."""
     noise: Noise = dataclasses.field(default_factory=Noise)

@@ -1,13 +1,17 @@
-"""Learned pooling: which patches it looks at, before and after the last block."""
+"""What pooling reads: learned pooling's patches, and the last block that computes no more than is read."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.families import FAMILIES, images_for, scramble, shared_backbone
 from trimtab.backbone import Backbone
+from trimtab.methods.ship import decoupled_attention
 from trimtab.stream import Stream
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -119,3 +123,51 @@ def _look_at_channel_0(backbone: Backbone) -> None:
             pool.kv.weight[:48:16, 0] = 1.0
             pool.q.bias.zero_()
             pool.kv.bias.zero_()
+
+
+# --- the last block -----------------------------------------------------------------------------------
+
+
+def left(backbone: Backbone, pooled_only: bool, **options: Any) -> Stream:
+    stream = backbone.embed(images_for(backbone), pooled_only=pooled_only)
+    for i in range(backbone.depth):
+        last = options if i == backbone.depth - 1 else {}
+        stream = backbone.block(i, stream.with_prompts(last.pop("prompts")) if "prompts" in last else stream, **last)
+    return stream
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("how", ["context", "prompts", "decoupled", "beside"])
+def test_the_last_block_computes_what_pooling_reads_and_no_more(family: str, how: str) -> None:
+    backbone = shared_backbone(family)
+    torch.manual_seed(1)
+    context, width = torch.randn(2, 3, backbone.widths[-1]), backbone.widths[-1]
+    weight = torch.randn(width, width)
+    options: dict[str, Any] = {
+        "context": {"context": context},
+        "prompts": {"prompts": context, "context": torch.randn(2, width)},
+        "decoupled": {"prompts": context, "context": context, "attend": decoupled_attention(0.3)},
+        "beside": {"beside_mlp": lambda x: x @ weight},
+    }[how]
+    whole, part = left(backbone, False, **options), left(backbone, True, **options)
+    torch.testing.assert_close(backbone.pool(part), backbone.pool(whole), **CLOSE)
+    pooled = range(whole.tokens.shape[1])[backbone.pooled_tokens]
+    reads_first = pooled.start == 0 and len(pooled) < whole.tokens.shape[1]
+    assert part.tokens.shape[1] == (len(pooled) if reads_first else whole.tokens.shape[1])
+
+
+def test_saliency_of_the_last_block_needs_all_of_it(plain: Backbone) -> None:
+    asked = left(plain, True, saliency=True)
+    assert asked.tokens.shape == (2, 17, 48)
+    assert asked.saliency is not None
+
+
+def test_the_last_block_costs_what_one_token_costs() -> None:
+    backbone, flops = FAMILIES["depth-1"].backbone(), []
+    for pooled_only in (False, True):
+        stream = backbone.embed(images_for(backbone), pooled_only=pooled_only)
+        with FlopCounterMode(display=False) as counter:
+            backbone.block(0, stream)
+        flops.append(counter.get_total_flops())
+    # Keys and values of 17 tokens, everything else of one: 2 of 12 parts of a plain block's layers.
+    assert flops[1] < 0.26 * flops[0]

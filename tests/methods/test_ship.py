@@ -486,3 +486,38 @@ def test_parts_may_all_be_on_without_a_class_token(family: str) -> None:
 
 def test_facts_can_be_asked_for_before_there_is_a_hierarchy(plain: Backbone) -> None:
     assert SHIP(SHIPConfig(), plain).facts() == {"hierarchy": [], "attribute prompts at": []}
+
+
+# --- folded -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "folds"),
+    [
+        ({}, True),
+        ({"prompts_attend": "none", "prompt_path": "identity"}, True),
+        ({"inside": "reinsert", "attention": "plain"}, True),
+        ({"hierarchy": (0, 1, 2, 3, 4), "attention": "plain", "prompts_attend": "all"}, True),
+        ({"attention": "plain"}, False),
+        ({"prompts_attend": "all"}, False),
+    ],
+)
+def test_folds_where_no_image_changes_its_prompts(options: dict[str, Any], folds: bool) -> None:
+    model = tuned(5, **{"hierarchy": (0, 1, 3), **options}).eval()
+    images = images_for(model.backbone, 3)
+    folded = model.fold()
+    assert (folded.method.__class__ is not SHIP) is folds
+    torch.testing.assert_close(folded(images), model(images), **CLOSE)
+
+
+def test_folded_transforms_no_prompts_but_attribute_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tuned(6, hierarchy=(0, 2, 4), attribute_sets=1).eval()
+    folded, through = model.fold(), []
+    bypass = Backbone.bypass
+    monkeypatch.setattr(
+        Backbone, "bypass", lambda self, i, p, s, **o: through.append((i, tuple(p.shape))) or bypass(self, i, p, s, **o)
+    )
+    folded(images_for(model.backbone, 3))
+    assert through == [(4, (3, model.method.config.attribute_length, 48))]
+    stored = SMALL["prompt_length"] + SMALL["shared_length"]
+    assert [folded.method.context(i).keys.shape[2] for i in range(6)] == [stored] * 6

@@ -156,6 +156,12 @@ class Backbone(nn.Module):
         return self._family.pooled_tokens
 
     @property
+    def _num_read(self) -> int | None:
+        """How many of the first tokens pooling reads, if those are not all."""
+        pooled = self.pooled_tokens
+        return pooled.stop if pooled.start == 0 else None
+
+    @property
     def patch_size(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
         # Not patch_embed.patch_size: a convolutional stem shrinks the image before it is cut.
@@ -220,7 +226,12 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def embed(
-        self, images: Tensor, *, noise: Noise | None = None, weights: Mapping[str, Tensor] | None = None
+        self,
+        images: Tensor,
+        *,
+        noise: Noise | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Stream:
         """Images (B, 3, height, width), normalised, to the sequence before block 0.
 
@@ -229,6 +240,8 @@ class Backbone(nn.Module):
             noise: Where random numbers come from in training.
             weights: Tensors to use, from here to :meth:`pool`, in place of the backbone's own parameters, by
                 timm's names (:meth:`named_weights` has them).
+            pooled_only: Nothing but :meth:`pool` will read what leaves the last block. Where that is the class token
+                (and others before the patches), the last block computes no more than it.
 
         Raises:
             BackboneError: If the images have another size than the backbone.
@@ -249,6 +262,7 @@ class Backbone(nn.Module):
             rope=rope,
             noise=noise or Noise(),
             weights=weights,
+            pooled_only=pooled_only,
         )
 
     def named_weights(self) -> dict[str, nn.Parameter]:
@@ -324,6 +338,8 @@ class Backbone(nn.Module):
             keep=self._keep(stream.noise, drop_path, stream.tokens, per_image=True),
             beside_mlp=beside_mlp,
             pooled=self.pooled_tokens if saliency and not learned else None,
+            # The saliency is of all tokens, which who asks for it will look at.
+            num_read=self._num_read if stream.pooled_only and i + 1 == self.depth and not saliency else None,
         )
         left = self._blocks[i].run(stream.weights, self._family.run, inputs)
         grid_size, unmerged = stream.grid_size, None

@@ -35,6 +35,8 @@ class BlockInputs:
     beside_mlp: BesideMLP | None
     pooled: slice | None
     """The tokens whose mean query gives the saliency, if it is wanted."""
+    num_read: int | None = None
+    """How many of the tokens are read as they leave the block, counted from the first; None for everything."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,16 +90,17 @@ class Plain(Family):
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
         """One pre-norm block over tokens and full prompts in one sequence."""
         tokens, prompts = inputs.tokens, inputs.prompts
-        attn = block.attn
+        attn, count = block.attn, tokens.shape[1]
         x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
         normed = block.norm1(x)
-        queries, own = _heads(attn, normed, inputs.rope, tokens.shape[1])
+        queries, own = _heads(attn, normed, inputs.rope, count, inputs.num_read)
         context = self.join(block, inputs.context)
-        seen = AttentionInputs(queries, own, context, num_tokens=tokens.shape[1], scale=attn.scale)
+        seen = AttentionInputs(queries, own, context, num_tokens=count, scale=attn.scale)
         attended = inputs.attend(seen).transpose(1, 2).flatten(2)
-        x = _residuals(block, x, normed, attended, inputs.keep, inputs.beside_mlp)
+        read = slice(None, inputs.num_read)
+        x = _residuals(block, x[:, read], normed[:, read], attended, inputs.keep, inputs.beside_mlp)
         saliency = None if inputs.pooled is None else _pooled_logits(seen, inputs.pooled)
-        return x[:, : tokens.shape[1]], x[:, tokens.shape[1] :], saliency
+        return x[:, :count], x[:, count:], saliency
 
     def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
         """Normalised prompts to the output projection, then the MLP."""
@@ -109,7 +110,7 @@ class Plain(Family):
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
         """Keys and values of prompts: no position, rotary or otherwise."""
         attn = block.attn
-        keys, values = _project(attn, block.norm1(prompts), with_queries=False)
+        keys, values = _project(attn, block.norm1(prompts), "keys values")
         return _repeat_groups(attn, KeysValues(_qk_norm(attn, "k_norm", keys).to(values.dtype), values))
 
     def pooling_logits(self, model: Any, tokens: Tensor) -> Tensor:
@@ -164,32 +165,43 @@ def _layer_scale(block: Any, which: int, update: Tensor) -> Tensor:
     return update
 
 
-def _project(attn: Any, x: Tensor, with_queries: bool) -> list[Tensor]:
-    """Queries (if wanted), keys and values of ``x`` (B, S, D), each (B, heads, S, d)."""
+_QKV = ("queries", "keys", "values")
+
+
+def _project(attn: Any, x: Tensor, wanted: str = " ".join(_QKV)) -> list[Tensor]:
+    """Queries, keys and values of ``x`` (B, S, D), or some of them, each (B, heads, S, d)."""
     if attn.qkv is None:
-        layers = ([attn.q_proj] if with_queries else []) + [attn.k_proj, attn.v_proj]
+        layers = {"queries": attn.q_proj, "keys": attn.k_proj, "values": attn.v_proj}
         head_dim = attn.proj.in_features // attn.num_heads
-        return [layer(x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for layer in layers]
-    return project_fused(attn, x, with_queries)
+        return [layers[name](x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in wanted.split()]
+    return project_fused(attn, x, wanted)
 
 
-def project_fused(attn: Any, x: Tensor, with_queries: bool) -> list[Tensor]:
-    """Queries (if wanted), keys and values of ``x`` (B, S, D) by one layer, each (B, H, S, d)."""
+def project_fused(attn: Any, x: Tensor, wanted: str = " ".join(_QKV)) -> list[Tensor]:
+    """As :func:`_project`, by one layer for adjacent parts."""
     bias = attn.qkv.bias
     if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-    skip = 0 if with_queries else attn.qkv.weight.shape[0] // 3
-    projected = F.linear(x, attn.qkv.weight[skip:], None if bias is None else bias[skip:])
-    parts = 3 if with_queries else 2
-    return list(projected.unflatten(-1, (parts, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0))
+    names, width = wanted.split(), attn.qkv.weight.shape[0] // 3
+    first = _QKV.index(names[0])
+    rows = slice(first * width, (first + len(names)) * width)
+    projected = F.linear(x, attn.qkv.weight[rows], None if bias is None else bias[rows])
+    return list(projected.unflatten(-1, (len(names), attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0))
 
 
-def _heads(attn: Any, normed: Tensor, rope: Tensor | None, num_tokens: int) -> tuple[Tensor, KeysValues]:
+def _heads(
+    attn: Any, normed: Tensor, rope: Tensor | None, num_tokens: int, num_read: int | None
+) -> tuple[Tensor, KeysValues]:
     """Queries, keys and values of tokens and full prompts; rotary positions on the patches only."""
-    queries, keys, values = _project(attn, normed, with_queries=True)
+    if num_read is None:
+        queries, keys, values = _project(attn, normed)
+    else:
+        keys, values = _project(attn, normed, "keys values")
+        (queries,) = _project(attn, normed[:, :num_read], "queries")
     queries, keys = _qk_norm(attn, "q_norm", queries), _qk_norm(attn, "k_norm", keys)
     if rope is not None:
-        queries = _rotate(attn, queries, rope, num_tokens)
+        # What is read alone are prefix tokens, which have no position.
+        queries = queries if num_read is not None else _rotate(attn, queries, rope, num_tokens)
         keys = _rotate(attn, keys, rope, num_tokens)
     own = KeysValues(keys.to(values.dtype), values)
     return queries.to(values.dtype), _repeat_groups(attn, own)

@@ -123,7 +123,7 @@ class Windows(Family):
 
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
         """Keys and values of prompts, without position bias."""
-        keys, values = project_fused(block.attn, _before_attention(block, prompts), with_queries=False)
+        keys, values = project_fused(block.attn, _before_attention(block, prompts), "keys values")
         return KeysValues(_direction(block.attn, keys), values)
 
     def merge(
@@ -220,7 +220,7 @@ def _mlp(block: Any, x: Tensor) -> Tensor:
 
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, each (B, H, S, d), so that their products times :func:`_scale` are the logits."""
-    queries, keys, values = project_fused(attn, x, with_queries=True)
+    queries, keys, values = project_fused(attn, x)
     if isinstance(attn, WindowAttentionV2):
         scale = attn.logit_scale.clamp(max=_LARGEST_LOGIT_SCALE).exp()
         queries = (_direction(attn, queries) * scale).to(values.dtype)

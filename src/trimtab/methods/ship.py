@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Method
+from trimtab.methods.base import Constants, Method
 from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
@@ -167,7 +168,7 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         prompts = KeysValues.join(parts).expand(queries.shape[0])
         seen = F.scaled_dot_product_attention(queries, prompts.keys, prompts.values, scale=inputs.scale)
         mixed = image + scale * seen if additive else (1.0 - scale) * image + scale * seen
-        if keys.shape[2] == t:
+        if inputs.queries.shape[2] <= t:
             return mixed
         mask = None if inputs.mask is None else inputs.mask[:, :, t:]
         attending = dataclasses.replace(inputs, queries=inputs.queries[:, :, t:], mask=mask)
@@ -239,6 +240,7 @@ class SHIP(Method[SHIPConfig]):
     def __init__(self, config: SHIPConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.depth, self.widths, self.stages = backbone.depth, backbone.widths, backbone.stages
+        self._stage_of = tuple(s for s, stage in enumerate(self.stages) for _ in stage)
         self.register_buffer("affinity", torch.zeros(self.depth, self.depth))
         rows = config.prototypes if config.attribute_sets else 0
         self.register_buffer("prototypes", torch.zeros(rows, self.widths[-1]))
@@ -359,8 +361,8 @@ class SHIP(Method[SHIPConfig]):
             "attribute prompts at": list(self.attribute_starts),
         }
 
-    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
-        """Run block ``i`` with the prompts of its hierarchy."""
+    def step(self, i: int, backbone: Backbone, stream: Stream, stored: KeysValues | None = None) -> Stream:
+        """Run block ``i`` with the prompts of its hierarchy, and others that are stored as keys and values."""
         config, last = self.config, i == self.depth - 1
         if config.hierarchy is None:
             raise ConfigError("SHIP has no hierarchy yet; call prepare with the training images first.")
@@ -378,7 +380,7 @@ class SHIP(Method[SHIPConfig]):
         left = backbone.block(
             i,
             entered,
-            context=None if attends else groups,
+            context=None if attends else [*groups, *([stored] if stored else [])],
             attend=softmax_attention
             if plain
             else decoupled_attention(config.attention_scale, config.attention_mix == "additive"),
@@ -391,12 +393,33 @@ class SHIP(Method[SHIPConfig]):
             carried = self._bypassed(i, backbone, stream, carried, drop_path, shared=last)
         return left.without_prompts().replace(memo=carried)
 
+    def fold(self, backbone: Backbone) -> Method[Any]:
+        """Semantic-independent and shared prompts as stored keys and values; attribute prompts look at the image.
+
+        Not where prompts attend to the image and are carried on.
+        """
+        starts = self.config.hierarchy
+        attending = self.config.attention == "plain" or self.config.prompts_attend == "all"
+        if starts is None or (self.config.inside == "carry" and attending and len(starts) < self.depth):
+            return self
+        contexts: list[KeysValues | None] = []
+        carried: Tensor | None = None
+        for i in range(self.depth):
+            if i in starts or self.config.inside == "reinsert":
+                carried = self.independent[self.group_of[i]][None] if self.independent else None
+            shared = [self.shared[self._stage_of[i]]] if self.shared else []
+            parts = [backbone.keys_values(i, p) for p in (*([] if carried is None else [carried]), *shared)]
+            contexts.append(KeysValues.join(parts) if parts else None)
+            on = i + 1 < self.depth and i + 1 not in starts and self.config.inside == "carry"
+            if on and carried is not None and self.config.prompt_path == "project":
+                carried = backbone.bypass(i, carried, Stream(carried, carried[:, :0], (0, 0)))
+        return _FoldedSHIP(self, backbone, contexts)
+
     def _entering(self, i: int, stream: Stream) -> Carried:
         """The prompts that enter block ``i``."""
         starts = self.config.hierarchy or ()
         carried: Carried | None = stream.memo
-        stage = next(s for s, blocks in enumerate(self.stages) if i in blocks)
-        shared = self._inserted(self.shared[stage] if self.shared else None, stream)
+        shared = self._inserted(self.shared[self._stage_of[i]] if self.shared else None, stream)
         if carried is not None and i not in starts and self.config.inside == "carry":
             return carried._replace(shared=shared)
         independent = self._inserted(self.independent[self.group_of[i]] if self.independent else None, stream)
@@ -459,3 +482,16 @@ class SHIP(Method[SHIPConfig]):
         prompts = torch.cat([p.expand(batch, -1, -1) for p in carried if p.shape[1]], 1)
         distance = 1.0 - F.normalize(prompts, dim=-1) @ salient.transpose(1, 2)  # (B, P, salient)
         return self.config.matching_weight * distance.amin(2).mean()
+
+
+class _FoldedSHIP(Constants):
+    """Stored keys and values, and what is left of SHIP without those prompts: the attribute prompts."""
+
+    def __init__(self, folded: SHIP, backbone: Backbone, contexts: Sequence[KeysValues | None]) -> None:
+        super().__init__(folded, backbone, contexts=contexts)
+        self.live = copy.deepcopy(folded).requires_grad_(False).eval()
+        self.live.independent, self.live.shared = nn.ParameterList(), nn.ParameterList()
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` with what is stored for it and with attribute prompts."""
+        return self.live.step(i, backbone, stream, self.context(i))
