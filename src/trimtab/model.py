@@ -63,12 +63,15 @@ class TunedModel(nn.Module):
     def fold(self) -> TunedModel:
         """This model for inference: what no image changes is computed now and stored.
 
-        Logits stay equal up to rounding. Shares the backbone with this model and nothing else; not for training.
+        Logits stay equal up to rounding. Shares the backbone's tensors with this model and nothing else, those
+        excepted that the method has in their place; not for training.
         """
         with torch.no_grad():
-            folded = self.method.fold(self.backbone)
+            weights = self.method.weights(self.backbone)
+            backbone = self.backbone.with_weights(weights) if weights else self.backbone
+            folded = self.method.fold(backbone)
         method = copy.deepcopy(folded) if folded is self.method else folded
-        return TunedModel(self.backbone, method, copy.deepcopy(self.head)).eval()
+        return TunedModel(backbone, method, copy.deepcopy(self.head)).eval()
 
     def prepare(self, batches: Iterable[Tensor]) -> None:
         """Let the method look at training images (B, 3, height, width) before it is trained."""

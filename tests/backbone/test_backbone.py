@@ -372,6 +372,33 @@ class TestBesideMLP:
         assert seen[0].shape == both.shape
 
 
+class TestWithWeights:
+    """A backbone around other tensors."""
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_is_the_stream_with_these_weights(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        images, before = images_for(backbone), copy.deepcopy(backbone.state_dict())
+        weights = {name: torch.randn_like(value) / 4 for name, value in list(backbone.named_weights().items())[::3]}
+        other = backbone.with_weights(weights)
+        torch.testing.assert_close(_through(other, images, {}), _through(backbone, images, weights), **CLOSE)
+        torch.testing.assert_close(backbone.state_dict(), before, rtol=0, atol=0)
+        shared = {id(value) for value in backbone.parameters()}
+        assert sum(id(value) not in shared for value in other.parameters()) == len(weights)
+        assert not any(value.requires_grad for value in other.parameters())
+
+    def test_a_bias_that_is_missing_can_be_put_in(self) -> None:
+        backbone = shared_backbone("swin")
+        weights, images = {"layers.1.downsample.reduction.bias": torch.randn(96)}, images_for(backbone)
+        expected = _through(backbone, images, weights)
+        assert not torch.allclose(expected, _through(backbone, images, {}), atol=1e-3)
+        torch.testing.assert_close(_through(backbone.with_weights(weights), images, {}), expected)
+
+    def test_an_unknown_name_is_refused(self, plain: Backbone) -> None:
+        with pytest.raises(BackboneError, match=r"no tensor 'blocks\.0\.norm1\.wieght'"):
+            plain.with_weights({"blocks.0.norm1.wieght": torch.ones(48)})
+
+
 def _through(backbone: Backbone, images: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
     stream = backbone.embed(images, weights=weights)
     for i in range(backbone.depth):

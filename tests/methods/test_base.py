@@ -14,7 +14,7 @@ from trimtab.methods.linear import Linear, LinearConfig
 from trimtab.methods.prompts import Prompts, patch_directions_
 from trimtab.methods.svpt import SVPTConfig
 from trimtab.methods.vpt import VPTConfig
-from trimtab.model import build
+from trimtab.model import attach, build
 from trimtab.stream import KeysValues
 
 
@@ -26,7 +26,7 @@ class TestPatchDirections:
         backbone = shared_backbone(family)
         images = images_for(backbone, count=3)
         prompts = Prompts(backbone, 4)
-        before = prompts.clone()
+        before = [own.detach().clone() for own in prompts]
         patch_directions_(prompts, backbone, [images])
         stream = backbone.embed(images)
         for i in range(backbone.depth):
@@ -34,11 +34,12 @@ class TestPatchDirections:
             likeness = centred(prompts[i]) @ centred(patches).T
             torch.testing.assert_close(likeness.amax(1), torch.ones(4), atol=1e-4, rtol=0)
             stream = backbone.block(i, stream)
-        torch.testing.assert_close(prompts.std(2), before.std(2), atol=1e-3, rtol=0.05)
+        for own, start in zip(prompts, before, strict=True):
+            torch.testing.assert_close(own.std(1), start.std(1), atol=1e-3, rtol=0.05)
 
     def test_sees_only_the_first_batch(self, plain: object) -> None:
         backbone = shared_backbone("class-token")
-        prompts = torch.randn(3, 2, 48)
+        prompts = Prompts(backbone, 2)
 
         def batches() -> object:
             yield images_for(backbone)
@@ -80,14 +81,13 @@ class TestConstants:
         backbone = shared_backbone("class-token")
         pair = KeysValues(torch.randn(1, 3, 2, 16), torch.randn(1, 3, 2, 16))
         linear = Linear(LinearConfig(), backbone)
-        folded = Constants(linear, backbone, contexts=[None, pair], weights={"norm.weight": torch.ones(48)})
+        folded = Constants(linear, backbone, contexts=[None, pair])
         assert not list(folded.parameters())
         assert folded.context(0) is None
         assert folded.context(2) is None
         found = folded.double().context(1)
         assert found is not None
         assert found.keys.dtype == torch.float64
-        assert folded.weights(backbone)["norm.weight"].dtype == torch.float64
 
     def test_folds_to_no_prompt_tokens(self) -> None:
         model = build(shared_backbone("class-token"), VPTConfig(num_prompts=3), 4).eval()
@@ -95,6 +95,14 @@ class TestConstants:
         assert isinstance(folded.method, Constants)
         assert folded.backbone is model.backbone
         assert folded.run(images_for(model.backbone)).prompts.shape[1] == 0
+
+    @pytest.mark.parametrize("method", ["lora", "ssf", "bias", "full"])
+    def test_weights_are_folded_into_a_backbone_of_their_own(self, method: str) -> None:
+        model = attach(FAMILIES["class-token"].model(), method, 4).eval()
+        folded = model.fold()
+        assert folded.method.weights(folded.backbone) == {}
+        shared = {id(value) for value in model.backbone.parameters()} & {id(v) for v in folded.backbone.parameters()}
+        assert len(shared) == len(list(model.backbone.parameters())) - len(model.method.weights(model.backbone))
 
 
 def centred(x: torch.Tensor) -> torch.Tensor:

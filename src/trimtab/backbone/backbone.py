@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone.family import BesideMLP, BlockInputs, Family, batched
 from trimtab.backbone.fingerprint import classifier_names, fingerprint
-from trimtab.backbone.opened import Opened, OpenedPart
+from trimtab.backbone.opened import Opened, OpenedPart, twin
 from trimtab.backbone.plain import Plain
 from trimtab.backbone.windows import Windows
 from trimtab.errors import BackboneError, nearest
@@ -269,6 +269,23 @@ class Backbone(nn.Module):
         """The backbone's own parameters by timm's names, without those of timm's classifier."""
         skip = tuple(f"{name}." for name in classifier_names(self.model))
         return {name: value for name, value in self.model.named_parameters() if not name.startswith(skip)}
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Backbone:
+        """A backbone with other tensors in place of some of this one's, by timm's names; it shares all others.
+
+        Raises:
+            BackboneError: If there is no such tensor.
+        """
+        self.check_weights(weights)
+        model = twin(self.model)
+        for name, value in weights.items():
+            place, _, leaf = name.rpartition(".")
+            module = model.get_submodule(place)
+            if leaf in module._parameters:
+                module._parameters[leaf] = nn.Parameter(value.detach().clone(), requires_grad=False)
+            else:
+                module._buffers[leaf] = value.detach().clone()
+        return Backbone(model, self.name)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Linear layers, norms and convolutions by timm's names, without timm's classifier."""

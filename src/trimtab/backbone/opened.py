@@ -26,6 +26,12 @@ class _Twins(threading.local):
         return _Twins, ()
 
 
+def twin(module: nn.Module) -> Any:
+    """Another module of the same structure around the same tensors."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(value): value for value in tensors})
+
+
 class Opened(nn.Module):
     """A timm module whose parts are run as calls of it, so that its parameters can be swapped."""
 
@@ -50,8 +56,7 @@ class Opened(nn.Module):
             return functional_call(self, named, (part, *arguments))
         # For the length of a call the tensors are really swapped, which no other thread may see.
         if self._twins.module is None:
-            tensors = (*self.inside.parameters(), *self.inside.buffers())
-            self._twins.module = Opened(copy.deepcopy(self.inside, {id(value): value for value in tensors}))
+            self._twins.module = Opened(twin(self.inside))
         # Moving a module to a device makes new buffers.
         buffers = {f"inside.{name}": value for name, value in self.inside.named_buffers()}
         return functional_call(self._twins.module, {**buffers, **named}, (part, *arguments))

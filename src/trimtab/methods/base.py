@@ -78,10 +78,10 @@ class Method(nn.Module, Generic[ConfigT]):
     def fold(self, backbone: Backbone) -> Method[Any]:
         """The trained method for inference, with everything computed that no image changes.
 
-        By default the swapped weights as constants, or itself where there are none.
+        Where the method has weights of its own (:meth:`weights`), ``backbone`` has them in it already. By default
+        nothing is left to do then; a method without weights stays as it is.
         """
-        weights = self.weights(backbone)
-        return Constants(self, backbone, weights=weights) if weights else self
+        return Constants(self, backbone) if self.weights(backbone) else self
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` this method's way; untouched by default."""
@@ -103,25 +103,14 @@ class Constants(Method[Any]):
         folded: The method that was folded.
         backbone: What it tunes.
         contexts: Keys and values that each block attends to besides the image's.
-        weights: Tensors in place of the backbone's own parameters, by timm's names.
     """
 
-    def __init__(
-        self,
-        folded: Method[Any],
-        backbone: Backbone,
-        *,
-        contexts: Sequence[KeysValues | None] = (),
-        weights: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, folded: Method[Any], backbone: Backbone, *, contexts: Sequence[KeysValues | None] = ()) -> None:
         super().__init__(folded.config, backbone)
         self._name = folded.name
-        self._weights = tuple(weights or {})
-        for name, value in (weights or {}).items():
-            # Buffers move with the module.
-            self.register_buffer(f"weight/{slashed(name)}", value.detach().clone())
         for i, context in enumerate(contexts):
             if context is not None:
+                # Buffers move with the module.
                 self.register_buffer(f"keys_{i}", context.keys.detach().clone())
                 self.register_buffer(f"values_{i}", context.values.detach().clone())
 
@@ -129,10 +118,6 @@ class Constants(Method[Any]):
     def name(self) -> str:  # type: ignore[override]
         """That of the method that was folded."""
         return self._name
-
-    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
-        """The stored tensors."""
-        return {name: getattr(self, f"weight/{slashed(name)}") for name in self._weights}
 
     def context(self, i: int) -> KeysValues | None:
         """The stored keys and values of block ``i``."""

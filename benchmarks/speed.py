@@ -1,0 +1,252 @@
+"""Time a forward pass and a training step: plain timm, concatenated prompts, context prompts, folded models.
+
+    python benchmarks/speed.py --models small --prompts 50 100 200
+    python benchmarks/speed.py --models tiny small base --images 224 384 --dtypes fp32 bf16 --compiled
+
+All subjects of a setting are timed in turn, round after round in one process, so that what else the machine does hits
+all of them alike; the table has medians and their ratios. Floating-point operations are counted, and so are the bytes
+of activations that a training step keeps; peak memory is that of a fresh process for each subject.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    # Run as a file: the package is found from its parent, and its modules not as top-level ones.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.subjects import MODELS, Setting, forward, make, saved_bytes, training_step
+
+FORWARD = ("plain", "concatenated", "vpt", "folded vpt", "ship", "folded ship", "svpt", "folded svpt", "folded lora")
+TRAINING = ("concatenated", "vpt", "ship", "svpt", "lora")
+RATIO_TO = {"forward": "plain", "training": "concatenated"}
+
+
+def measure(kind: str, subjects: list[str], setting: Setting, rounds: int) -> list[dict[str, Any]]:
+    """One record a subject: median seconds, ratio to the reference, operations, bytes."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=setting.device)
+    runs: dict[str, Callable[[], Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    for subject in subjects:
+        module = make(subject, setting)
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        run = (forward if kind == "forward" else training_step)(module, images, setting.dtype)
+        with FlopCounterMode(display=False) as counter:
+            run()
+        record = {"kind": kind, "subject": subject, **dataclasses.asdict(setting), "flops": counter.get_total_flops()}
+        record["trainable"] = trainable
+        if kind == "training":
+            record["saved_bytes"] = saved_bytes(run, module)
+        if setting.compiled:
+            module.compile()
+        runs[subject], records[subject] = run, record
+        run()
+    seconds = interleaved(runs, rounds, setting.device)
+    reference = statistics.median(seconds[RATIO_TO[kind]])
+    for subject, record in records.items():
+        record["seconds"] = statistics.median(seconds[subject])
+        record["spread"] = _spread(seconds[subject])
+        # Round by round, so that a slow stretch of the machine is in both.
+        pairs = zip(seconds[RATIO_TO[kind]], seconds[subject], strict=True)
+        record["speed_to_reference"] = statistics.median(a / b for a, b in pairs)
+        record["flops_to_reference"] = record["flops"] / records[RATIO_TO[kind]]["flops"]
+        record["reference_seconds"] = reference
+    return list(records.values())
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each subject in each round; the order turns from round to round."""
+    import torch
+
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    gc.collect()
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            runs[name]()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _spread(values: list[float]) -> float:
+    """Half of the middle half's width, as a part of the median."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / middle
+
+
+def peak_memory(kind: str, subject: str, setting: Setting) -> int:
+    """Bytes that a fresh process has at its peak during one pass, beyond what it has before."""
+    words = [sys.executable, str(Path(__file__).resolve()), "--alone", kind, subject]
+    done = subprocess.run(  # noqa: S603
+        [*words, json.dumps(dataclasses.asdict(setting))], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"Measuring the memory of {subject} failed: {done.stderr.strip().splitlines()[-1]}")
+    return int(done.stdout.split()[-1])
+
+
+def alone(kind: str, subject: str, setting: Setting) -> int:
+    """What :func:`peak_memory` runs in the fresh process."""
+    import torch
+
+    module = make(subject, setting)
+    images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=setting.device)
+    small = (forward if kind == "forward" else training_step)(module, images[:1], setting.dtype)
+    small()  # Threads, kernels and the optimiser's state
+    run = (forward if kind == "forward" else training_step)(module, images, setting.dtype)
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return int(torch.cuda.max_memory_allocated() - before)
+    before = _resident()
+    run()
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, 0)
+
+
+def _resident() -> int:
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def busy() -> float:
+    """How many processors other processes keep busy, over two seconds."""
+
+    def idle() -> float:
+        return float(Path("/proc/uptime").read_text(encoding="ascii").split()[1])
+
+    before, started = idle(), time.monotonic()
+    time.sleep(2.0)
+    count = os.cpu_count() or 1
+    return max(count - (idle() - before) / (time.monotonic() - started), 0.0)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown, one table a setting and kind."""
+    lines: list[str] = []
+
+    def where(record: dict[str, Any]) -> tuple[Any, ...]:
+        names = ("kind", "model", "prompts", "image_size", "batch_size", "dtype", "device", "compiled")
+        return tuple(record[name] for name in names)
+
+    for key, group in itertools.groupby(sorted(records, key=where), where):
+        kind, model, prompts, image, batch, dtype, device, compiled = key
+        how = "compiled" if compiled else "eager"
+        lines += [
+            "",
+            f"**{kind}, ViT-{model.title()}, P = {prompts}, {image} px, batch {batch}, {dtype}, {device}, {how}**",
+            "",
+        ]
+        lines += [f"| | ms | speed to {RATIO_TO[kind]} | GFLOPs | kept MiB | peak MiB |", "|---|---|---|---|---|---|"]
+        for r in group:
+            kept = f"{r['saved_bytes'] / 2**20:.0f}" if "saved_bytes" in r else ""
+            peak = f"{r['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in r else ""
+            ms = f"{1000 * r['seconds']:.1f} ± {100 * r['spread']:.0f} %"
+            lines.append(
+                f"| {r['subject']} | {ms} | {r['speed_to_reference']:.2f}x | {r['flops'] / 1e9:.1f} | {kept} | {peak} |"
+            )
+    return "\n".join(lines).strip() + "\n"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time what trimtab costs beside the plain backbone.")
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=["small"])
+    parser.add_argument("--prompts", nargs="+", type=int, default=[50])
+    parser.add_argument("--images", nargs="+", type=int, default=[224], help="sizes in pixels")
+    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--kinds", nargs="+", choices=sorted(RATIO_TO), default=sorted(RATIO_TO))
+    parser.add_argument("--subjects", nargs="+", help="only these (the reference is always there)")
+    parser.add_argument("--compiled", action="store_true", help="also compiled, for the forward pass")
+    parser.add_argument("--memory", action="store_true", help="also peak memory, in a process for each subject")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, help="by default torch's own number")
+    parser.add_argument("--allow-busy", action="store_true", help="time although other processes are running")
+    parser.add_argument("--out", type=Path, help="folder for speed.json and speed.md; earlier records are kept")
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line says."""
+    parsed = parse(arguments)
+    import torch
+
+    if parsed.threads:
+        torch.set_num_threads(parsed.threads)
+    if parsed.alone:
+        kind, subject, setting = parsed.alone
+        print(alone(kind, subject, Setting(**json.loads(setting))))
+        return 0
+    others = busy()
+    if others > 0.2 and not parsed.allow_busy:
+        print(f"Other processes keep {others:.1f} processors busy; wait, or say --allow-busy.", file=sys.stderr)
+        return 1
+    records: list[dict[str, Any]] = []
+    modes = (False, True) if parsed.compiled else (False,)
+    grid = itertools.product(parsed.models, parsed.prompts, parsed.images, parsed.dtypes, modes, parsed.kinds)
+    for model, prompts, image, dtype, compiled, kind in grid:
+        if compiled and kind == "training":
+            continue
+        setting = Setting(model, prompts, image, parsed.batch_size, dtype, parsed.device, compiled)
+        everyone = FORWARD if kind == "forward" else TRAINING
+        subjects = [s for s in everyone if not parsed.subjects or s in (*parsed.subjects, RATIO_TO[kind])]
+        found = measure(kind, subjects, setting, parsed.rounds)
+        for record in found:
+            if parsed.memory and not compiled:
+                record["peak_bytes"] = peak_memory(kind, record["subject"], setting)
+            record |= {"busy": round(others, 2), "rounds": parsed.rounds, **_machine(parsed.device)}
+        records += found
+        print(table(found), flush=True)
+        if parsed.out:
+            _keep(parsed.out, found)
+    return 0
+
+
+def _machine(device: str) -> dict[str, Any]:
+    import timm
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {os.cpu_count()} processors"
+    return {"machine": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "timm": timm.__version__}
+
+
+def _keep(out: Path, found: list[dict[str, Any]]) -> None:
+    """Add records to those of earlier runs; the same setting and subject is replaced."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "speed.json"
+    names = ("kind", "subject", *(field.name for field in dataclasses.fields(Setting)))
+    kept = {tuple(r[n] for n in names): r for r in (json.loads(path.read_text("utf-8")) if path.exists() else [])}
+    kept |= {tuple(r[n] for n in names): r for r in found}
+    path.write_text(json.dumps(list(kept.values()), indent=1) + "\n", encoding="utf-8")
+    (out / "speed.md").write_text(table(list(kept.values())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

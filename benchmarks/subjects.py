@@ -1,0 +1,149 @@
+"""What is timed: the plain backbone, concatenated prompts, context prompts, folded models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab import attach
+from trimtab.model import TunedModel
+
+CLASSES = 10
+MODELS = {
+    "tiny": "vit_tiny_patch16_224",
+    "small": "vit_small_patch16_224",
+    "base": "vit_base_patch16_224",
+}
+
+
+class Concatenated(nn.Module):
+    """VPT-deep as it is usually written: prompts are tokens of the sequence, dropped after every block.
+
+    Kept as the oracle: on the same prompts it gives the same logits.
+
+    Args:
+        model: A timm ``VisionTransformer`` that pools its class token; frozen here.
+        prompts: (depth, P, D), trained.
+        head: The classifier, trained.
+    """
+
+    def __init__(self, model: Any, prompts: Tensor, head: nn.Module) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.prompts = nn.Parameter(prompts.detach().clone())
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, height, width) to logits (B, C)."""
+        model = self.model
+        x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        tokens = x.shape[1]
+        for block, prompts in zip(model.blocks, self.prompts, strict=True):
+            x = block(torch.cat([x, prompts.expand(x.shape[0], -1, -1)], 1))[:, :tokens]
+        logits: Tensor = self.head(model.norm(x)[:, 0])
+        return logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One line of the table without its subject."""
+
+    model: str
+    prompts: int
+    image_size: int
+    batch_size: int
+    dtype: str
+    device: str
+    compiled: bool
+
+
+def method_options(method: str, prompts: int) -> dict[str, Any]:
+    """A method with so many prompts a block; LoRA has none, and gets its default rank."""
+    options: Mapping[str, dict[str, Any]] = {
+        "vpt": {"num_prompts": prompts, "dropout": 0.0, "prompt_init": "uniform"},
+        "svpt": {"num_prompts": prompts, "dropout": 0.0, "prompt_init": "uniform"},
+        # Six hierarchies and the official sets besides, as in the issue.
+        "ship": {"prompt_length": prompts, "hierarchy": (0, 2, 4, 6, 8, 11)},
+        "lora": {},
+    }
+    return options[method]
+
+
+def make(subject: str, setting: Setting) -> nn.Module:
+    """The module of a subject: ``plain``, ``concatenated``, or a method's name with ``folded`` before it or not."""
+    torch.manual_seed(0)
+    size: Any = setting.image_size
+    plain = timm.create_model(MODELS[setting.model], num_classes=CLASSES, img_size=size).to(setting.device).eval()
+    if subject == "plain":
+        return plain.requires_grad_(False)
+    if subject == "concatenated":
+        tuned = attach(plain, "vpt", CLASSES, **method_options("vpt", setting.prompts))
+        return Concatenated(plain, tuned.method.get_parameter("prompts.stages.0"), tuned.head).to(setting.device)
+    folded, _, method = subject.rpartition(" ")
+    model = attach(plain, method, CLASSES, **method_options(method, setting.prompts)).to(setting.device)
+    if method == "ship":
+        _give_prototypes(model)
+    return model.fold() if folded else model
+
+
+def _give_prototypes(model: TunedModel) -> None:
+    """Prototypes of the usual number and size; which ones they are costs nothing."""
+    method: Any = model.method
+    with torch.no_grad():
+        method._group(method.config.hierarchy)
+        method.prototypes.normal_()
+
+
+def forward(module: nn.Module, images: Tensor, dtype: str) -> Callable[[], Any]:
+    """One batch of inference."""
+    module.eval().requires_grad_(False)
+
+    def run() -> Any:
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bf16"):
+            return module(images)
+
+    return run
+
+
+def training_step(module: nn.Module, images: Tensor, dtype: str) -> Callable[[], Any]:
+    """One step: forward, backward, AdamW."""
+    module.train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    labels = torch.arange(images.shape[0], device=images.device) % CLASSES
+
+    def run() -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bf16"):
+            if isinstance(module, TunedModel):
+                logits, extra = module.outputs(images)
+            else:
+                logits, extra = module(images), torch.zeros((), device=images.device)
+            loss = F.cross_entropy(logits.float(), labels) + extra
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return run
+
+
+def saved_bytes(step: Callable[[], Any], module: nn.Module) -> int:
+    """Bytes of the activations that a training step keeps for its backward pass, each storage once."""
+    kept: dict[int, int] = {}
+    own = {value.untyped_storage().data_ptr() for value in (*module.parameters(), *module.buffers())}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        step()
+    return sum(kept.values())
