@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe progress",
     "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
-    "cli": "errors files methods options progress show checkpoint fit evaluate",
+    "export": f"{_CORE} heads model data checkpoint",
+    "cli": "errors files methods options progress show checkpoint fit evaluate export",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""

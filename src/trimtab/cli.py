@@ -109,6 +109,21 @@ def _predict(args: argparse.Namespace) -> None:
         _tell(f"skipped {len(counts.skipped) - _MANY} more, all named in {args.out}")
 
 
+def _export(args: argparse.Namespace) -> None:
+    from trimtab.export import export
+
+    written = export(
+        args.directory,
+        out=args.out or str(Path(args.directory) / args.format),
+        format=args.format,
+        weights=args.weights,
+        prompts_as_inputs=args.prompts_as_inputs,
+        overwrite=args.overwrite,
+    )
+    facts = {"result": str(written.file), "file_bytes": written.bytes, "time_seconds": written.seconds}
+    show({**facts, "largest_difference_of_logits": written.difference})
+
+
 def _inspect(args: argparse.Namespace) -> None:
     from trimtab.checkpoint import describe
 
@@ -141,6 +156,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     _add_eval(_command(commands, "eval", _eval, "Measure a tuned model on labelled images."))
     _add_predict(_command(commands, "predict", _predict, "Label images with a tuned model."))
     _add_inspect(_command(commands, "inspect", _inspect, "Show what a result folder holds."))
+    _add_export(_command(commands, "export", _export, "Write a tuned model as ONNX or a torch program."))
     _check_flags(parser, options)
     if command:
         chosen = commands.choices.get(command[0])
@@ -208,6 +224,17 @@ def _add_predict(parser: _Parser) -> None:
 def _add_inspect(parser: _Parser) -> None:
     parser.add_argument("directory", metavar="DIR", help="result folder of fit")
     parser.add_argument("--json", action="store_true", help="print JSON, with nothing left out")
+
+
+def _add_export(parser: _Parser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="result folder of fit")
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument("--out", metavar="OUT", help="folder to write (default: onnx or torch in DIR)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export left there")
+    parser.add_argument(
+        "--prompts-as-inputs", action="store_true", help="one graph for all tasks: prompts and classifier are inputs"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
 
 
 def _add_running(parser: _Parser) -> None:
