@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from trimtab import checkpoint
 from trimtab.data import ImageStore, Preprocess, TrainingData
 from trimtab.errors import TrainingError
 from trimtab.inputs import Decoded, Features, Inputs, cut
+from trimtab.memory import Kept, kept_activations, peak_memory, size_of
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
 from trimtab.optimizer import make_optimizer
@@ -40,9 +40,10 @@ _EVAL_BATCH = 64
 class _Objective(nn.Module):
     """The summed loss of a part of a batch; what gets wrapped for several processes."""
 
-    def __init__(self, model: TunedModel, precision: str) -> None:
+    def __init__(self, model: TunedModel, config: FitConfig) -> None:
         super().__init__()
-        self.model, self.precision, self.from_features = model, precision, False
+        self.model, self.precision, self.recompute = model, config.precision, config.recompute
+        self.from_features = False
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -51,7 +52,7 @@ class _Objective(nn.Module):
         with self.autocast(inputs.device):
             if self.from_features:
                 return classification_loss(self.model.head(inputs), targets)
-            logits, extra = self.model.outputs(inputs, noise=noise)
+            logits, extra = self.model.outputs(inputs, noise=noise, recompute=self.recompute)
         return classification_loss(logits, targets) + extra.float() * targets.shape[0]
 
     @torch.no_grad()
@@ -79,8 +80,10 @@ class Job:
         self.folder, self.model, self.training = folder, model, training
         self.preprocess, self.progress = preprocess, progress
         self.started = time.monotonic()
-        self.objective = _Objective(model, config.precision)
+        self.objective = _Objective(model, config)
         self._decoded: tuple[Decoded, Decoded] | None = None
+        self.memory: dict[str, int] = {}
+        """Bytes by what they are for, where a report is wanted."""
         recipe.check(self._steps())
 
     # --- before the loop ---
@@ -172,7 +175,7 @@ class Job:
         )
         restored.load_trained(trained)
         self.model = restored
-        self.objective = _Objective(restored, self.config.precision)
+        self.objective = _Objective(restored, self.config)
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
@@ -219,7 +222,7 @@ class Job:
                     state.best, state.best_epoch = state.trained, state.epoch
                 state.optimizer = optimizer.state_dict()["state"]
                 state.seconds = spent + time.monotonic() - self.started
-                state.peak_memory = max(state.peak_memory, _peak_memory(self.accelerator.device))
+                state.peak_memory = max(state.peak_memory, peak_memory(self.accelerator.device))
                 if self.accelerator.is_main_process:
                     self.folder.save_state(state)
         return state
@@ -249,15 +252,13 @@ class Job:
             loss = torch.zeros_like(total)
             for m in range(accumulate):
                 part = parts[k * accumulate + m]
-                noise = Noise(
-                    seed_of(self.config.seed, "noise", step),
-                    first=part.first,
-                    total=len(batches[k]),
-                    device=self.accelerator.device,
-                )
+                noise = self._noise(step, part, batches[k])
                 last = m == accumulate - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(objective):
-                    share = objective(*next(inputs), noise) * part.weight / len(batches[k])
+                    with self._measured(k, m) as kept:
+                        share = objective(*next(inputs), noise) * part.weight / len(batches[k])
+                    if kept is not None:
+                        self.memory["activations"] = kept.bytes
                     # Gradients are averaged over processes, and each process holds a part of the sum.
                     self.accelerator.backward(share * self.accelerator.num_processes)
                 loss += share.detach()
@@ -266,8 +267,30 @@ class Job:
                 raise self._diverged(f"The loss is {float(loss)}", epoch, k)
             optimizer.step()
             total += loss
+            if self.config.memory_report and not self.memory.get("optimizer"):
+                self.memory |= self._memory(optimizer)
             advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
         return {"epoch": epoch + 1, "train_loss": float(total) / steps, "lr": lr}
+
+    def _noise(self, step: int, part: _Part, batch: list[int]) -> Noise:
+        seed = seed_of(self.config.seed, "noise", step)
+        return Noise(seed, first=part.first, total=len(batch), device=self.accelerator.device)
+
+    def _measured(self, k: int, m: int) -> contextlib.AbstractContextManager[Kept | None]:
+        """Counts what the first forward pass keeps, if a report is wanted."""
+        first = self.config.memory_report and k == m == 0 and "activations" not in self.memory
+        return kept_activations(self.objective) if first else contextlib.nullcontext()
+
+    def _memory(self, optimizer: Any) -> dict[str, int]:
+        states = (v for entry in optimizer.state_dict()["state"].values() for v in entry.values())
+        trained = [value for value in self.model.parameters() if value.requires_grad]
+        return {
+            "backbone": size_of((*self.model.backbone.parameters(), *self.model.backbone.buffers())),
+            "trained tensors": size_of(trained),
+            "gradients": size_of(value.grad for value in trained if value.grad is not None),
+            "optimizer": size_of(value for value in states if isinstance(value, Tensor)),
+            "decoded images": sum(decoded.store.cached_bytes for decoded in self.decode()),
+        }
 
     def _parts(self, batch: list[int]) -> list[_Part]:
         """This process's share of a batch, in micro-batches; the same images wherever they are computed."""
@@ -327,6 +350,10 @@ class Job:
             "peak_memory_bytes": state.peak_memory,
             "history": state.history,
         }
+        if self.memory:
+            metrics["memory_bytes"] = {**self.memory, "peak": state.peak_memory}
+            told = ", ".join(f"{name} {value / 2**20:,.1f} MiB" for name, value in metrics["memory_bytes"].items())
+            self.progress.say(f"Memory: {told}.")
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.folder.path,
@@ -352,15 +379,3 @@ class _Part:
     """Position of the first of them in the batch."""
     weight: float
     """0 where a process has nothing to do and repeats an image."""
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
@@ -45,20 +46,39 @@ class TunedModel(nn.Module):
         logits: Tensor = self.head(self.backbone.pool(self.run(images, pooled_only=True)))
         return logits
 
-    def outputs(self, images: Tensor, *, noise: Noise | None = None) -> Outputs:
-        """Logits and the method's own loss, for a training loop."""
-        stream = self.run(images, noise=noise, pooled_only=True)
+    def outputs(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> Outputs:
+        """Logits and the method's own loss, for a training loop.
+
+        Args:
+            images: Normalised, (B, 3, height, width).
+            noise: Where random numbers come from.
+            recompute: Keep what enters each block only, and compute the rest anew in the backward pass.
+        """
+        stream = self.run(images, noise=noise, pooled_only=True, recompute=recompute)
         logits = self.head(self.backbone.pool(stream))
         loss = self.method.loss(stream)
         return Outputs(logits, logits.new_zeros(()) if loss is None else loss)
 
-    def run(self, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False) -> Stream:
+    def run(
+        self, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False, recompute: bool = False
+    ) -> Stream:
         """The stream as it leaves the last block; if pooling alone reads it, with no more than that needs."""
         weights = self.method.weights(self.backbone)
         stream = self.backbone.embed(images, noise=noise, weights=weights, pooled_only=pooled_only)
         for i in range(self.backbone.depth):
-            stream = self.method.step(i, self.backbone, stream)
+            stream = self._recomputed(i, stream) if recompute else self.method.step(i, self.backbone, stream)
         return stream
+
+    def _recomputed(self, i: int, stream: Stream) -> Stream:
+        state = stream.noise.state()
+
+        def step(stream: Stream) -> Stream:
+            # The second time, the same numbers are drawn.
+            stream.noise.go_to(state)
+            return self.method.step(i, self.backbone, stream)
+
+        left: Stream = checkpoint(step, stream, use_reentrant=False)
+        return left
 
     def fold(self) -> TunedModel:
         """This model for inference: what no image changes is computed now and stored.

@@ -34,6 +34,15 @@ class Noise:
         self.first, self.total = first, total
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
 
+    def state(self) -> Tensor | None:
+        """Where the draws stand; nothing without a seed."""
+        return None if self.generator is None else self.generator.get_state()
+
+    def go_to(self, state: Tensor | None) -> None:
+        """Draw from a :meth:`state` on again."""
+        if self.generator is not None and state is not None:
+            self.generator.set_state(state)
+
     def per_image(self, images: int, *shape: int, like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1), an array of this shape for each image, with ``like``'s device and type."""
         if self.generator is None:

@@ -105,6 +105,11 @@ class FitConfig:
     """Split every batch into this many micro-batches to save memory; the result stays the same."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; trained tensors stay float32."""
+    recompute: bool = False
+    """Keep only what enters each block and compute the rest anew in the backward pass (activation checkpointing):
+    much less memory for about a third more time; the result stays the same."""
+    memory_report: bool = False
+    """Measure what the memory of training goes to: backbone, activations, optimiser, decoded images."""
     seed: int = 0
     """Seed of initialisation, order, augmentation, dropout and of a split that is made."""
     val_fraction: float = 0.2

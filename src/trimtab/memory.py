@@ -1,0 +1,64 @@
+"""What the memory of a training step goes to, measured."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class Kept:
+    """Bytes that a forward pass keeps for its backward pass."""
+
+    bytes: int = 0
+
+
+@contextlib.contextmanager
+def kept_activations(model: nn.Module) -> Iterator[Kept]:
+    """Count what autograd saves inside, each storage once and without the model's own tensors.
+
+    Args:
+        model: Whose parameters and buffers are there anyway.
+    """
+    own = {_address(value) for value in (*model.parameters(), *model.buffers())}
+    seen: set[int] = set()
+    # Kept alive, so that no address is used twice.
+    alive: list[Tensor] = []
+    kept = Kept()
+
+    def pack(value: Tensor) -> Tensor:
+        address = _address(value)
+        if address not in own and address not in seen:
+            seen.add(address)
+            alive.append(value)
+            kept.bytes += value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        yield kept
+    alive.clear()
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, each storage once."""
+    return sum({_address(value): value.untyped_storage().nbytes() for value in tensors}.values())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of this process at their highest so far; on a GPU, of what was allocated there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _address(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
