@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab import attach
+from trimtab.memory import kept_activations
 from trimtab.model import TunedModel
 
 CLASSES = 10
@@ -135,15 +136,6 @@ def training_step(module: nn.Module, images: Tensor, dtype: str) -> Callable[[],
 
 def saved_bytes(step: Callable[[], Any], module: nn.Module) -> int:
     """Bytes of the activations that a training step keeps for its backward pass, each storage once."""
-    kept: dict[int, int] = {}
-    own = {value.untyped_storage().data_ptr() for value in (*module.parameters(), *module.buffers())}
-
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+    with kept_activations(module) as kept:
         step()
-    return sum(kept.values())
+    return kept.bytes
