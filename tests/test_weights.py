@@ -8,7 +8,6 @@ import types
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import timm
@@ -19,6 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from tests.families import scramble
+from tests.saved import NAME, OWN, cached, offline, save
 from trimtab import weights as weights_room
 from trimtab.errors import BackboneError
 from trimtab.weights import (
@@ -32,8 +32,6 @@ from trimtab.weights import (
     pretrained_names,
     resolve,
 )
-
-NAME = "test_vit"
 
 
 @pytest.fixture(scope="module")
@@ -195,17 +193,6 @@ class TestNames:
             load_backbone("test_resnet")
 
 
-OWN = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.8, "interpolation": "bilinear"}
-"""Preprocessing that no model of timm's has."""
-
-
-def save(folder: Path, *, safe: bool = True, **options: Any) -> nn.Module:
-    """A model with preprocessing of its own, saved as timm saves models for the hub."""
-    model = scramble(timm.create_model(NAME, pretrained_cfg_overlay=OWN, **options), seed=6).eval()
-    save_for_hf(model, folder, safe_serialization=safe)
-    return model
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder that timm saved a model in."""
@@ -296,9 +283,7 @@ class TestBadFolders:
         self.refused("timm/vit", "no folder 'timm/vit'; .* write 'hf-hub:timm/vit'")
 
     def test_file(self, folder: Path) -> None:
-        self.refused(
-            folder / "model.safetensors", "is a file; name the model .* --backbone, and the file with --weights"
-        )
+        self.refused(folder / "model.safetensors", "is a file; name the model .* and the file with --weights")
 
     def test_unknown_source(self) -> None:
         self.refused("s3:bucket", "no folder 's3:bucket'")
@@ -352,23 +337,10 @@ class TestBadFolders:
         self.refused(folder, r"timm 1\.0\.15 cannot open the folder .*; install timm 1\.0\.16 or newer")
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub's client, which may not use the network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def cached(cache: Path, repository: str = "me/mine", revision: str = "main") -> Path:
-    """Where the client would have put the files of a repository."""
-    home = cache / f"models--{repository.replace('/', '--')}"
-    (home / "refs").mkdir(parents=True, exist_ok=True)
-    (home / "refs" / revision).write_text(COMMIT)
-    return home / "snapshots" / COMMIT
+    return offline(tmp_path / "hub", monkeypatch)
 
 
 class TestHub:
