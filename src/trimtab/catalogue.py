@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trimtab.backbone import Backbone, reasons_not_to_open
@@ -91,30 +92,40 @@ def search(pattern: str | None = None, *, everything: bool = False) -> list[Foun
     Raises:
         BackboneError: If it names none, with the nearest.
     """
-    known, tagged = architectures(everything=everything), pretrained_names()
-    found = _named(pattern, known, tagged)
-    if found or pattern is None:
+    tagged = pretrained_names()
+    known = architectures(everything=everything)
+    named = _named(pattern, architectures(everything=True), tagged)
+    found = [one for one in named if one.name in known]
+    if found:
         return found
-    refused = 0 if everything else len(_named(pattern, architectures(everything=True), tagged))
-    if refused:
-        raise BackboneError(_none_opens(pattern, refused))
+    if named:
+        raise BackboneError(_none_opens(pattern, len(named)))
+    pattern = pattern or ""
     names = known if "." not in pattern else [full for name in known for full in tagged.get(name, ())]
+    word = pattern.strip("*").lower()
     raise BackboneError(
-        f"timm has no model that matches {pattern!r}.{nearest(pattern.strip('*').lower(), names)} "
+        f"timm has no model that matches {pattern!r}.{nearest(word, names) or nearest(word, _pieces(names))} "
         "`trimtab backbones` without a pattern lists all that can be tuned."
     )
 
 
-def _named(pattern: str | None, known: Sequence[str], tagged: Mapping[str, Sequence[str]]) -> list[Found]:
+def _pieces(names: Iterable[str]) -> set[str]:
+    """Beginnings and words of names: whole names are far from a pattern that is a part of one."""
+    words = [re.split("[_.]", name) for name in names]
+    beginnings = {"_".join(parts[:end]) for parts in words for end in range(2, len(parts))}
+    return beginnings | {word for parts in words for word in parts}
+
+
+def _named(pattern: str | None, names: Sequence[str], tagged: Mapping[str, Sequence[str]]) -> list[Found]:
     if pattern is None:
-        return [Found(name, tuple(tagged.get(name, ()))) for name in known]
+        return [Found(name, tuple(tagged.get(name, ()))) for name in names]
     pattern = pattern.lower()
     whole = pattern.partition(".")[0]
-    if whole in known and (pattern == whole or pattern in tagged.get(whole, ())):
+    if whole in names and (pattern == whole or pattern in tagged.get(whole, ())):
         return [Found(whole, tuple(tagged.get(whole, ())) if pattern == whole else (pattern,))]
     shell = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     found = []
-    for name in known:
+    for name in names:
         full = tuple(tagged.get(name, ()))
         by_tag = tuple(fnmatch.filter(full, shell))
         if fnmatch.fnmatchcase(name, shell):
@@ -125,8 +136,8 @@ def _named(pattern: str | None, known: Sequence[str], tagged: Mapping[str, Seque
 
 
 def _none_opens(pattern: str | None, count: int) -> str:
-    which = "timm's models" if pattern is None else f"the {count} models of timm that match {pattern!r}"
-    return f"None of {which} can be opened; with --all they are listed with the reasons."
+    which = f"None of timm's {count} models that match" if count > 1 else "No model of timm's that matches"
+    return f"{which} {pattern or '*'!r} can be opened; with --all the reasons are shown."
 
 
 def entries(
