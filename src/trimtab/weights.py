@@ -148,7 +148,7 @@ def _unknown(name: str) -> str:
         return f"There is no folder {name!r}{hub or '; `trimtab backbones` lists the names of timm'}."
     architecture = name.partition(".")[0]
     return (
-        f"timm {timm.__version__} has no model {architecture!r}.{nearest(architecture, architectures())} "
+        f"timm {timm.__version__} has no model {architecture!r}.{nearest(architecture.lower(), architectures())} "
         "`trimtab backbones` lists what can be tuned."
     )
 
