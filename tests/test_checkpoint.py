@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests import job
+from tests import job, saved
 from trimtab import checkpoint
 from trimtab.checkpoint import CONFIG, METRICS, PREPROCESSOR, TENSORS, describe, read, restore
-from trimtab.errors import CheckpointError
+from trimtab.errors import BackboneError, CheckpointError
 from trimtab.evaluate import load
 
 
@@ -177,7 +177,84 @@ def test_weights_that_moved_can_be_named(adapter: Path) -> None:
     assert load(adapter, weights=job.weights()).labels == job.CLASSES
 
 
+# --- backbones of folders and repositories --------------------------------------------------------
+
+
+@pytest.fixture
+def on_a_folder(tmp_path: Path) -> Path:
+    """An adapter of a backbone that lies in the folder ``mine`` beside it."""
+    saved.save(tmp_path / "mine")
+    return job.run("vpt", tmp_path / "adapter", backbone=str(tmp_path / "mine"), weights=None)
+
+
+@pytest.fixture
+def on_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An adapter of a backbone that is on the hub."""
+    saved.save(saved.cached(saved.offline(tmp_path / "hub", monkeypatch)))
+    return job.run("vpt", tmp_path / "adapter", backbone="hf_hub:me/mine", weights=None)
+
+
+def probabilities(adapter: Path, **where: Any) -> list[tuple[float, ...]]:
+    images = sorted((job.data() / "test").rglob("*.png"))
+    return [prediction.probabilities for prediction in load(adapter, **where).predict(images)]
+
+
+@pytest.mark.parametrize("kind", ["on_a_folder", "on_a_repository"])
+def test_the_backbones_own_preprocessing_is_kept(kind: str, request: pytest.FixtureRequest) -> None:
+    adapter: Path = request.getfixturevalue(kind)
+    kept = job.read_json(adapter / PREPROCESSOR)
+    assert {name: kept[name] for name in saved.OWN} == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in saved.OWN.items()
+    }
+    assert read(adapter).preprocess.mean == saved.OWN["mean"]
+
+
+def test_a_backbone_in_a_folder_is_found_again(on_a_folder: Path) -> None:
+    assert read(on_a_folder).backbone == f"local-dir:{on_a_folder.parent / 'mine'}"
+    assert restore(read(on_a_folder)).backbone.fingerprint == read(on_a_folder).fingerprint
+
+
+def test_a_backbone_on_the_hub_is_found_again(on_a_repository: Path) -> None:
+    assert read(on_a_repository).backbone == "hf-hub:me/mine"
+    assert restore(read(on_a_repository)).backbone.fingerprint == read(on_a_repository).fingerprint
+
+
+def test_a_folder_that_moved_can_be_named(on_a_folder: Path, tmp_path: Path) -> None:
+    before = probabilities(on_a_folder)
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"in the folder '.*mine' in training, which is not there .* --weights"):
+        load(on_a_folder)
+    assert probabilities(on_a_folder, weights=tmp_path / "moved") == before
+
+
+def test_a_copy_does_for_the_hub(on_a_repository: Path, tmp_path: Path) -> None:
+    before = probabilities(on_a_repository)
+    (tmp_path / "hub").rename(tmp_path / "gone")
+    with pytest.raises(BackboneError, match="copy the repository and name its folder"):
+        load(on_a_repository)
+    assert probabilities(on_a_repository, weights=saved.cached(tmp_path / "gone")) == before
+
+
+def test_another_models_folder_is_refused(on_a_folder: Path, tmp_path: Path) -> None:
+    saved.save(tmp_path / "other", class_token=False, global_pool="avg")
+    with pytest.raises(CheckpointError, match="its predictions would be wrong"):
+        load(on_a_folder, weights=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k", "base_model: timm/vit_tiny_patch16_224.augreg_in21k\n"),
+        ("hf-hub:me/mine@v2", "base_model: me/mine\n"),
+        ("local-dir:models/mine", ""),
+    ],
+)
+def test_the_model_card_names_the_backbones_repository(name: str, line: str) -> None:
+    config = {"method": "m", "labels": ["a"], "backbone": {"name": name, "fingerprint": "f", "image_size": [1, 2]}}
+    card = checkpoint._card(config, {}, {})
+    assert card.startswith(f"---\nlibrary_name: trimtab\n{line}pipeline_tag:")
+
+
 def test_lists_become_tuples_again() -> None:
-    saved = read(job.finished("ship"))
-    assert restore(saved).method.config.hierarchy == (0, 2, 4)
+    assert restore(read(job.finished("ship"))).method.config.hierarchy == (0, 2, 4)
     assert checkpoint.config_from_json(dict, {"a": [1]}) == {"a": (1,)}

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -331,6 +332,83 @@ def test_other_processes_of_a_launch_print_nothing(
     assert run(*FIT) == (130, "", "")
     work.result = DataError("Broken on one process.")
     assert run(*FIT) == (1, "", "trimtab: error (process 1): Broken on one process.\n")
+
+
+# --- backbones, with nothing replaced ---------------------------------------------------------------
+
+
+def first_words(out: str) -> list[str]:
+    return [line.split()[0] for line in out.splitlines()]
+
+
+def test_one_backbone_is_listed_with_its_tags(run: Run) -> None:
+    code, out, err = run("backbones", "test_vit")
+    assert (code, err) == (0, "")
+    assert first_words(out) == ["backbone", "test_vit", "test_vit.r160_in1k"]
+
+
+@pytest.mark.parametrize(
+    ("words", "tags"), [(["test_vit[23]"], False), (["test_vit[23]", "--tags"], True), (["test_vit[23].*"], True)]
+)
+def test_several_backbones_are_a_line_each(run: Run, words: list[str], tags: bool) -> None:
+    code, out, _ = run("backbones", *words)
+    rows = [["test_vit2", "test_vit2.r160_in1k"], ["test_vit3", "test_vit3.r160_in1k"]]
+    assert code == 0
+    assert first_words(out) == ["backbone", *(name for row in rows for name in row[: 1 + tags])]
+
+
+def test_what_cannot_be_opened_is_listed_if_asked_for(run: Run) -> None:
+    code, out, err = run("backbones", "test_resnet")
+    assert (code, out) == (1, "")
+    assert err == (
+        "trimtab: error: No model of timm's that matches 'test_resnet' can be opened; "
+        "with --all the reasons are shown.\n"
+    )
+    code, out, err = run("backbones", "test_resnet", "--all")
+    assert (code, err) == (0, "")
+    assert "cannot be opened: ResNet is neither" in out
+
+
+def test_backbones_as_json(run: Run) -> None:
+    code, out, err = run("backbones", "test_*vit2", "--json")
+    assert code == 0
+    assert [entry["name"] for entry in json.loads(out)] == ["test_vit2"]
+    assert re.fullmatch(r"Building: \d+/\d+ architectures, .*\n", err)
+
+
+def test_a_wrong_pattern_is_one_line_with_the_nearest(run: Run) -> None:
+    code, out, err = run("backbones", "test_vitt")
+    assert (code, out) == (1, "")
+    assert err.startswith("trimtab: error: timm has no model that matches 'test_vitt'. Did you mean 'test_vit")
+    assert err.count("\n") == 1
+
+
+def test_rows_are_shown_as_they_come(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trimtab import catalogue
+
+    describe = catalogue.describe
+
+    def interrupted(found: catalogue.Found) -> catalogue.Entry:
+        if found.name == "test_vit3":
+            raise KeyboardInterrupt
+        return describe(found)
+
+    monkeypatch.setattr(catalogue, "describe", interrupted)
+    code, out, err = run("backbones", "test_vit[23]")
+    assert (code, err) == (130, "trimtab: interrupted.\n")
+    assert first_words(out) == ["backbone", "test_vit2"]
+
+
+def test_help_on_backbones_is_light() -> None:
+    code = (
+        "import sys; from trimtab import cli\n"
+        "try: cli.main(['backbones', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "hf-hub:OWNER/NAME" in done.stdout
 
 
 # --- errors ---------------------------------------------------------------------------------------

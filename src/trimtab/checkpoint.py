@@ -181,11 +181,12 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
 
     Args:
         saved: From :func:`read`.
-        weights: Where the backbone's weights lie now; by default where they were in training, or timm's own.
+        weights: Where the backbone's weights lie now: a file, or a folder that timm saved the backbone in. By default
+            where they were in training, or what belongs to the backbone's name.
         device: Where to put it.
 
     Raises:
-        CheckpointError: If the backbone's weights are others than those it was trained on.
+        CheckpointError: If the backbone's weights are others than those it was trained on, or are no longer there.
         BackboneError: If the backbone cannot be had.
     """
     from trimtab.methods import METHODS
@@ -197,14 +198,8 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
             f"The adapter needs the method {saved.method!r}, which is not installed; install the package that "
             "brings it, or a newer trimtab."
         )
-    if weights is None and saved.weights is not None:
-        if not Path(saved.weights).is_file():
-            raise CheckpointError(
-                f"The backbone's weights were {saved.weights!r} in training and are not there now; "
-                "name the file with --weights (weights=... in Python)."
-            )
-        weights = saved.weights
-    backbone = load_backbone(saved.backbone, weights=weights, image_size=saved.image_size, device=device)
+    name, weights = _backbone_now(saved, weights)
+    backbone = load_backbone(name, weights=weights, image_size=saved.image_size, device=device)
     if backbone.fingerprint != saved.fingerprint:
         raise CheckpointError(
             f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, these are "
@@ -221,6 +216,29 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
             "Copy it again or train anew."
         ) from error
     return model.eval()
+
+
+def _backbone_now(saved: Saved, weights: str | Path | None) -> tuple[str, str | Path | None]:
+    """The backbone's name and the file of its weights, if they have one of their own."""
+    from trimtab.weights import FOLDER
+
+    if weights is not None and Path(weights).is_dir():
+        # The fingerprint says whether it is the one.
+        return f"{FOLDER}{weights}", None
+    folder = saved.backbone.removeprefix(FOLDER)
+    if folder != saved.backbone and not Path(folder).is_dir():
+        raise CheckpointError(
+            f"The backbone was in the folder {folder!r} in training, which is not there now; "
+            "name the folder with --weights (weights=... in Python)."
+        )
+    if weights is None and saved.weights is not None:
+        if not Path(saved.weights).is_file():
+            raise CheckpointError(
+                f"The backbone's weights were {saved.weights!r} in training and are not there now; "
+                "name the file with --weights (weights=... in Python)."
+            )
+        weights = saved.weights
+    return saved.backbone, weights
 
 
 def config_from_json(config: type, values: dict[str, Any]) -> Any:
@@ -300,12 +318,12 @@ def _card(config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) 
     """A model card in the hub's form."""
     labels = config["labels"]
     shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+    base = _base_model(config["backbone"]["name"])
     accuracy = metrics.get("val_accuracy")
     result = "not measured (no validation images)" if accuracy is None else f"{accuracy:.4f}"
     return f"""---
 library_name: trimtab
-base_model: timm/{config["backbone"]["name"]}
-pipeline_tag: image-classification
+{base}pipeline_tag: image-classification
 tags: [image-classification, visual-prompt-tuning, {config["method"]}]
 ---
 
@@ -330,3 +348,13 @@ Validation images choose the epoch and the settings, so their accuracy is a litt
 trimtab predict . IMAGES... --out predictions.csv
 ```
 """
+
+
+def _base_model(name: str) -> str:
+    """The card's line on the backbone's repository; nothing for a folder, which has none."""
+    from trimtab.weights import FOLDER, HUB
+
+    if name.startswith(FOLDER):
+        return ""
+    repository = name.removeprefix(HUB).partition("@")[0] if name.startswith(HUB) else f"timm/{name}"
+    return f"base_model: {repository}\n"

@@ -1,4 +1,4 @@
-"""The command line: one short function a command. What they do is in fit, evaluate and checkpoint."""
+"""The command line: one short function a command. What they do is in fit, evaluate, checkpoint and catalogue."""
 
 from __future__ import annotations
 
@@ -134,6 +134,22 @@ def _inspect(args: argparse.Namespace) -> None:
         show(facts, follow_up=["trimtab", "eval", args.directory, "DATA"])
 
 
+def _backbones(args: argparse.Namespace) -> None:
+    from trimtab.catalogue import entries, search, table
+
+    found = search(args.pattern, everything=args.all)
+    if args.json:
+        with default_progress().stage("Building", len(found), "architectures") as advance:
+            rows = entries(found, args.pattern, everything=args.all, looked=advance)
+            facts = [entry.facts() for entry in rows]
+        print(json.dumps(facts, indent=2))
+        return
+    # What one architecture has been trained on is worth a few lines; all of it is a long page.
+    tags = args.tags or len(found) == 1 or "." in (args.pattern or "")
+    for line in table(found, entries(found, args.pattern, everything=args.all), tags=tags):
+        print(line, flush=True)
+
+
 # --- the parser -----------------------------------------------------------------------------------
 
 
@@ -157,6 +173,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     _add_predict(_command(commands, "predict", _predict, "Label images with a tuned model."))
     _add_inspect(_command(commands, "inspect", _inspect, "Show what a result folder holds."))
     _add_export(_command(commands, "export", _export, "Write a tuned model as ONNX or a torch program."))
+    _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
     _check_flags(parser, options)
     if command:
         chosen = commands.choices.get(command[0])
@@ -237,9 +254,24 @@ def _add_export(parser: _Parser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
 
 
+def _add_backbones(parser: _Parser) -> None:
+    parser.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", help="part of a name of timm's, or a shell pattern (default: all)"
+    )
+    parser.add_argument("--tags", action="store_true", help="show every pretrained name with its preprocessing")
+    parser.add_argument("--all", action="store_true", help="also show what cannot be opened, with the reasons")
+    parser.add_argument("--json", action="store_true", help="print JSON, with nothing left out")
+    parser.epilog = (
+        "fit's --backbone takes every name listed, hf-hub:OWNER/NAME of a timm model on the Hugging Face hub,\n"
+        "and the path of a folder that timm saved a model in."
+    )
+
+
 def _add_running(parser: _Parser) -> None:
     """What every command that runs a tuned model takes; :func:`_running` hands it on."""
-    parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="where the backbone's weights are now: a file, or timm's folder"
+    )
     parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="images at once (default: 64)")
     parser.add_argument("--threads", type=_count, default=2, metavar="N", help="that decode images (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU if there is one")

@@ -179,7 +179,8 @@ def load(directory: str | Path, *, weights: str | Path | None = None, device: st
 
     Args:
         directory: What ``fit`` wrote.
-        weights: Where the backbone's weights lie now; by default where they were in training, or timm's own.
+        weights: Where the backbone's weights lie now, a file or a folder of timm's; by default where they were in
+            training, or what belongs to the backbone's name.
         device: ``"auto"`` (a GPU where there is one), or a torch device.
 
     Raises:

@@ -178,7 +178,9 @@ class Backbone(nn.Module):
     def data_config(self) -> dict[str, Any]:
         """What the weights were trained with: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``."""
         config = timm.data.resolve_data_config({}, model=self.model)
-        return {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+        kept = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+        # From the JSON of a hub's repository they come as lists.
+        return {**kept, "mean": tuple(kept["mean"]), "std": tuple(kept["std"])}
 
     @property
     def device(self) -> torch.device:
