@@ -153,7 +153,7 @@ class TestDescribe:
     @pytest.mark.parametrize(
         ("name", "reason"),
         [
-            ("resnet50", "ResNet is neither a timm VisionTransformer nor an Eva"),
+            ("resnet50", "ResNet is no timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2"),
             ("vit_small_patch16_18x2_224", "its blocks are ParallelThingsBlocks"),
         ],
     )
@@ -291,7 +291,8 @@ class TestTable:
 
     def test_what_cannot_be_opened(self) -> None:
         line = self.lines("test_resnet", everything=True)[1]
-        assert line == "test_resnet  cannot be opened: ResNet is neither a timm VisionTransformer nor an Eva"
+        reason = "ResNet is no timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2"
+        assert line == f"test_resnet  cannot be opened: {reason}"
 
     def test_no_headings_over_nothing(self) -> None:
         def nothing() -> Iterator[Entry]:

@@ -366,7 +366,7 @@ def test_what_cannot_be_opened_is_listed_if_asked_for(run: Run) -> None:
     )
     code, out, err = run("backbones", "test_resnet", "--all")
     assert (code, err) == (0, "")
-    assert "cannot be opened: ResNet is neither" in out
+    assert "cannot be opened: ResNet is no timm" in out
 
 
 def test_backbones_as_json(run: Run) -> None:

@@ -189,7 +189,7 @@ class TestNames:
             return create(name, **options)
 
         monkeypatch.setattr(timm, "create_model", offline)
-        with pytest.raises(BackboneError, match="neither a timm VisionTransformer nor an Eva"):
+        with pytest.raises(BackboneError, match="no timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2"):
             load_backbone("test_resnet")
 
 
@@ -312,7 +312,7 @@ class TestBadFolders:
 
     def test_model_that_cannot_be_opened(self, tmp_path: Path) -> None:
         save_for_hf(timm.create_model("test_resnet"), tmp_path / "mine", safe_serialization=True)
-        self.refused(tmp_path / "mine", "neither a timm VisionTransformer nor an Eva")
+        self.refused(tmp_path / "mine", "no timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2")
 
     def test_other_colours(self, tmp_path: Path) -> None:
         save(tmp_path / "mine", in_chans=4)
@@ -410,7 +410,7 @@ class TestHub:
     def test_model_that_cannot_be_opened_is_refused_before_its_weights_are_fetched(self, cache: Path) -> None:
         save_for_hf(timm.create_model("test_resnet"), cached(cache), safe_serialization=True)
         (cached(cache) / "model.safetensors").unlink()
-        self.refused("hf-hub:me/mine", "neither a timm VisionTransformer nor an Eva")
+        self.refused("hf-hub:me/mine", "no timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2")
 
 
 def answer(kind: type[Exception]) -> Exception:

@@ -46,7 +46,8 @@ HUB = "hf-hub:"
 FOLDER = "local-dir:"
 """Before the path of a folder that timm saved a model in."""
 MODULES = (
-    "vision_transformer", "vision_transformer_hybrid", "vitamin", "deit", "eva", "swin_transformer", "swin_transformer_v2",
+    "vision_transformer", "vision_transformer_hybrid", "vitamin", "deit", "eva",
+    "swin_transformer", "swin_transformer_v2",
 )  # fmt: skip
 """The modules of timm with models that can be opened; each of them has others, too."""
 _PREFIXES = {"hf-hub": HUB, "hf_hub": HUB, "local-dir": FOLDER}
