@@ -229,7 +229,11 @@ def main_cases() -> list[tuple[str, str]]:
 def tuned(method: str, case: str, family: str, *, classes: int = CLASSES) -> TunedModel:
     """A prepared model with a head that notices everything, in eval mode."""
     assert family in FAMILIES
-    backbone = shared_backbone(family)
+    return tuned_on(shared_backbone(family), method, case, classes=classes)
+
+
+def tuned_on(backbone: Backbone, method: str, case: str, *, classes: int = CLASSES) -> TunedModel:
+    """The same on any backbone."""
     model = build(backbone, CASES[method][case].config(backbone.depth), classes)
     images = images_for(backbone, count=6, seed=3)
     model.prepare([images[:4], images[4:]])
