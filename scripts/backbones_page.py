@@ -148,12 +148,20 @@ def table(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-def read_table(path: Path) -> dict[str, str]:
-    """Name to outcome of a table; empty if there is none."""
+def read_table(path: Path) -> dict[str, dict[str, str]]:
+    """The lines of a table by name, each its cells by the header; empty if there is none."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
-        return {line["name"]: line["outcome"] for line in csv.DictReader(file)}
+        return {line["name"]: line for line in csv.DictReader(file)}
+
+
+def lost(row: Row, before: Mapping[str, str]) -> dict[str, str]:
+    """What worked in a line of the table and no longer does, with what is said of it now."""
+    if row.outcome != "works" and before.get("outcome") == "works":
+        return {"outcome": f"{row.outcome}: {row.reason}"}
+    now = {"outcome": row.outcome, "resized": row.resized, **row.steps}
+    return {what: now.get(what, "") for what, told in before.items() if told == "works" and now.get(what) != "works"}
 
 
 def page(rows: Sequence[Row], timm_version: str) -> str:
@@ -215,7 +223,7 @@ def _working(rows: Sequence[Row]) -> str:
 
 def _limits(rows: Iterable[Row]) -> str:
     refusals = Counter(
-        (label, row.family, told.partition(": ")[2])
+        (label, row.family, told.partition(": ")[2].replace(repr(row.name), "it"))
         for row in rows
         for label, told in {**row.steps, "another image size": row.resized}.items()
         if told.startswith("refused")

@@ -7,8 +7,8 @@ A name is first built at its own size without memory for its weights, which says
 built small (depth 2, narrow) with random weights: timm's own logits must come out without prompts, at two image sizes,
 and a training step of each main method must give finite losses and gradients.
 
-The exit is 1 if a name opens and does not work, or if one that the table calls working no longer does; in the latter
-case the table is left as it is.
+The exit is 1 if a name opens and does not work, or if something no longer works that the table says works; in the
+latter case the table is left as it is.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ import timm
 import timm.models
 import torch
 import torch.nn.functional as F
-from scripts.backbones_page import METHODS, TABLE, Row, page, read_table, table
+from scripts.backbones_page import METHODS, TABLE, Row, lost, page, read_table, table
 from tests.families import images_for, scramble, small_options
 from tests.methods.cases import CLASSES, tuned_on
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone, reasons_not_to_open
 from trimtab.errors import BackboneError, ConfigError
 from trimtab.files import write_text
-from trimtab.progress import TerminalProgress, clock
+from trimtab.progress import Progress, TerminalProgress, clock
 
 LIMIT = 200_000_000
 """Parameters at depth 2 beyond which a model is not tried: 0.8 GB, and gradients pass through all of it."""
@@ -198,17 +198,24 @@ def one_line(error: Exception) -> str:
     return text if isinstance(error, (BrokenError, BackboneError, ConfigError)) else f"{type(error).__name__}: {text}"
 
 
-@contextmanager
-def examining(workers: int) -> Iterator[Callable[[Iterable[str]], Iterable[Row]]]:
-    """A map of :func:`examine` over names, in order, in so many processes."""
+def examined(names: Sequence[str], workers: int, progress: Progress) -> list[Row]:
+    """What :func:`examine` says of names, in so many processes of one thread each."""
     torch.set_num_threads(1)
-    if workers == 1:
-        yield lambda names: map(examine, names)
-        return
     os.environ["OMP_NUM_THREADS"] = "1"
-    # Forks of a process in which torch has run may hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda names: pool.map(examine, names)
+    rows = []
+    with ExitStack() as stack:
+        found: Iterable[Row] = map(examine, names)
+        if workers > 1:
+            # Forks of a process in which torch has run may hang.
+            context = multiprocessing.get_context("spawn")
+            found = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context)).map(examine, names)
+        advance = stack.enter_context(progress.stage("Backbones", len(names), "names"))
+        for row in found:
+            rows.append(row)
+            advance(note=row.name)
+            if row.outcome == "fails":
+                progress.say(f"{row.name} opens but fails: {row.reason}")
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -217,30 +224,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("patterns", nargs="*", help="names to examine, as 'vit_*' (default: all; writes the table)")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the table (default: docs)")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default: 2)")
-    parser.add_argument("--accept", action="store_true", help="write the table although names are lost")
+    parser.add_argument("--accept", action="store_true", help="write the table although something is lost")
     options = parser.parse_args(arguments)
     listed = timm.list_models()
     names = [n for n in listed if not options.patterns or any(fnmatch.fnmatch(n, p) for p in options.patterns)]
     if not names:
         parser.error(f"timm {timm.__version__} lists no name like {' or '.join(options.patterns)}")
-    before, rows, started = read_table(options.out / TABLE), [], time.monotonic()
-    progress = TerminalProgress()
-    with progress.stage("Backbones", len(names), "names") as advance, examining(options.workers) as mapped:
-        for row in mapped(names):
-            rows.append(row)
-            advance(note=row.name)
-            if row.outcome == "fails":
-                progress.say(f"{row.name} opens but fails: {row.reason}")
-    lost = [row for row in rows if row.outcome != "works" and before.get(row.name) == "works"]
-    for row in lost:
-        progress.say(f"{row.name} worked when the table was written; now: {row.outcome} ({row.reason})")
-    if not options.patterns and (options.accept or not lost):
+    progress, started = TerminalProgress(), time.monotonic()
+    rows = examined(names, options.workers, progress)
+    before = read_table(options.out / TABLE)
+    losses = {row.name: found for row in rows if (found := lost(row, before.get(row.name, {})))}
+    for name, found in losses.items():
+        for what, now in found.items():
+            progress.say(f"{name} worked when the table was written ({what}); now: {now}")
+    if not options.patterns and (options.accept or not losses):
         write_text(options.out / TABLE, table(rows))
         write_text(options.out / "backbones.md", page(rows, timm.__version__))
     counts = Counter(row.outcome for row in rows)
     told = ", ".join(f"{count} {one}" for one, count in sorted(counts.items()))
     progress.say(f"{len(rows)} names in {clock(time.monotonic() - started)}: {told}.")
-    return int(bool(lost or counts["fails"]))
+    return int(bool(losses or counts["fails"]))
 
 
 if __name__ == "__main__":

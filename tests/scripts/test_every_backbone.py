@@ -140,7 +140,8 @@ class TestCommand:
 
     def test_all_names_write_the_table_and_the_page(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run(tmp_path) == 0
-        assert read_table(tmp_path / TABLE) == {GOOD: "works", CLOSED: "refused", NETWORK: "refused"}
+        outcomes = {name: line["outcome"] for name, line in read_table(tmp_path / TABLE).items()}
+        assert outcomes == {GOOD: "works", CLOSED: "refused", NETWORK: "refused"}
         assert "timm " + timm.__version__ in (tmp_path / "backbones.md").read_text()
         assert "3/3 names" in capsys.readouterr().err
 
@@ -160,9 +161,18 @@ class TestCommand:
         (tmp_path / TABLE).write_text(before)
         assert self.run(tmp_path) == 1
         assert (tmp_path / TABLE).read_text() == before
-        assert f"{CLOSED} worked when the table was written; now: refused" in capsys.readouterr().err
+        assert f"{CLOSED} worked when the table was written (outcome); now: refused: its" in capsys.readouterr().err
         assert self.run(tmp_path, "--accept") == 1
         assert self.run(tmp_path) == 0
+
+    def test_a_method_that_worked_and_refuses_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        steps = dict.fromkeys(METHODS, "works")
+        (tmp_path / TABLE).write_text(table([Row(GOOD, "vision_transformer", "", "works", steps=steps)]))
+        monkeypatch.setattr(SHIP, "unsupported", lambda *_: ["it is Tuesday"])
+        assert self.run(tmp_path, GOOD) == 1
+        assert "(ship); now: refused: 'ship' cannot tune 'test_vit': it is Tuesday." in capsys.readouterr().err
 
     def test_a_name_that_opens_and_fails_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(SHIP, "step", lambda *_: [].pop())
@@ -182,9 +192,12 @@ class TestPage:
         assert "timm 1.2.3 lists 3 names. **3 open and work**, 0 open and fail, 0 do not open." in text
 
     def test_refusals_of_methods_are_told(self) -> None:
-        steps = dict.fromkeys(METHODS, "works") | {"ship": "refused: too short"}
-        rows = [dataclasses.replace(self.row, name=name, steps=steps) for name in ("deit_a", "deit_b")]
-        assert "| ship | DeiT | 2 | too short |" in page(rows, "1")
+        steps = dict.fromkeys(METHODS, "works")
+        rows = [
+            dataclasses.replace(self.row, name=name, steps={**steps, "ship": f"refused: {name!r} is too short"})
+            for name in ("deit_a", "deit_b")
+        ]
+        assert "| ship | DeiT | 2 | it is too short |" in page(rows, "1")
 
     def test_networks_come_in_one_line(self) -> None:
         rows = [
@@ -207,6 +220,6 @@ class TestPage:
 
 
 def test_in_the_projects_table_nothing_fails() -> None:
-    outcomes = read_table(Path(__file__).parents[2] / "docs" / TABLE)
-    assert outcomes["vit_base_patch16_224"] == "works"
-    assert "fails" not in outcomes.values()
+    lines = read_table(Path(__file__).parents[2] / "docs" / TABLE)
+    assert lines["vit_base_patch16_224"]["outcome"] == "works"
+    assert not [name for name, line in lines.items() if line["outcome"] == "fails"]
