@@ -18,10 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.methods.cases import CASES, CLASSES, main_cases
+from tests.methods.cases import main_cases, unprepared
 from trimtab.backbone import Backbone
 from trimtab.fit import make_preprocess
-from trimtab.model import build
 from trimtab.recipe import FitConfig
 from trimtab.weights import load_backbone
 
@@ -99,7 +98,7 @@ class TestAgainstTimm:
 @pytest.mark.parametrize(("method", "case"), main_cases())
 def test_every_method_takes_a_step(name: str, size: int, method: str, case: str) -> None:
     backbone, images = seen(name, size).backbone, seen(name, size).inputs[:1]
-    model = build(backbone, CASES[method][case].config(backbone.depth), CLASSES)
+    model = unprepared(backbone, method, case)
     model.prepare([images])
     before = {key: value.clone() for key, value in model.trained().items()}
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1.0)

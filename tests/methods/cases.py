@@ -234,7 +234,7 @@ def tuned(method: str, case: str, family: str, *, classes: int = CLASSES) -> Tun
 
 def tuned_on(backbone: Backbone, method: str, case: str, *, classes: int = CLASSES) -> TunedModel:
     """The same on any backbone."""
-    model = build(backbone, CASES[method][case].config(backbone.depth), classes)
+    model = unprepared(backbone, method, case, classes=classes)
     images = images_for(backbone, count=6, seed=3)
     model.prepare([images[:4], images[4:]])
     if CASES[method][case].stir:
@@ -243,3 +243,8 @@ def tuned_on(backbone: Backbone, method: str, case: str, *, classes: int = CLASS
                 value.add_(torch.randn_like(value), alpha=0.1)
     torch.nn.init.normal_(model.head.linear.weight, std=0.5)
     return model.eval()
+
+
+def unprepared(backbone: Backbone, method: str, case: str, *, classes: int = CLASSES) -> TunedModel:
+    """A model that has seen no images yet."""
+    return build(backbone, CASES[method][case].config(backbone.depth), classes)
