@@ -52,8 +52,8 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "class-token": Family("vit_base_patch16_224"),
-    "distilled": Family("deit_base_distilled_patch16_224"),
-    "registers": Family("vit_small_patch14_reg4_dinov2", {"patch_size": 7, "img_size": 28}, (35, 21)),
+    "distilled": Family("deit_base_distilled_patch16_384", {"patch_size": 32, "img_size": 384}),
+    "registers": Family("vit_small_patch14_reg4_dinov2", {"patch_size": 14, "img_size": 56}, (70, 42)),
     "registers-average": Family(
         "vit_small_patch14_reg4_dinov2", {"patch_size": 7, "img_size": 28, "global_pool": "avg"}, (35, 21)
     ),
@@ -82,6 +82,23 @@ def shared_backbone(family: str) -> Backbone:
     return FAMILIES[family].backbone()
 
 
+def small(name: str, **options: Any) -> nn.Module:
+    """The architecture of that name at depth 2, width 48 and a few patches, with random weights."""
+    return scramble(timm.create_model(name, **small_options(name, **options))).eval()
+
+
+def small_options(name: str, **options: Any) -> dict[str, Any]:
+    """What makes a name small that has one column of blocks, or Swin's four stages."""
+    if name.startswith("swin"):
+        stages = {"embed_dim": 48, "depths": (2, 1, 1, 1), "num_heads": (3, 6, 12, 24)}
+        return {"num_classes": 5, "img_size": 64, **stages, **options}
+    size: dict[str, Any] = {"embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 5, **options}
+    if "sapiens2" in name:
+        size["num_kv_heads"] = (1, 3)
+    size.setdefault("img_size", 56 if "patch14" in name else 64)
+    return size
+
+
 def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
     """Fill a model's parameters with numbers of a lively size."""
     generator = torch.Generator().manual_seed(seed)
@@ -104,6 +121,11 @@ def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def images_for(backbone: Backbone, count: int = 2, seed: int = 0) -> torch.Tensor:
     """Random images (count, 3, height, width) for a backbone, in its type."""
-    generator = torch.Generator().manual_seed(seed)
     dtype = next(backbone.parameters()).dtype
-    return torch.randn(count, 3, *backbone.image_size, generator=generator).to(dtype)
+    return _noise(count, backbone.image_size, seed).to(dtype, copy=True)
+
+
+@functools.cache
+def _noise(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
+    # Drawn once: at 384 px that takes longer than a small backbone.
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))

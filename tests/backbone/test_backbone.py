@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
-from tests.families import FAMILIES, STAGED, images_for, scramble, shared_backbone
+from tests.families import FAMILIES, STAGED, images_for, shared_backbone, small
 from trimtab.backbone import Backbone, reasons_not_to_open
 from trimtab.errors import BackboneError
 from trimtab.stream import AttentionInputs, KeysValues, Stream, softmax_attention
@@ -35,18 +35,6 @@ REFUSED = {
 FILES = ("vision_transformer", "eva", "deit", "swin_transformer", "swin_transformer_v2")
 NAMES = [n for file in FILES for n in timm.list_models(module=file)]
 OPEN = [name for name in NAMES if not any(part in name for part in REFUSED)]
-
-
-def small(name: str, **options: Any) -> torch.nn.Module:
-    """The architecture of that name at depth 2, width 48 and a few patches, with random weights."""
-    size = {"embed_dim": 48, "num_heads": 3, "depth": 2, "num_classes": 5, **options}
-    if name.startswith("swin"):
-        size |= {"depths": (2, 1, 1, 1), "num_heads": (3, 6, 12, 24), "depth": None}
-        return scramble(timm.create_model(name, **{k: v for k, v in size.items() if v is not None})).eval()
-    if "sapiens2" in name:
-        size["num_kv_heads"] = (1, 3)
-    size.setdefault("img_size", 56 if "patch14" in name else 64)
-    return scramble(timm.create_model(name, **size)).eval()
 
 
 def run(backbone: Backbone, stream: Stream, **options: Any) -> Stream:
@@ -479,9 +467,18 @@ class TestSizes:
         sizes = (plain.depth, plain.widths, plain.heads, plain.num_prefix_tokens, plain.patches, plain.stages)
         assert sizes == (3, (48,) * 3, (3,) * 3, 1, (16,) * 3, (range(3),))
 
-    @pytest.mark.parametrize(("family", "patch"), [("class-token", (8, 8)), ("registers", (7, 7))])
+    @pytest.mark.parametrize(
+        ("family", "patch"), [("class-token", (8, 8)), ("registers", (14, 14)), ("distilled", (32, 32))]
+    )
     def test_patch_size(self, family: str, patch: tuple[int, int]) -> None:
         assert shared_backbone(family).patch_size == patch
+
+    def test_families_have_the_sizes_in_use(self) -> None:
+        found = [shared_backbone(family) for family in FAMILIES]
+        assert {(8, 8), (14, 14)} <= {backbone.patch_size for backbone in found}
+        assert (384, 384) in {backbone.image_size for backbone in found}
+        assert {1, 3, 5} <= {backbone.depth for backbone in found}
+        assert any(backbone.image_size[0] != backbone.image_size[1] for backbone in found)
 
     def test_patch_size_behind_a_convolutional_stem(self) -> None:
         backbone = Backbone(timm.create_model("vit_tiny_r_s16_p8_224", depth=1, img_size=64).eval())

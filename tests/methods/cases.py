@@ -249,8 +249,12 @@ def main_cases() -> list[tuple[str, str]]:
 def tuned(method: str, case: str, family: str, *, classes: int = CLASSES) -> TunedModel:
     """A prepared model with a head that notices everything, in eval mode."""
     assert family in FAMILIES
-    backbone = shared_backbone(family)
-    model = build(backbone, CASES[method][case].config(backbone), classes)
+    return tuned_on(shared_backbone(family), method, case, classes=classes)
+
+
+def tuned_on(backbone: Backbone, method: str, case: str, *, classes: int = CLASSES) -> TunedModel:
+    """The same on any backbone."""
+    model = unprepared(backbone, method, case, classes=classes)
     images = images_for(backbone, count=6, seed=3)
     model.prepare([images[:4], images[4:]])
     if CASES[method][case].stir:
@@ -259,3 +263,8 @@ def tuned(method: str, case: str, family: str, *, classes: int = CLASSES) -> Tun
                 value.add_(torch.randn_like(value), alpha=0.1)
     torch.nn.init.normal_(model.head.linear.weight, std=0.5)
     return model.eval()
+
+
+def unprepared(backbone: Backbone, method: str, case: str, *, classes: int = CLASSES) -> TunedModel:
+    """A model that has seen no images yet."""
+    return build(backbone, CASES[method][case].config(backbone), classes)
