@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class TestExamine:
         assert row.steps == dict.fromkeys(METHODS, "works")
         assert row.resized == "works"
 
-    @pytest.mark.parametrize(("name", "word"), [(CLOSED, "ResPostBlock"), (NETWORK, "ResNet is neither")])
+    @pytest.mark.parametrize(("name", "word"), [(CLOSED, "ResPostBlock"), (NETWORK, "ResNet")])
     def test_one_that_does_not_open(self, name: str, word: str) -> None:
         row = examine(name)
         assert row.outcome == "refused"
@@ -85,19 +86,19 @@ class TestExamine:
     @pytest.mark.parametrize(
         ("loss", "told"),
         [
-            (lambda self, stream: self.prompts.sum() * float("nan"), "the loss is nan"),
-            (lambda self, stream: (self.prompts * 0).sqrt().sum(), "the gradient of method.prompts is not finite"),
+            (lambda self, stream: next(self.parameters()).sum() * float("nan"), "the loss is nan"),
+            (lambda self, stream: (next(self.parameters()) * 0).sqrt().sum(), "the gradient of method.* is not finite"),
         ],
     )
     def test_numbers_that_are_not_finite_are_a_failure(
         self, monkeypatch: pytest.MonkeyPatch, loss: Any, told: str
     ) -> None:
         monkeypatch.setattr(VPT, "loss", loss)
-        assert examine(GOOD).steps["vpt"] == f"fails: {told}"
+        assert fnmatch(examine(GOOD).steps["vpt"], f"fails: {told}")
 
     def test_prompts_that_do_nothing_are_a_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(VPT, "step", lambda self, i, backbone, stream: backbone.block(i, stream))
-        assert examine(GOOD).steps["vpt"] == "fails: method.prompts has no gradient"
+        assert fnmatch(examine(GOOD).steps["vpt"], "fails: method.prompts* has no gradient")
 
     def test_other_numbers_at_another_size_are_a_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         resize = Backbone.set_image_size
