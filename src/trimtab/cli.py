@@ -128,6 +128,10 @@ def _inspect(args: argparse.Namespace) -> None:
     from trimtab.checkpoint import describe
 
     facts = describe(args.directory)
+    if args.cost:
+        from trimtab.cost import cost
+
+        facts["cost"] = cost(args.directory)
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -241,6 +245,7 @@ def _add_predict(parser: _Parser) -> None:
 def _add_inspect(parser: _Parser) -> None:
     parser.add_argument("directory", metavar="DIR", help="result folder of fit")
     parser.add_argument("--json", action="store_true", help="print JSON, with nothing left out")
+    parser.add_argument("--cost", action="store_true", help="also count operations of an image, parameters and bytes")
 
 
 def _add_export(parser: _Parser) -> None:

@@ -216,7 +216,8 @@ class Backbone(nn.Module):
                 f"timm {timm.__version__} cannot change the image size of {self.name!r} from "
                 f"{self.image_size[0]}x{self.image_size[1]}; install a newer timm."
             )
-        _ = self.fingerprint  # of the weights as they are in the file
+        if self.device.type != "meta":
+            _ = self.fingerprint  # of the weights as they are in the file
         with warnings.catch_warnings():
             # What timm does to tables of relative positions draws remarks on speed and style from torch.
             warnings.simplefilter("ignore", UserWarning)
@@ -428,6 +429,11 @@ class Backbone(nn.Module):
         """(B, num_features): what timm's own classifier would read. Prompts are never pooled."""
         pooled: Tensor = self._outside(self._family.pool, stream.tokens, stream.weights, stream.grid_size)
         return pooled
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, num_features): timm's own forward pass up to what its classifier reads, without any method."""
+        features: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+        return features
 
     def grid(self, stream: Stream) -> Tensor:
         """(B, D, h, w): the normalised patch tokens in their places, without prefix tokens or prompts."""
