@@ -229,7 +229,6 @@ REFUSED: dict[str, list[Refusal]] = {
     "ship": [
         Refusal(SHIPConfig(hierarchy=(0, 3), prototypes=4), "class-token", "goes beyond its 3 blocks"),
         Refusal(SHIPConfig(hierarchy=(0, 1), prototypes=4), "swin", "goes across its stages; start one at block 2"),
-        Refusal(SHIPConfig(end_block=4, prototypes=4), "class-token", "end_block 4"),
         Refusal(SHIPConfig(matching_tokens=18, prototypes=4), "class-token", "18 salient tokens"),
         Refusal(SHIPConfig(hierarchy=(0, 1), attribute_length=17, prototypes=4), "map-pool", "17 salient"),
     ],

@@ -47,7 +47,11 @@ def features(method: Any, backbone: Backbone, images: Tensor, noise: Noise | Non
 
 def plainly(method: E2VPT, network: nn.Module, images: Tensor) -> Tensor:
     """Visual prompts as tokens of the sequence; keys and values longer than the queries; heads one by one."""
-    vit, named = PlainViT(network), dict(method.named_parameters())
+    vit, named = PlainViT(network), {"keys": torch.stack(list(method.keys))}
+    if method.prompts is not None:
+        named["prompts"] = method.prompts.stages[0]
+    if method.values is not None:
+        named["values"] = torch.stack(list(method.values))
     x = vit.embed(images)
     length = x.shape[1]
     for i in range(vit.depth):
@@ -166,13 +170,15 @@ def test_a_prompt_is_seen_by_its_block_only(plain: Backbone) -> None:
 @pytest.mark.parametrize(
     ("options", "shapes"),
     [
-        ({}, {"prompts": (3, 5, 48), "keys": (3, 3, 5, 16), "values": (3, 3, 5, 16)}),
-        ({"num_prompts": 0}, {"keys": (3, 3, 5, 16), "values": (3, 3, 5, 16)}),
-        ({"share_key_values": True, "num_key_values": 2}, {"prompts": (3, 5, 48), "keys": (3, 3, 2, 16)}),
+        ({}, {"prompts.stages.0": (3, 5, 48), "keys": (3, 5, 16), "values": (3, 5, 16)}),
+        ({"num_prompts": 0}, {"keys": (3, 5, 16), "values": (3, 5, 16)}),
+        ({"share_key_values": True, "num_key_values": 2}, {"prompts.stages.0": (3, 5, 48), "keys": (3, 2, 16)}),
     ],
 )
 def test_every_block_and_head_has_its_own(plain: Backbone, options: dict[str, Any], shapes: dict[str, Any]) -> None:
     method = E2VPT(E2VPTConfig(**options), plain)
+    each = {name: shapes.pop(name) for name in ("keys", "values") if name in shapes}
+    shapes |= {f"{name}.{i}": shape for name, shape in each.items() for i in range(3)}
     assert {name: tuple(value.shape) for name, value in method.named_parameters()} == shapes
 
 
