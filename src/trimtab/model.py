@@ -140,7 +140,7 @@ def attach(model: nn.Module, method: str | object, num_classes: int, **options: 
     The model is shared, not copied: it is frozen and put into eval mode; its values are never changed.
 
     Args:
-        model: A timm VisionTransformer or Eva, weights loaded.
+        model: A timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2, weights loaded.
         method: A method's name with ``options``, or its configuration.
         num_classes: C.
         options: Fields of the method's configuration, if ``method`` is a name.

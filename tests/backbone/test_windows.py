@@ -276,3 +276,18 @@ def test_blocks_of_other_kinds_are_refused() -> None:
     model.layers[0].blocks[0] = torch.nn.Identity()
     with pytest.raises(BackboneError, match="its blocks are Identitys"):
         Backbone(model)
+
+
+def test_a_size_that_leaves_windows_of_one_patch_is_refused_and_changes_nothing(version: str) -> None:
+    backbone = made(version, (64, 64), 4)
+    before = copy.deepcopy(backbone.state_dict())
+    with pytest.raises(BackboneError, match=r"At 12x12 the windows of this SwinTransformer\w* would be single patches"):
+        backbone.set_image_size(12, 12)
+    assert backbone.image_size == (64, 64)
+    torch.testing.assert_close(backbone.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "vit_tiny_patch16_224"])
+def test_a_model_that_pools_nothing_is_refused(name: str) -> None:
+    with torch.device("meta"), pytest.raises(BackboneError, match="it pools nothing"):
+        Backbone(timm.create_model(name, global_pool=""))

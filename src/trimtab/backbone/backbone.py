@@ -197,8 +197,11 @@ class Backbone(nn.Module):
     def set_image_size(self, height: int, width: int) -> None:
         """Resize the position embeddings for images of another size; the fingerprint stays.
 
+        Where attention is within windows, timm lets their size follow the image's and resizes the tables of relative
+        positions; going back does not bring the old tables back.
+
         Raises:
-            BackboneError: If the size is not a multiple of the patch size.
+            BackboneError: If the size is not a multiple of the patch size, or windows would be single patches.
         """
         if (height, width) == self.image_size:
             return
@@ -221,7 +224,7 @@ class Backbone(nn.Module):
         with warnings.catch_warnings():
             # What timm does to tables of relative positions draws remarks on speed and style from torch.
             warnings.simplefilter("ignore", UserWarning)
-            self.model.set_input_size(img_size=(height, width))
+            self._family.resize(height, width)
         self._open()
 
     def train(self, mode: bool = True) -> Backbone:

@@ -97,6 +97,14 @@ class Family(abc.ABC):
         """Which of the T tokens pooling reads; all by default."""
         return slice(0, None)
 
+    def resize(self, height: int, width: int) -> None:
+        """Let the model take images of another size, as timm does it.
+
+        Raises:
+            BackboneError: If that would leave nothing of what it has learned.
+        """
+        self.model.set_input_size(img_size=(height, width))
+
     @abc.abstractmethod
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images to tokens (B, T, D) before block 0, and the rotary table."""

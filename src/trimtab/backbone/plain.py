@@ -42,6 +42,8 @@ class Plain(Family):
         reasons = half_precision(model)
         if type(model).forward_features not in (VisionTransformer.forward_features, Eva.forward_features):
             reasons.append(f"{type(model).__name__} runs its blocks in a way of its own")
+        if model.global_pool == "":
+            reasons.append("it pools nothing (global_pool is '')")
         blocks = {type(block).__name__ for block in model.blocks if type(block) not in (Block, EvaBlock)}
         for name in sorted(blocks):
             reasons.append(f"its blocks are {name}s, not pre-norm blocks with attention and MLP in sequence")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone.family import BlockInputs, Family, Keep, Merge, Part, half_precision
 from trimtab.backbone.plain import project_fused
+from trimtab.errors import BackboneError
 from trimtab.stream import AttentionInputs, KeysValues
 
 _LARGEST_LOGIT_SCALE = 4.605170185988092  # log(1 / 0.01), as in timm
@@ -50,6 +53,8 @@ class Windows(Family):
             reasons.append(f"{type(model).__name__} runs its blocks in a way of its own")
         blocks = [block for stage in model.layers for block in stage.blocks]
         known = {SwinTransformerBlock: WindowAttentionV1, SwinTransformerV2Block: WindowAttentionV2}
+        if model.global_pool == "":
+            reasons.append("it pools nothing (global_pool is '')")
         strange = [type(b).__name__ for b in blocks if type(getattr(b, "attn", None)) is not known.get(type(b), ())]
         for name in sorted(set(strange)):
             reasons.append(f"its blocks are {name}s of another kind than timm's Swin")
@@ -73,6 +78,23 @@ class Windows(Family):
                 merges.append(Merge(f"layers.{s}.downsample", stage.downsample, before))
             before += len(stage.blocks)
         return merges
+
+    def resize(self, height: int, width: int) -> None:
+        """As timm does it: windows grow and shrink with the image.
+
+        Raises:
+            BackboneError: If windows would be single patches, which attend to nothing but themselves.
+        """
+        tried = copy.deepcopy(self.model)
+        tried.set_input_size(img_size=(height, width))
+        for stage, before in zip(tried.layers, self.model.layers, strict=True):
+            single = any(math.prod(block.window_size) == 1 for block in stage.blocks)
+            if single and math.prod(before.blocks[0].window_size) > 1:
+                raise BackboneError(
+                    f"At {height}x{width} the windows of this {type(self.model).__name__} would be single patches, "
+                    "which see nothing but themselves; use a size nearer to its own."
+                )
+        super().resize(height, width)
 
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Patches, which have no position of their own."""
