@@ -18,7 +18,7 @@ class BiasConfig:
 
 
 def _biases(backbone: Backbone) -> dict[str, nn.Parameter]:
-    """All bias terms by timm's names: of linear layers, norms and convolutions, also ``q_bias`` and ``v_bias`` apart."""
+    """All bias terms by timm's names: of linear layers, norms, convolutions, and ``q_bias`` and ``v_bias``."""
     return {name: value for name, value in backbone.named_weights().items() if name.rpartition(".")[2].endswith("bias")}
 
 

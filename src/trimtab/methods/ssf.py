@@ -41,7 +41,7 @@ def _sites(backbone: Backbone) -> list[_Site]:
         parent, _, leaf = layer.rpartition(".")
         apart = tuple(f"{parent}.{part}_bias" for part in "qkv")
         if leaf == "qkv" and apart[0] in names:
-            # Eva and Swin-V2 keep the bias of this layer outside it, in three parts of which the keys' is a buffer of zeros.
+            # Eva and Swin-V2 keep this layer's bias outside it, in three parts; the keys' is a buffer of zeros.
             biases = apart
         else:
             # Also where it is None: a shift then takes its place.
