@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 
 from trimtab import checkpoint
 from trimtab.data import ImageStore, Preprocess, TrainingData
-from trimtab.errors import TrainingError
+from trimtab.errors import ConfigError, TrainingError
 from trimtab.inputs import Decoded, Features, Inputs, cut
 from trimtab.memory import Kept, kept_activations, peak_memory, size_of
 from trimtab.model import TunedModel, build
@@ -35,6 +38,8 @@ from trimtab.run_folder import RunFolder, TrainState, restore_optimizer
 from trimtab.tasks import classification_loss, classification_metrics
 
 _EVAL_BATCH = 64
+_BACKEND = "inductor"
+"""What compiles."""
 
 
 class _Objective(nn.Module):
@@ -198,6 +203,8 @@ class Job:
     # --- the loop ---
 
     def _loop(self, train: Inputs, val: Inputs, state: TrainState | None) -> TrainState:
+        if self.config.compile and not self.objective.from_features:
+            self._compile()
         objective, optimizer = self.accelerator.prepare(
             self.objective, make_optimizer(self.recipe, self.model.parameters())
         )
@@ -226,6 +233,17 @@ class Job:
                 if self.accelerator.is_main_process:
                     self.folder.save_state(state)
         return state
+
+    def _compile(self) -> None:
+        # Where torch looks for one.
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if self.accelerator.device.type == "cpu" and shutil.which(compiler) is None:
+            raise ConfigError(
+                f"compile needs a C++ compiler on a CPU and there is no {compiler!r}; install one, name another by CXX "
+                "in the environment, or leave --compile out."
+            )
+        self.progress.say("Compiling the training step; the first step takes a minute or more.")
+        self.objective.compile(fullgraph=True, backend=_BACKEND)
 
     def _steps(self) -> int:
         images = len(self.training.train)

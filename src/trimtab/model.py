@@ -70,11 +70,11 @@ class TunedModel(nn.Module):
         return stream
 
     def _recomputed(self, i: int, stream: Stream) -> Stream:
-        state = stream.noise.state()
+        drawn = stream.noise.drawn
 
         def step(stream: Stream) -> Stream:
             # The second time, the same numbers are drawn.
-            stream.noise.go_to(state)
+            stream.noise.drawn = drawn
             return self.method.step(i, self.backbone, stream)
 
         left: Stream = checkpoint(step, stream, use_reentrant=False)

@@ -8,9 +8,22 @@ spread over processes, and needs no state to be saved for a bit-exact resume.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+@torch.library.custom_op("trimtab::uniform", mutates_args=())
+def _uniform(seed: int, number: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """The ``number``-th draw of a seed. One opaque step to torch.compile, which cannot trace generators."""
+    generator = torch.Generator(device).manual_seed(seed_of(seed, number))
+    return torch.rand(*shape, device=device, generator=generator)
+
+
+@_uniform.register_fake
+def _uniform_shape(seed: int, number: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    return torch.empty(*shape, device=device)
 
 
 class Noise:
@@ -31,30 +44,28 @@ class Noise:
         total: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.first, self.total = first, total
-        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-
-    def state(self) -> Tensor | None:
-        """Where the draws stand; nothing without a seed."""
-        return None if self.generator is None else self.generator.get_state()
-
-    def go_to(self, state: Tensor | None) -> None:
-        """Draw from a :meth:`state` on again."""
-        if self.generator is not None and state is not None:
-            self.generator.set_state(state)
+        self.seed, self.first, self.total = seed, first, total
+        self.device = torch.device(device)
+        self.drawn = 0
+        """How many draws were made: what a second computation of the same has to start from."""
 
     def per_image(self, images: int, *shape: int, like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1), an array of this shape for each image, with ``like``'s device and type."""
-        if self.generator is None:
+        if self.seed is None:
             return torch.rand(images, *shape, device=like.device, dtype=like.dtype)
-        draws = torch.rand(self.total, *shape, device=self.generator.device, generator=self.generator)
+        draws = self._draw(self.seed, [self.total, *shape])
         return draws[self.first : self.first + images].to(like)
 
     def shared(self, *shape: int, like: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) that all images of the global batch share."""
-        if self.generator is None:
+        if self.seed is None:
             return torch.rand(*shape, device=like.device, dtype=like.dtype)
-        return torch.rand(*shape, device=self.generator.device, generator=self.generator).to(like)
+        return self._draw(self.seed, list(shape)).to(like)
+
+    def _draw(self, seed: int, shape: list[int]) -> Tensor:
+        draws: Tensor = _uniform(seed, self.drawn, shape, self.device)
+        self.drawn += 1
+        return draws
 
 
 def drop(values: Tensor, rate: float, uniform: Tensor) -> Tensor:

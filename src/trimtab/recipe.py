@@ -109,6 +109,9 @@ class FitConfig:
     recompute: bool = False
     """Keep only what enters each block and compute the rest anew in the backward pass (activation checkpointing):
     much less memory for about a third more time; the result stays the same."""
+    compile: bool = False
+    """Compile the training step (torch.compile; a C++ compiler is needed on a CPU). The first step takes a minute or
+    more; the result stays the same up to rounding."""
     memory_report: bool = False
     """Measure what the memory of training goes to: backbone, activations, optimiser, decoded images."""
     seed: int = 0
@@ -137,6 +140,10 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} is {value}; it must not be negative.")
+        if self.compile and self.recompute:
+            raise ConfigError("compile and recompute do not go together; choose one of them.")
+        if self.compile and self.memory_report:
+            raise ConfigError("compile hides what a step keeps from memory_report; choose one of them.")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction is {self.val_fraction}; use 0 (none) up to, not including, 1.")
 
