@@ -30,10 +30,10 @@ if not __package__:
     # Run as a file: the package is found from its parent, and its modules not as top-level ones.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.subjects import MODELS, Setting, forward, make, saved_bytes, training_step
+from benchmarks.subjects import LIKE_SHIP, MODELS, Setting, forward, make, saved_bytes, training_step
 
 FORWARD = ("plain", "concatenated", "vpt", "folded vpt", "ship", "folded ship", "svpt", "folded svpt", "folded lora")
-TRAINING = ("concatenated", "vpt", "ship", "svpt", "lora")
+TRAINING = ("concatenated", "vpt", LIKE_SHIP, "ship", "svpt", "lora")
 RATIO_TO = {"forward": "plain", "training": "concatenated"}
 
 
@@ -101,8 +101,10 @@ def _spread(values: list[float]) -> float:
 def peak_memory(kind: str, subject: str, setting: Setting) -> int:
     """Bytes that a fresh process has at its peak during one pass, beyond what it has before."""
     words = [sys.executable, str(Path(__file__).resolve()), "--alone", kind, subject]
+    # What is freed goes back to the system at once: the peak is of what is needed, not of the allocator's habits.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(  # noqa: S603
-        [*words, json.dumps(dataclasses.asdict(setting))], capture_output=True, text=True, check=False
+        [*words, json.dumps(dataclasses.asdict(setting))], capture_output=True, text=True, check=False, env=env
     )
     if done.returncode:
         raise SystemExit(f"Measuring the memory of {subject} failed: {done.stderr.strip().splitlines()[-1]}")

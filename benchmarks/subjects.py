@@ -16,6 +16,10 @@ from trimtab.memory import kept_activations
 from trimtab.model import TunedModel
 
 CLASSES = 10
+SHARED = 10
+"""SHIP's shared prompts, which come on top of those of its hierarchies (and attribute prompts in two blocks)."""
+LIKE_SHIP = "vpt, ship's prompts"
+"""VPT-deep with as many prompts in every block as SHIP has."""
 MODELS = {
     "tiny": "vit_tiny_patch16_224",
     "small": "vit_small_patch16_224",
@@ -86,6 +90,8 @@ def make(subject: str, setting: Setting) -> nn.Module:
     if subject == "concatenated":
         tuned = attach(plain, "vpt", CLASSES, **method_options("vpt", setting.prompts))
         return Concatenated(plain, tuned.method.get_parameter("prompts.stages.0"), tuned.head).to(setting.device)
+    if subject == LIKE_SHIP:
+        return attach(plain, "vpt", CLASSES, **method_options("vpt", setting.prompts + SHARED)).to(setting.device)
     folded, _, method = subject.rpartition(" ")
     model = attach(plain, method, CLASSES, **method_options(method, setting.prompts)).to(setting.device)
     if method == "ship":

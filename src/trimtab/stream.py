@@ -45,13 +45,15 @@ class AttentionInputs:
     """What the softmax core of one block sees; an ``attend`` function maps it to (B, H, T + P, d)."""
 
     queries: Tensor
-    """(B, H, T + P, d): of the tokens, then of the full prompts; of the first tokens only where no others are read."""
+    """(B, H, T + P, d): of the tokens, then of the full prompts; only of those tokens that are read."""
     own: KeysValues
     """(B, H, T + P, d) of the same sequence."""
     context: KeysValues | None
     """(B or 1, H, P', d) of the context prompts, if there are any."""
     num_tokens: int
     """T, where the full prompts begin among the keys."""
+    num_queries: int
+    """How many of the queries are of tokens: T, or fewer where not all are read; the full prompts' follow."""
     scale: float
     """Factor on the logits, ``d ** -0.5`` but where attention is by cosine."""
     mask: Tensor | None = None
@@ -90,6 +92,8 @@ class Stream:
     """Rotary table, if the backbone has one."""
     saliency: Tensor | None = None
     """(B, H, T): logits of the pooling's query over the tokens, if asked of the block just run."""
+    salient: Tensor | None = None
+    """(B, k, D): the most salient tokens as they left the block just run, if asked for."""
     memo: Any = None
     """The method's own carry, opaque to everyone else."""
     pooled_only: bool = False

@@ -162,6 +162,55 @@ def test_saliency_of_the_last_block_needs_all_of_it(plain: Backbone) -> None:
     assert asked.saliency is not None
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("how", ["context", "decoupled"])
+def test_salient_tokens_and_prompts_leave_the_last_block_as_if_all_did(family: str, prefix: bool, how: str) -> None:
+    backbone = shared_backbone(family)
+    if min(backbone.patches) < 3:
+        pytest.skip("fewer patches than salient tokens")
+    torch.manual_seed(1)
+    context, prompts = (torch.randn(2, 3, backbone.widths[-1], requires_grad=True) for _ in range(2))
+    options: dict[str, Any] = {"salient": 3, "salient_prefix": prefix, "context": context}
+    if how == "decoupled":
+        options |= {"prompts": prompts, "attend": decoupled_attention(0.3)}
+    results = []
+    for pooled_only in (False, True):
+        stream = left(backbone, pooled_only, **options)
+        assert stream.salient is not None
+        parts = (backbone.pool(stream), stream.salient, stream.prompts)
+        wanted = (context, prompts) if how == "decoupled" else (context,)
+        gradients = torch.autograd.grad(sum(part.square().sum() for part in parts), wanted)
+        results.append((*parts, *gradients))
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_salient_tokens_cost_no_more_than_they_and_the_first() -> None:
+    backbone, flops = FAMILIES["depth-1"].backbone(), []
+    for options in ({"saliency": True}, {"salient": 2}):
+        stream = backbone.embed(images_for(backbone), pooled_only=True)
+        with FlopCounterMode(display=False) as counter:
+            left_over = backbone.block(0, stream, **options)
+        flops.append(counter.get_total_flops())
+    assert left_over.tokens.shape[1] == 1
+    # Keys and values of 17 tokens, everything else of three: 2 of 12 parts, and 10 of 12 for 3 of 17 tokens.
+    assert flops[1] < 0.36 * flops[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_salient_tokens_are_those_with_the_largest_saliency(family: str) -> None:
+    backbone = shared_backbone(family)
+    stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True, salient=2, salient_prefix=False)
+    assert stream.saliency is not None
+    assert stream.salient is not None
+    logits = stream.saliency.mean(1)
+    logits[:, : backbone.num_prefix_tokens] = -torch.inf
+    for image, (row, tokens) in enumerate(zip(logits, stream.salient, strict=True)):
+        first, second = row.argsort(descending=True)[:2].tolist()
+        assert torch.equal(tokens, stream.tokens[image, [first, second]])
+
+
 def test_the_last_block_costs_what_one_token_costs() -> None:
     backbone, flops = FAMILIES["depth-1"].backbone(), []
     for pooled_only in (False, True):

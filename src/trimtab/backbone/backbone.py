@@ -22,7 +22,7 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BesideMLP, BlockInputs, Family, batched
+from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Salient, batched, gathered
 from trimtab.backbone.fingerprint import classifier_names, fingerprint
 from trimtab.backbone.opened import Opened, OpenedPart, twin
 from trimtab.backbone.plain import Plain
@@ -331,6 +331,8 @@ class Backbone(nn.Module):
         attend: Attend = softmax_attention,
         beside_mlp: BesideMLP | None = None,
         saliency: bool = False,
+        salient: int = 0,
+        salient_prefix: bool = True,
         drop_path: float = 0.0,
     ) -> Stream:
         """Run block ``i``.
@@ -344,13 +346,21 @@ class Backbone(nn.Module):
             beside_mlp: Maps the sequence (B, T + P, D) before the MLP and its norm to what is added to it besides
                 the MLP's output.
             saliency: Also compute how much pooling would look at each token, into ``Stream.saliency``.
+            salient: Also give so many tokens as they leave the block, those that pooling would look at most (mean over
+                heads), in ``Stream.salient``.
+            salient_prefix: Whether class token and other prefix tokens may be among them.
             drop_path: Probability of dropping each of the two residual branches for an image.
 
         The saliency is a row of logits (B, H, T): those of the query of the pooled tokens (the class token's, or the
         mean of several) in this block; with learned pooling (a latent query) those of that query over the tokens as
         they leave the block. Where the block ends a stage, tokens, prompts and saliency leave it merged.
         """
-        learned = saliency and self._family.heads_in_saliency is not None
+        wanted = Salient(salient, 0 if salient_prefix else self.num_prefix_tokens) if salient else None
+        learned = (saliency or salient > 0) and self._family.heads_in_saliency is not None
+        # Who asks for the saliency will look at all tokens.
+        num_read = self._num_read if stream.pooled_only and i + 1 == self.depth and not saliency else None
+        # A patch that is read alone would need its own row of a rotary table.
+        reduced = wanted is not None and num_read is not None and not learned and stream.rope is None
         inputs = BlockInputs(
             tokens=stream.tokens,
             prompts=stream.prompts,
@@ -360,20 +370,25 @@ class Backbone(nn.Module):
             attend=attend,
             keep=self._keep(stream.noise, drop_path, stream.tokens, per_image=True),
             beside_mlp=beside_mlp,
-            pooled=self.pooled_tokens if saliency and not learned else None,
-            # The saliency is of all tokens, which who asks for it will look at.
-            num_read=self._num_read if stream.pooled_only and i + 1 == self.depth and not saliency else None,
+            pooled=self.pooled_tokens if (saliency or salient) and not learned else None,
+            num_read=num_read if reduced or not salient else None,
+            salient=wanted if reduced else None,
         )
-        left = self._blocks[i].run(stream.weights, self._family.run, inputs)
+        parts = self._blocks[i].run(stream.weights, self._family.run, inputs)
         grid_size, unmerged = stream.grid_size, None
         if i in self._merges:
-            unmerged = left[0]
-            left = self._merges[i].run(stream.weights, self._family.merge, *left, grid_size)
+            unmerged = parts[0]
+            parts = self._merges[i].run(stream.weights, self._family.merge, *parts, grid_size)
             grid_size = _half(grid_size)
-        tokens, prompts, logits = left
+        tokens, prompts, logits = parts
         if learned:
             logits = self._outside(self._family.pooling_logits, tokens, stream.weights)
-        return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, grid_size=grid_size, unmerged=unmerged)
+        left = stream.replace(tokens=tokens, prompts=prompts, saliency=logits, grid_size=grid_size, unmerged=unmerged)
+        if wanted is None or logits is None:
+            return left.replace(salient=None)
+        if reduced:
+            return left.replace(tokens=tokens[:, :num_read], salient=tokens[:, num_read:])
+        return left.replace(salient=gathered(tokens, wanted.places(logits)))
 
     def bypass(
         self,

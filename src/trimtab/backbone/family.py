@@ -18,6 +18,21 @@ Keep: TypeAlias = "tuple[Tensor, Tensor] | None"
 
 
 @dataclasses.dataclass(frozen=True)
+class Salient:
+    """Tokens chosen by the saliency, mean over heads."""
+
+    count: int
+    """How many."""
+    first: int
+    """Position of the first token that may be among them."""
+
+    def places(self, saliency: Tensor) -> Tensor:
+        """(B, count) positions among the tokens, by a saliency (B, H, T)."""
+        chosen = saliency.mean(1)[:, self.first :].topk(self.count, dim=1).indices
+        return chosen + self.first
+
+
+@dataclasses.dataclass(frozen=True)
 class BlockInputs:
     """What one block is run on."""
 
@@ -37,6 +52,8 @@ class BlockInputs:
     """The tokens whose mean query gives the saliency, if it is wanted."""
     num_read: int | None = None
     """How many of the tokens are read as they leave the block, counted from the first; None for everything."""
+    salient: Salient | None = None
+    """Which tokens are read besides those, if not everything is; the block leaves them behind the first ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +167,11 @@ class Family(abc.ABC):
         if not parts:
             return None
         return KeysValues.join([p if isinstance(p, KeysValues) else self.keys_values(block, batched(p)) for p in parts])
+
+
+def gathered(tokens: Tensor, places: Tensor) -> Tensor:
+    """The tokens (B, k, D) at positions (B, k)."""
+    return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def batched(prompts: Tensor) -> Tensor:

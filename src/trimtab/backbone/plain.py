@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import timm.layers
@@ -13,7 +14,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Keep, Part, half_precision
+from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Keep, Part, gathered, half_precision
 from trimtab.stream import AttentionInputs, KeysValues
 
 # Younger than timm 1.0.
@@ -95,14 +96,44 @@ class Plain(Family):
         attn, count = block.attn, tokens.shape[1]
         x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
         normed = block.norm1(x)
-        queries, own = _heads(attn, normed, inputs.rope, count, inputs.num_read)
         context = self.join(block, inputs.context)
-        seen = AttentionInputs(queries, own, context, num_tokens=count, scale=attn.scale)
-        attended = inputs.attend(seen).transpose(1, 2).flatten(2)
+        if inputs.salient is not None:
+            return self._run_salient(block, inputs, x, normed, context)
+        # Joined with a context, keys and values are copied; apart from the queries, the originals need not be kept.
+        apart = context is not None and torch.is_grad_enabled()
+        queries, own = _heads(attn, normed, inputs.rope, count, inputs.num_read, apart=apart)
         read = slice(None, inputs.num_read)
+        num_queries = count if inputs.num_read is None else inputs.num_read
+        seen = AttentionInputs(queries, own, context, num_tokens=count, num_queries=num_queries, scale=attn.scale)
+        attended = inputs.attend(seen).transpose(1, 2).flatten(2)
         x = _residuals(block, x[:, read], normed[:, read], attended, inputs.keep, inputs.beside_mlp)
-        saliency = None if inputs.pooled is None else _pooled_logits(seen, inputs.pooled)
+        saliency = None if inputs.pooled is None else _pooled_logits(queries[:, :, inputs.pooled], seen)
         return x[:, :count], x[:, count:], saliency
+
+    def _run_salient(
+        self, block: Any, inputs: BlockInputs, x: Tensor, normed: Tensor, context: KeysValues | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`run` where besides the first tokens the salient ones and the full prompts are read, and no others.
+
+        Which they are is known from one row of logits, so the others ask no queries and have no MLP.
+        """
+        attn, count, first = block.attn, inputs.tokens.shape[1], inputs.num_read
+        if inputs.salient is None or first is None:
+            raise RuntimeError("Everything of this block is read.")
+        keys, values = _project(attn, normed, "keys values")
+        own = _repeat_groups(attn, KeysValues(_qk_norm(attn, "k_norm", keys).to(values.dtype), values))
+
+        def queries(rows: Tensor) -> Tensor:
+            return _qk_norm(attn, "q_norm", _project(attn, rows, "queries")[0]).to(values.dtype)
+
+        seen = AttentionInputs(keys, own, context, count, first + inputs.salient.count, attn.scale)
+        saliency = _pooled_logits(queries(normed[:, inputs.pooled]), seen)
+        places = inputs.salient.places(saliency)
+        x, normed = (torch.cat([v[:, :first], gathered(v, places), v[:, count:]], 1) for v in (x, normed))
+        seen = dataclasses.replace(seen, queries=queries(normed))
+        attended = inputs.attend(seen).transpose(1, 2).flatten(2)
+        x = _residuals(block, x, normed, attended, inputs.keep, inputs.beside_mlp)
+        return x[:, : seen.num_queries], x[:, seen.num_queries :], saliency
 
     def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
         """Normalised prompts to the output projection, then the MLP."""
@@ -192,10 +223,13 @@ def project_fused(attn: Any, x: Tensor, wanted: str = " ".join(_QKV)) -> list[Te
 
 
 def _heads(
-    attn: Any, normed: Tensor, rope: Tensor | None, num_tokens: int, num_read: int | None
+    attn: Any, normed: Tensor, rope: Tensor | None, num_tokens: int, num_read: int | None, *, apart: bool
 ) -> tuple[Tensor, KeysValues]:
-    """Queries, keys and values of tokens and full prompts; rotary positions on the patches only."""
-    if num_read is None:
+    """Queries, keys and values of tokens and full prompts; rotary positions on the patches only.
+
+    Queries are held ``apart`` from keys and values, or all in one tensor.
+    """
+    if num_read is None and not apart:
         queries, keys, values = _project(attn, normed)
     else:
         keys, values = _project(attn, normed, "keys values")
@@ -229,8 +263,8 @@ def _repeat_groups(attn: Any, pair: KeysValues) -> KeysValues:
     return KeysValues(pair.keys.repeat_interleave(groups, dim=1), pair.values.repeat_interleave(groups, dim=1))
 
 
-def _pooled_logits(inputs: AttentionInputs, pooled: slice) -> Tensor:
+def _pooled_logits(queries: Tensor, inputs: AttentionInputs) -> Tensor:
     # The mean of several queries' logits is the mean query's logits: one row, whatever the pooling.
-    query = inputs.queries[:, :, : inputs.num_tokens][:, :, pooled].mean(2, keepdim=True)
+    query = queries.mean(2, keepdim=True)
     keys = inputs.own.keys[:, :, : inputs.num_tokens]
     return (query * inputs.scale @ keys.transpose(-2, -1)).squeeze(2)

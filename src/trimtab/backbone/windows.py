@@ -128,7 +128,7 @@ class Windows(Family):
         if context is not None and context.keys.shape[0] > 1:
             context = KeysValues(*(x.repeat_interleave(cut.count, 0) for x in (context.keys, context.values)))
         own = KeysValues(keys, values)
-        seen = AttentionInputs(queries, own, context, num_tokens=cut.area, scale=_scale(attn), mask=mask)
+        seen = AttentionInputs(queries, own, context, cut.area, cut.area, scale=_scale(attn), mask=mask)
         left = inputs.attend(seen).transpose(1, 2).flatten(2)
         attended = cut.back(left[:, : cut.area])
         if added:

@@ -155,8 +155,8 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
     """
 
     def attend(inputs: AttentionInputs) -> Tensor:
-        t = inputs.num_tokens
-        queries, keys, values = inputs.queries[:, :, :t], inputs.own.keys, inputs.own.values
+        t, read = inputs.num_tokens, inputs.num_queries
+        queries, keys, values = inputs.queries[:, :, :read], inputs.own.keys, inputs.own.values
         mask = None if inputs.mask is None else inputs.mask[:, :, :t, :t]
         image = F.scaled_dot_product_attention(
             queries, keys[:, :, :t], values[:, :, :t], attn_mask=mask, scale=inputs.scale
@@ -168,10 +168,10 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         prompts = KeysValues.join(parts).expand(queries.shape[0])
         seen = F.scaled_dot_product_attention(queries, prompts.keys, prompts.values, scale=inputs.scale)
         mixed = image + scale * seen if additive else (1.0 - scale) * image + scale * seen
-        if inputs.queries.shape[2] <= t:
+        if inputs.queries.shape[2] == read:
             return mixed
         mask = None if inputs.mask is None else inputs.mask[:, :, t:]
-        attending = dataclasses.replace(inputs, queries=inputs.queries[:, :, t:], mask=mask)
+        attending = dataclasses.replace(inputs, queries=inputs.queries[:, :, read:], mask=mask)
         return torch.cat([mixed, softmax_attention(attending)], 2)
 
     return attend
@@ -384,7 +384,8 @@ class SHIP(Method[SHIPConfig]):
             attend=softmax_attention
             if plain
             else decoupled_attention(config.attention_scale, config.attention_mix == "additive"),
-            saliency=matching or i + 1 in self.attribute_starts,
+            salient=config.matching_tokens * matching or config.attribute_length * (i + 1 in self.attribute_starts),
+            salient_prefix=config.salient_class_token,
             drop_path=drop_path,
         )
         if attends:
@@ -432,22 +433,14 @@ class SHIP(Method[SHIPConfig]):
 
     def _attribute(self, which: int, stream: Stream) -> Tensor:
         """Attribute prompts (B, L, D): the image's salient tokens in terms of the prototypes, and learned ones."""
-        salient = self._salient(stream, self.config.attribute_length)
-        cosine = F.normalize(salient, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        if stream.salient is None:
+            raise RuntimeError("the block before was run without salient tokens")
+        cosine = F.normalize(stream.salient, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
         pattern = (cosine / self.config.temperature).softmax(-1) @ self.prototypes
         mix, learned = self.config.attribute_mix, self.attribute
         if learned is None:
             raise RuntimeError("attribute prompts are turned off")
         return self._dropped(mix * pattern + (1.0 - mix) * learned[which], stream)
-
-    def _salient(self, stream: Stream, count: int) -> Tensor:
-        """The ``count`` tokens (B, count, D) that the pooled tokens attended to most in the block just run."""
-        if stream.saliency is None:
-            raise RuntimeError("the block before was run without saliency")
-        logits = stream.saliency.mean(1)
-        skip = 0 if self.config.salient_class_token else logits.shape[1] - stream.num_patches
-        chosen = logits[:, skip:].topk(count, dim=1).indices + skip
-        return stream.tokens.gather(1, chosen[..., None].expand(-1, -1, stream.tokens.shape[2]))
 
     def _inserted(self, prompts: Tensor | None, stream: Stream) -> Tensor:
         """Prompts (P, D) as they enter a block: (1, P, D), or (B, P, D) where dropout differs between images."""
@@ -477,7 +470,9 @@ class SHIP(Method[SHIPConfig]):
         carried: Carried = stream.memo
         if not self.training or self.config.matching_weight == 0:
             return None
-        salient = F.normalize(self._salient(stream, self.config.matching_tokens), dim=-1)
+        if stream.salient is None:
+            raise RuntimeError("the last block was run without salient tokens")
+        salient = F.normalize(stream.salient, dim=-1)
         batch = salient.shape[0]
         prompts = torch.cat([p.expand(batch, -1, -1) for p in carried if p.shape[1]], 1)
         distance = 1.0 - F.normalize(prompts, dim=-1) @ salient.transpose(1, 2)  # (B, P, salient)
