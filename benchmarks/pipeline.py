@@ -80,10 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     rows = [{"epoch": k + 1, "waited": e["waited"], "seconds": e["seconds"]} for k, e in enumerate(EPOCHS)]
     for row in rows:
-        share = row["waited"] / row["seconds"]
-        print(
-            f"epoch {row['epoch']}: {row['seconds']:.1f} s, of which {row['waited']:.2f} s waiting ({100 * share:.1f} %)"
-        )
+        share = 100 * row["waited"] / row["seconds"]
+        print(f"epoch {row['epoch']}: {row['seconds']:.1f} s, of which {row['waited']:.2f} s waiting ({share:.1f} %)")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps({"arguments": vars(args), "epochs": rows}, default=str, indent=1) + "\n")
