@@ -248,10 +248,10 @@ class SVPTReading:
     gate_shape: str = "token"
     gate: float = 0.5
     source: str = "input"
-    form: str = "convex"
+    form: str = "additive"
     salient: int = 0
     pairing: str = "attention"
-    added: str = "prompts"
+    added: str = "normalised"
 
 
 @dataclasses.dataclass

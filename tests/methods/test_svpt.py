@@ -263,7 +263,7 @@ def test_the_first_block_enhances_nothing(plain: Backbone, monkeypatch: pytest.M
 
 
 def test_pairs_go_by_rank(plain: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = tuned(plain, connection="none", pairing="paired", salient=None).method
+    method = tuned(plain, connection="none", pairing="paired", added="prompts", salient=None).method
     stream = plain.embed(images_for(plain, 1))
     logits = torch.zeros(1, 3, 17)
     logits[:, :, [9, 2, 14]] = torch.tensor([3.0, 2.0, 1.0])

@@ -107,7 +107,9 @@ class Plain(Family):
         seen = AttentionInputs(queries, own, context, num_tokens=count, num_queries=num_queries, scale=attn.scale)
         attended = inputs.attend(seen).transpose(1, 2).flatten(2)
         x = _residuals(block, x[:, read], normed[:, read], attended, inputs.keep, inputs.beside_mlp)
-        saliency = None if inputs.pooled is None else _pooled_logits(queries[:, :, inputs.pooled], seen)
+        saliency = (
+            None if inputs.pooled is None else _pooled_logits(queries[:, :, :num_queries][:, :, inputs.pooled], seen)
+        )
         return x[:, :count], x[:, count:], saliency
 
     def _run_salient(

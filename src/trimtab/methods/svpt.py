@@ -33,20 +33,20 @@ class SVPTConfig:
     sets of prompts it mixes, or nothing (a learned constant)."""
     gate_shape: Literal["token", "channel", "scalar"] = "token"
     """One gate for each prompt, each channel, or each block."""
-    gate: float = 0.5
+    gate: float = 0.1
     """The fixed gate, and where a dynamic gate starts."""
     source: Literal["input", "output"] = "input"
     """What is shared with the next block: the prompts that entered the block before, or as they left it."""
-    form: Literal["convex", "additive"] = "convex"
-    """Mix as (1 - g) * own + g * shared, or as own + g * shared."""
+    form: Literal["convex", "additive"] = "additive"
+    """Mix as own + g * shared (additive), or as (1 - g) * own + g * shared (convex)."""
     enhancement: bool = True
     """Attentive enhancement: add prompts to the salient patches."""
     salient: int | None = None
     """Patches that are enhanced. Default: a tenth of them (20 of 196); the number of prompts if paired."""
     pairing: Literal["attention", "paired"] = "attention"
     """What a salient patch gets: a mix of the prompts by its similarity to them, or the prompt of its rank."""
-    added: Literal["prompts", "normalised"] = "prompts"
-    """Add the prompts as they are, or normalised, which is how attention sees them."""
+    added: Literal["prompts", "normalised"] = "normalised"
+    """Add the prompts normalised, which is how attention sees them, or as they are."""
     strength: float = 0.0
     """Where the learned strength of the enhancement starts, one number a block."""
     prompt_init: Literal["patches", "uniform"] = "patches"
@@ -119,8 +119,9 @@ class SVPT(Method[SVPTConfig]):
 
     .. math::
         g_i &= \sigma(\mathrm{LN}(Z_{i-1}) w_i + b_i) \\
-        \tilde P_i &= (1 - g_i) \odot P_i + g_i \odot \tilde P_{i-1}, \qquad \tilde P_0 = P_0 \\
-        E_I &\leftarrow E_I + \alpha_i\, \mathrm{softmax}(E_I \tilde P_i^T / \sqrt D)\, \tilde P_i
+        \tilde P_i &= P_i + g_i \odot \tilde P_{i-1}, \qquad \tilde P_0 = P_0 \\
+        E_I &\leftarrow E_I + \alpha_i\, \mathrm{softmax}(E_I \bar P_i^T / \sqrt D)\, \bar P_i,
+        \qquad \bar P_i = \mathrm{LN}(\tilde P_i)
 
     where ``I`` are the patches that the pooled tokens' query of block ``i - 1`` attends to most (softmax over
     patches, mean over heads). Gates start at ``gate`` and strengths at 0.
@@ -132,7 +133,8 @@ class SVPT(Method[SVPTConfig]):
 
     Departs: only the abstract was at hand, which gives no equation. Everything here but "the input prompts of
     adjacent layers are connected dynamically and selectively; salient tokens are enhanced by adding prompts" is
-    our reading; docs/methods.md lists the readings, LOG.md what validation said of those tried so far.
+    our reading; docs/methods.md lists the readings that were tried, and the defaults are those that validation accuracy
+    on real data chose (LOG.md).
 
     References:
         | SVPT, IEEE Transactions on Image Processing 34 (2025), 4527-4540 (preprint: iVPT, Zhou et al., 2024)
