@@ -27,7 +27,7 @@ def losses(runs: Sequence[Run]) -> Drawing:
             axes.plot(*train, color=SERIES[1], linestyle="--", label="training")
             axes.plot(*val, color=SERIES[0], label="validation")
         else:
-            axes.plot(*train, color=look["color"], linewidth=0.9, alpha=0.6, linestyle=":")
+            axes.plot(*train, color=look["color"], linewidth=1.0, alpha=0.8, linestyle=":")
             axes.plot(*val, **look, label=shown(run.name, 24))
     _dress(axes, "epoch", "loss")
     if len(runs) > 1:
@@ -64,6 +64,8 @@ def tradeoff(points: Sequence[tuple[str, int, float, float]], what: str) -> Draw
         points: Name, trained numbers, accuracy and its standard error, 0 to 1, of each run.
         what: Which accuracy.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     made, axes = figure(2.7 + 0.16 * len(points))
     for k, (name, trained, accuracy, error) in enumerate(points):
         axes.errorbar(
@@ -79,6 +81,9 @@ def tradeoff(points: Sequence[tuple[str, int, float, float]], what: str) -> Draw
             label=shown(name, 32),
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15, y=0.1)
     _dress(axes, "trained numbers, the head's included", f"{what}, %")
     _legend(made, axes)
@@ -238,6 +243,8 @@ def _legend(made: Any, axes: Any) -> None:
 def _dress(axes: Any, x: str, y: str) -> None:
     axes.grid(alpha=0.15, linewidth=0.6)
     axes.set(xlabel=x, ylabel=y)
+    if x == "epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _curve(run: Run, key: str, factor: float = 1.0) -> tuple[list[float], list[float]]:

@@ -18,9 +18,9 @@ from trimtab.report.findings import Findings, Picture
 from trimtab.report.runs import Run
 from trimtab.report.thumbnails import overlay, thumbnail
 
-_PAIRS = 15
+_PAIRS = 10
 """Confused pairs that are listed."""
-_MAPS = 3
+_MAPS = 2
 """Prompts whose attention is laid over an image."""
 
 
@@ -251,18 +251,24 @@ class _Layout:
         return rows
 
     def maps(self) -> list[tuple[str, int, int]]:
-        """The prompts that tell patches apart best, one of each set: a name, the block, the place in it."""
-        found = []
-        for one in self.sets:
-            # Of each block the prompt whose weight varies most over the patches of an image.
-            best = [(*self._spread(one, i), i) for i in one.blocks]
-            spread, column, i = max(best)
-            number = column - self.columns(one, i).start + 1
-            found.append((spread, f"{one.name}, {number} of {one.count}", i, column))
+        """The prompts that tell patches apart best, of different sets first: a name, the block, the place in it."""
+        found = [(*self._spread(one, i), one, i) for one in self.sets for i in one.blocks]
         found.sort(key=lambda entry: -entry[0])
-        return [entry[1:] for entry in found[:_MAPS]]
+        # The first of each set before the others.
+        firsts = {entry[2].name: entry for entry in reversed(found)}
+        chosen = [entry for entry in found if firsts[entry[2].name] is entry]
+        chosen = (chosen + [entry for entry in found if entry not in chosen])[:_MAPS]
+        return [
+            (
+                (f"{one.name}, " if len(self.sets) > 1 else "") + f"prompt {column - self.columns(one, i).start + 1}",
+                i,
+                column,
+            )
+            for _, column, one, i in chosen
+        ]
 
     def _spread(self, one: PromptSet, i: int) -> tuple[float, int]:
+        # Of the prompt whose weight varies most over the patches of an image: how much it does, and its place.
         columns = self.columns(one, i)
         values: Tensor = self.attention.patches[i][..., columns]
         spread = values.flatten(1, 2).std(1, correction=0).mean(0)
