@@ -39,8 +39,10 @@ MAY_IMPORT = {
     "optimizer": "recipe",
     "memory": "",
     "probe": f"{_CORE} heads model tasks optimizer",
-    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory progress",
-    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress",
+    "tracking": "errors files progress run_folder",
+    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory "
+    "progress tracking",
+    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress tracking",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",

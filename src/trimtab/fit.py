@@ -22,6 +22,7 @@ from trimtab.model import TunedModel, build
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import SPLIT, RunFolder, digest, machine
+from trimtab.tracking import Tracking, check_trackers
 from trimtab.weights import load_backbone
 
 
@@ -78,6 +79,7 @@ def fit(
             the loss is no longer finite.
     """
     config = _fit_config(options)
+    check_trackers(config.tracker)
     method_config = configure(method, method_options)
     recipe = config.resolve(paper_recipe(config.recipe) if config.recipe else method_of(method_config).recipe)
     accelerator = _accelerator(config)
@@ -96,14 +98,19 @@ def fit(
     if folder.finished:
         progress.say(f"{out} is finished; nothing is left to do.")
         return _finished(folder.path)
-    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress)
+    trackers = config.tracker if accelerator.is_main_process else ()
+    tracking = Tracking(trackers, folder.path, run, resumed=folder.going_on, progress=progress)
+    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress, tracking)
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
     if accelerator.is_main_process:
         run = _begin(folder, run, training)
     accelerator.wait_for_everyone()
-    job.finish(job.train(), run)
-    return _finished(folder.path)
+    with tracking:
+        job.finish(job.train(), run)
+        result = _finished(folder.path)
+        tracking.final(dataclasses.asdict(result))
+    return result
 
 
 def _fit_config(options: dict[str, Any]) -> FitConfig:
@@ -216,7 +223,7 @@ def _identity(config: FitConfig, resolved: dict[str, Any], fingerprint: str, tra
         for images in (training.train, training.val)
         for path, label in zip(images.paths, images.labels, strict=True)
     ]
-    free = ("weights", "cache_gb", "threads", "device")
+    free = ("weights", "cache_gb", "threads", "device", "tracker")
     return {
         **{name: value for name, value in dataclasses.asdict(config).items() if name not in free and value is not None},
         **resolved["recipe"],

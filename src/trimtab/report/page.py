@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from trimtab import __version__
 from trimtab.report import pictures
@@ -123,5 +122,3 @@ def _overview(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[
 
 def _with_error(value: float, images: int) -> tuple[float, float]:
     return value, error_of(value, images)
-
-

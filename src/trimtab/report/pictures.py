@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from trimtab.methods.base import Hierarchy, PromptSet
-from trimtab.report.drawing import INK, MARKERS, PAPER, SERIES, STYLES, WIDTH, Drawing, figure, finished, shown
+from trimtab.report.drawing import MARKERS, PAPER, SERIES, STYLES, WIDTH, Drawing, figure, finished, shown
 from trimtab.report.runs import Run
 
 LARGEST_CONFUSION = 25

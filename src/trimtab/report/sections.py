@@ -210,7 +210,9 @@ def _examples(layout: _Layout, findings: Findings) -> tuple[Card, ...]:
         ]
         for name, i, column in maps:
             alt = f"Where patches of an image of {one.target} attend to {name} in block {i}."
-            drawn.append((overlay(one.pixels, findings.attention.patches[i][k, ..., column], alt), f"{name}, block {i}"))
+            drawn.append(
+                (overlay(one.pixels, findings.attention.patches[i][k, ..., column], alt), f"{name}, block {i}")
+            )
         cards.append(_card(one, drawn))
     return tuple(cards)
 

@@ -98,9 +98,8 @@ def _find(
     run: Run, asked: Asked, mistakes: int, *, strict: bool, progress: Progress
 ) -> tuple[Findings | None, list[str]]:
     """What the run's model says of images, or a sentence on why nothing can be said."""
-    if asked.data is None and asked.split == "val" and run.metrics.get("val_images") == 0:
-        if not strict:
-            return None, ["No images were looked at: the run had no validation images. Name some with --data."]
+    if asked.data is None and asked.split == "val" and run.metrics.get("val_images") == 0 and not strict:
+        return None, ["No images were looked at: the run had no validation images. Name some with --data."]
     try:
         return find(run, asked, mistakes=mistakes, examples=min(_EXAMPLES, mistakes), progress=progress), []
     except TrimtabError as error:
