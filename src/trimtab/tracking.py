@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ class Tracking:
             act(self._trackers[name])
 
     @contextlib.contextmanager
-    def _telling(self, name: str) -> Any:
+    def _telling(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - other people's software and servers fail in any way

@@ -22,7 +22,7 @@ INK, PAPER = "#010203", "#fdfcfb"
 """Stand-ins for what depends on light or dark."""
 SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216", "#010217")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLES = ("-", "--", "-.", ":")
+STYLES = ("-", "--", "-.")
 # Okabe and Ito's hues, which people with the common kinds of colour blindness can tell apart, each darkened or
 # lightened until it stands out from the paper.
 _LIGHT = ("#0072b2", "#c24e00", "#007d5a", "#a8487e", "#8a6100", "#2b7fb0", "#24292f")

@@ -19,7 +19,7 @@ LARGEST_CONFUSION = 25
 
 def losses(runs: Sequence[Run]) -> Drawing:
     """Training and validation loss, epoch by epoch."""
-    made, axes = figure(2.7 + 0.16 * _legend_rows(runs))
+    made, axes = figure(2.6 + 0.17 * _legend_rows([run.name for run in runs]))
     for k, run in enumerate(runs):
         look = _look(k)
         train, val = _curve(run, "train_loss"), _curve(run, "val_loss")
@@ -41,7 +41,7 @@ def accuracies(runs: Sequence[Run]) -> Drawing | None:
     """Validation accuracy, epoch by epoch, with the epoch that was kept; nothing where it was not measured."""
     if not any(_curve(run, "val_accuracy")[0] for run in runs):
         return None
-    made, axes = figure(2.7 + 0.16 * _legend_rows(runs))
+    made, axes = figure(2.6 + 0.17 * _legend_rows([run.name for run in runs]))
     for k, run in enumerate(runs):
         epochs, values = _curve(run, "val_accuracy", 100)
         look = _look(k)
@@ -66,7 +66,7 @@ def tradeoff(points: Sequence[tuple[str, int, float, float]], what: str) -> Draw
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    made, axes = figure(2.7 + 0.16 * len(points))
+    made, axes = figure(2.6 + 0.17 * _legend_rows([point[0] for point in points]))
     for k, (name, trained, accuracy, error) in enumerate(points):
         axes.errorbar(
             trained,
@@ -109,7 +109,7 @@ def affinity(found: Hierarchy) -> Drawing:
     axes.set_aspect("equal")
     axes.invert_yaxis()
     bar = made.colorbar(heat, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("affinity (mean cosine)")
+    bar.set_label("affinity (mean cosine)", labelpad=8)
     bar.outline.set_visible(False)  # type: ignore[operator]
     groups = ", ".join(
         f"{start} to {end - 1}" if end - start > 1 else str(start)
@@ -227,17 +227,21 @@ def _ranges(blocks: Sequence[int]) -> str:
 
 
 def _look(k: int) -> dict[str, Any]:
-    return {"color": SERIES[k % len(SERIES)], "linestyle": STYLES[k // len(SERIES) % len(STYLES)]}
+    return {"color": SERIES[k % len(SERIES)], "linestyle": STYLES[k % len(STYLES)]}
 
 
-def _legend_rows(runs: Sequence[Run]) -> int:
-    return len(runs) if len(runs) > 1 else 1
+def _legend_rows(names: Sequence[str]) -> int:
+    return math.ceil(len(names) / _legend_columns(names))
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    return 2 if max(map(len, names), default=0) <= 16 else 1
 
 
 def _legend(made: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        made.legend(handles, labels, loc="outside lower left", ncols=1 if len(labels) > 2 else 2)
+        made.legend(handles, labels, loc="outside lower left", ncols=_legend_columns(labels))
 
 
 def _dress(axes: Any, x: str, y: str) -> None:
