@@ -103,7 +103,8 @@ def test_help_never_imports_torch(method: str) -> None:
         "import sys; from trimtab import cli\n"
         f"try: cli.main(['fit', '--method', {method!r}, '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'torchvision', 'accelerate', 'rich', 'numpy', 'PIL', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'accelerate', 'rich', 'numpy', 'PIL', 'matplotlib', 'jinja2'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

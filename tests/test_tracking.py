@@ -94,7 +94,7 @@ def test_a_tracker_is_told_the_history(fake: Callable[..., Fake], tmp_path: Path
     step, final = told.told[-1]
     assert step == 9
     assert final["final/val_accuracy"] == metrics["val_accuracy"]
-    assert final["final/trainable"] == metrics["trainable_parameters"]
+    assert final["final/trainable_parameters"] == metrics["trainable_parameters"]
     assert told.config["method"] == "vpt"
     assert told.config["vpt.num_prompts"] == 3
     assert told.config["lr"] == 0.01

@@ -79,7 +79,6 @@ def fit(
             the loss is no longer finite.
     """
     config = _fit_config(options)
-    check_trackers(config.tracker)
     method_config = configure(method, method_options)
     recipe = config.resolve(paper_recipe(config.recipe) if config.recipe else method_of(method_config).recipe)
     accelerator = _accelerator(config)
@@ -103,14 +102,10 @@ def fit(
     job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress, tracking)
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
-    if accelerator.is_main_process:
-        run = _begin(folder, run, training)
-    accelerator.wait_for_everyone()
+    run = _begin(folder, run, training, accelerator)
     with tracking:
         job.finish(job.train(), run)
-        result = _finished(folder.path)
-        tracking.final(dataclasses.asdict(result))
-    return result
+    return _finished(folder.path)
 
 
 def _fit_config(options: dict[str, Any]) -> FitConfig:
@@ -122,7 +117,9 @@ def _fit_config(options: dict[str, Any]) -> FitConfig:
         raise ConfigError("fit needs a backbone: the name of a timm model, as 'vit_base_patch16_224.augreg_in21k'.")
     if isinstance(options.get("weights"), Path):
         options = {**options, "weights": str(options["weights"])}
-    return FitConfig(**options)
+    config = FitConfig(**options)
+    check_trackers(config.tracker)
+    return config
 
 
 def make_preprocess(config: FitConfig, backbone: Backbone) -> Preprocess:
@@ -162,13 +159,15 @@ def _accelerator(config: FitConfig) -> Accelerator:
     return accelerator
 
 
-def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData) -> dict[str, Any]:
-    """Start the folder; the record of a resumed run is the first one's."""
-    folder.begin(run)
-    if training.split_made:
-        write_split(folder.path / SPLIT, training)
-    recorded: dict[str, Any] = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
-    return recorded
+def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData, accelerator: Accelerator) -> dict[str, Any]:
+    """Start the folder, in the main process; the record of a resumed run is the first one's."""
+    if accelerator.is_main_process:
+        folder.begin(run)
+        if training.split_made:
+            write_split(folder.path / SPLIT, training)
+        run = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
+    accelerator.wait_for_everyone()
+    return run
 
 
 def _open(data: str | Path, config: FitConfig, progress: Progress) -> TrainingData:

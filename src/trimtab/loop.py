@@ -80,7 +80,8 @@ class Job:
     ) -> None:
         self.config, self.recipe, self.accelerator = config, recipe, accelerator
         self.folder, self.model, self.training = folder, model, training
-        self.preprocess, self.progress, self.tracking = preprocess, progress, tracking
+        self.preprocess, self.progress = preprocess, progress
+        self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
         self.started = time.monotonic()
         self.objective = _Objective(model, config)
         self._decoded: tuple[Decoded, Decoded] | None = None
@@ -209,16 +210,14 @@ class Job:
             restore_optimizer(optimizer, state.optimizer)
         spent = state.seconds
         steps, epochs = self._steps(), self.recipe.epochs
-        if self.tracking is not None:
-            self.tracking.start(state.epoch * steps)
+        self.tracking.start(state.epoch * steps)
         with self.progress.stage("Training", epochs * steps, "steps", done=state.epoch * steps) as advance:
             for epoch in range(state.epoch, epochs):
                 entry = self._epoch(epoch, objective, optimizer, train, advance)
                 entry |= self._validate(val)
                 state.epoch = epoch + 1
                 state.history.append(entry)
-                if self.tracking is not None:
-                    self.tracking.epoch(state.epoch * steps, entry)
+                self.tracking.epoch(state.epoch * steps, entry)
                 state.trained = self._trained()
                 finite = all(bool(value.isfinite().all()) for value in state.trained.values())
                 # The last step of a run has no next loss that would tell.
@@ -275,8 +274,7 @@ class Job:
             total += loss
             if self.config.memory_report and not self.memory.get("optimizer"):
                 self.memory |= self._memory(optimizer)
-            if self.tracking is not None:
-                self.tracking.step(step, steps, float(loss), lr)
+            self.tracking.step(step, steps, float(loss), lr)
             advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
         return {"epoch": epoch + 1, "train_loss": float(total) / steps, "lr": lr}
 
@@ -374,6 +372,7 @@ class Job:
                 run=run,
             )
             self.folder.finish()
+        self.tracking.final(metrics)
         self.accelerator.wait_for_everyone()
 
 

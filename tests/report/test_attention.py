@@ -62,7 +62,7 @@ def test_a_core_of_its_own_says_what_it_gives(additive: bool, share: float) -> N
 
 
 @pytest.mark.parametrize("family", ["class-token", "registers-average", "map-pool", "swin-v2"])
-@pytest.mark.parametrize(("method", "name"), all_cases(), ids="-".join)
+@pytest.mark.parametrize(("method", "name"), all_cases())
 def test_prompts_are_laid_out_as_the_method_says(method: str, name: str, family: str) -> None:
     backbone = shared_backbone(family)
     if not CASES[method][name].supports(backbone):

@@ -10,7 +10,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def looks() -> Iterator[None]:
     """The style of all pictures, while they are drawn."""
     import matplotlib as mpl
 
-    style = {
+    style: dict[Any, Any] = {
         # Text stays text, is never read as formulas, and the same numbers give the same file.
         "svg.fonttype": "none",
         "svg.hashsalt": "trimtab",

@@ -93,10 +93,7 @@ def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Prog
     """
     saved = checkpoint.read(run.folder)
     source, images = _images(run, asked, saved.labels)
-    device = asked.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = checkpoint.restore(saved, weights=asked.weights, device=device)
+    model = checkpoint.restore(saved, weights=asked.weights, device=_device(asked.device))
     predictor = Predictor(model.fold(), saved.labels, saved.preprocess)
     logits, targets = logits_of(
         predictor, images, batch_size=asked.batch_size, threads=asked.threads, progress=progress
@@ -132,6 +129,12 @@ def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Prog
         examples=shown,
         attention=_attention(model, saved.preprocess, shown),
     )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _images(run: Run, asked: Asked, labels: tuple[str, ...]) -> tuple[str, ImageSet]:

@@ -56,7 +56,7 @@ def _table(
     other = next((found.split for found in findings if found is not None and found.split != "val"), None)
     if other is not None:
         columns.append((f"{other} accuracy", "number"))
-    columns += [(name, "number") for name in ("trained numbers", "adapter", "time", "epochs")]
+    columns += [(name, "number") for name in ("trained numbers", "adapter size", "time", "epochs")]
     rows = []
     for run, found in zip(runs, findings, strict=True):
         metrics = run.metrics

@@ -110,7 +110,7 @@ def affinity(found: Hierarchy) -> Drawing:
     axes.invert_yaxis()
     bar = made.colorbar(heat, ax=axes, shrink=0.8, pad=0.02)
     bar.set_label("affinity (mean cosine)", labelpad=8)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     groups = ", ".join(
         f"{start} to {end - 1}" if end - start > 1 else str(start)
         for start, end in zip(starts, (*starts[1:], depth), strict=True)
@@ -165,7 +165,7 @@ def shares(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> Dr
     axes.spines[["left", "bottom"]].set_visible(False)
     bar = made.colorbar(heat, ax=axes, orientation="horizontal", shrink=0.9, aspect=30, pad=0.02)
     bar.set_label("% of the attention")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     means = "; ".join(f"{name} {row.mean():.1f} %" for name, row in zip(names, table, strict=True))
     return finished(made, f"Part of the pooled tokens' attention that goes to prompts, mean over blocks: {means}.")
 
@@ -181,7 +181,7 @@ def confusion(counts: Tensor, labels: Sequence[str]) -> Drawing:
     for row, column in zip(*table.nonzero(), strict=True):
         colour = "black" if parts[row, column] > 0.55 else "white"
         size = 8 if n <= 12 and table.max() < 1000 else 6
-        where = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
+        where: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
         axes.text(column + 0.5, row + 0.5, str(table[row, column]), **where)
     names = [shown(label, 14) for label in labels]
     ticks = [k + 0.5 for k in range(n)]

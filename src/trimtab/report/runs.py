@@ -77,7 +77,9 @@ def _read(folder: Path, name: str) -> Run:
     except (OSError, ValueError) as error:
         record = {}
         notes.append(f"The run's configuration is missing: {RUN} cannot be read ({type(error).__name__}).")
-    depth, sets, hierarchy = None, (), None
+    depth: int | None = None
+    sets: tuple[PromptSet, ...] = ()
+    hierarchy: Hierarchy | None = None
     try:
         depth, sets, hierarchy = _structure(folder)
     except (TrimtabError, RuntimeError, TypeError, ValueError) as error:
