@@ -242,6 +242,7 @@ def test_a_new_run_replaces_the_curves_of_the_old_one(tmp_path: Path) -> None:
     assert (folder / "tensorboard" / "mine").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # of theirs
 def test_mlflow_has_one_run_of_a_run_that_was_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
@@ -255,6 +256,7 @@ def test_mlflow_has_one_run_of_a_run_that_was_resumed(tmp_path: Path, monkeypatc
     assert [metric.step for metric in history] == [3, 6, 9]
 
 
+@pytest.mark.filterwarnings("ignore")  # of theirs
 def test_wandb_writes_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)

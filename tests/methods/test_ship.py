@@ -545,5 +545,5 @@ def test_the_hierarchy_is_told_with_what_it_was_found_by() -> None:
     found = method.hierarchy()
     assert found is not None
     assert found.starts == method.config.hierarchy
-    torch.testing.assert_close(found.affinity.diagonal(), torch.ones(4))
+    torch.testing.assert_close(found.affinity.diagonal(), torch.ones(4).double())
     assert unprepared(3, hierarchy=(0,), attribute_sets=0).hierarchy() is None
