@@ -110,7 +110,7 @@ def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Prog
         return tuple(
             Picture(
                 pixels[k],
-                images.paths[row].name,
+                Path(str(images.paths[row])).name,
                 saved.labels[int(targets[row])],
                 saved.labels[int(said[row])],
                 float(probability[row]),
