@@ -39,12 +39,15 @@ MAY_IMPORT = {
     "optimizer": "recipe",
     "memory": "",
     "probe": f"{_CORE} heads model tasks optimizer",
-    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory progress",
-    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress",
+    "tracking": "errors files progress run_folder",
+    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory "
+    "progress tracking",
+    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress tracking",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",
-    "cli": "errors files methods options progress show catalogue checkpoint fit evaluate export cost",
+    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate",
+    "cli": "errors files methods options progress show catalogue checkpoint fit evaluate export cost report",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""

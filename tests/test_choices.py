@@ -95,9 +95,12 @@ class Lists:
 
     names: tuple[str, ...] | None = None
     places: tuple[int, ...] = (0,)
+    words: tuple[Literal["a", "b"], ...] = ()
 
 
-@pytest.mark.parametrize("options", [{}, {"names": ("a", "b")}, {"names": None}, {"places": (0, 3)}, {"places": [1]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"names": ("a", "b")}, {"names": None}, {"places": (0, 3)}, {"places": [1]}, {"words": ("b", "a")}]
+)
 def test_lists_that_fit(options: dict[str, object]) -> None:
     check_choices(Lists(**options))  # type: ignore[arg-type]
 
@@ -110,6 +113,8 @@ def test_lists_that_fit(options: dict[str, object]) -> None:
         ({"places": 3}, "places is 3; give a tuple, each entry a whole number"),
         ({"places": (0, 1.5)}, "each entry a whole number"),
         ({"places": (True,)}, "each entry a whole number"),
+        ({"words": ("a", "c")}, "give a tuple, each entry one of a, b"),
+        ({"words": "a"}, "words is 'a'; give a tuple, each entry one of a, b"),
     ],
 )
 def test_lists_that_do_not_fit(options: dict[str, object], message: str) -> None:

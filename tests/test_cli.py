@@ -52,6 +52,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         "fit": ["fit"],
         "evaluate": ["evaluate", "predict_to_csv"],
         "checkpoint": ["describe"],
+        "report": ["report"],
     }.items():
         stand_in = types.SimpleNamespace(**dict.fromkeys(names, work))
         stand_in.split_to_measure = lambda directory, data: work.split
@@ -102,7 +103,8 @@ def test_help_never_imports_torch(method: str) -> None:
         "import sys; from trimtab import cli\n"
         f"try: cli.main(['fit', '--method', {method!r}, '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'torchvision', 'accelerate', 'rich', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'accelerate', 'rich', 'numpy', 'PIL', 'matplotlib', 'jinja2'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
@@ -145,6 +147,9 @@ def test_version(run: Run) -> None:
         (["eval", "runs/a", "d", "--json", "."], "'.' is a folder; name a file."),
         (["eval", "runs/a", "d", "--threads", "0"], "'0' is not a whole number above 0."),
         (["predict", "runs/a", "--out", "p.csv"], "required: PATHS"),
+        (["report", "--out", "r.html"], "required: DIR"),
+        (["report", "runs/a"], "required: --out"),
+        ([*FIT, "--tracker", "wandb,aim"], "'aim' is not one of tensorboard, wandb, mlflow."),
         (["inspect", "runs/a", "--jsn"], "there is no option --jsn. Did you mean '--json'?"),
     ],
 )
@@ -266,6 +271,25 @@ def test_predict_replaces_a_file_only_if_told(run: Run, work: Work) -> None:
     work.result = types.SimpleNamespace(done=1, skipped=[])
     assert run("predict", "runs/a", "x", "--out", "p.csv", "--overwrite")[0] == 0
     assert work.seen["overwrite"] is True
+
+
+def test_report(run: Run, work: Work) -> None:
+    work.result = types.SimpleNamespace(file=Path("r.html"), runs=2, bytes=1_500_000)
+    code, out, _ = run("report", "runs/a", "runs/b", "--out", "r.html", "--split", "test", "--threads", "3")
+    assert code == 0
+    assert isinstance(work.seen.pop("progress"), Progress)
+    assert work.seen == {
+        "args": (["runs/a", "runs/b"],),
+        "out": "r.html",
+        "data": None,
+        "split": "test",
+        "overwrite": False,
+        "weights": None,
+        "batch_size": 64,
+        "threads": 3,
+        "device": "auto",
+    }
+    assert out.splitlines() == ["result  r.html", "runs    2", "page    1.5 MB"]
 
 
 def test_inspect(run: Run, work: Work) -> None:

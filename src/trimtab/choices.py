@@ -46,8 +46,10 @@ def _check(name: str, value: Any, hint: Any) -> None:
 
 def _check_list(name: str, value: Any, kind: Any) -> None:
     # A text is a sequence of its letters, which nobody means.
-    if not isinstance(value, (tuple, list)) or not all(_is(entry, kind) for entry in value):
-        raise ConfigError(f"{name} is {value!r}; give a tuple, each entry {_KINDS[kind]}.")
+    words = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    if not isinstance(value, (tuple, list)) or not all(e in words if words else _is(e, kind) for e in value):
+        what = f"one of {', '.join(words)}" if words else _KINDS[kind]
+        raise ConfigError(f"{name} is {value!r}; give a tuple, each entry {what}.")
 
 
 def _is(value: object, kind: type) -> bool:

@@ -22,6 +22,7 @@ from trimtab.model import TunedModel, build
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import SPLIT, RunFolder, digest, machine
+from trimtab.tracking import Tracking, check_trackers
 from trimtab.weights import load_backbone
 
 
@@ -96,13 +97,14 @@ def fit(
     if folder.finished:
         progress.say(f"{out} is finished; nothing is left to do.")
         return _finished(folder.path)
-    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress)
+    trackers = config.tracker if accelerator.is_main_process else ()
+    tracking = Tracking(trackers, folder.path, run, resumed=folder.going_on, progress=progress)
+    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress, tracking)
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
-    if accelerator.is_main_process:
-        run = _begin(folder, run, training)
-    accelerator.wait_for_everyone()
-    job.finish(job.train(), run)
+    run = _begin(folder, run, training, accelerator)
+    with tracking:
+        job.finish(job.train(), run)
     return _finished(folder.path)
 
 
@@ -115,7 +117,9 @@ def _fit_config(options: dict[str, Any]) -> FitConfig:
         raise ConfigError("fit needs a backbone: the name of a timm model, as 'vit_base_patch16_224.augreg_in21k'.")
     if isinstance(options.get("weights"), Path):
         options = {**options, "weights": str(options["weights"])}
-    return FitConfig(**options)
+    config = FitConfig(**options)
+    check_trackers(config.tracker)
+    return config
 
 
 def make_preprocess(config: FitConfig, backbone: Backbone) -> Preprocess:
@@ -155,13 +159,15 @@ def _accelerator(config: FitConfig) -> Accelerator:
     return accelerator
 
 
-def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData) -> dict[str, Any]:
-    """Start the folder; the record of a resumed run is the first one's."""
-    folder.begin(run)
-    if training.split_made:
-        write_split(folder.path / SPLIT, training)
-    recorded: dict[str, Any] = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
-    return recorded
+def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData, accelerator: Accelerator) -> dict[str, Any]:
+    """Start the folder, in the main process; the record of a resumed run is the first one's."""
+    if accelerator.is_main_process:
+        folder.begin(run)
+        if training.split_made:
+            write_split(folder.path / SPLIT, training)
+        run = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
+    accelerator.wait_for_everyone()
+    return run
 
 
 def _open(data: str | Path, config: FitConfig, progress: Progress) -> TrainingData:
@@ -216,7 +222,7 @@ def _identity(config: FitConfig, resolved: dict[str, Any], fingerprint: str, tra
         for images in (training.train, training.val)
         for path, label in zip(images.paths, images.labels, strict=True)
     ]
-    free = ("weights", "cache_gb", "threads", "device")
+    free = ("weights", "cache_gb", "threads", "device", "tracker")
     return {
         **{name: value for name, value in dataclasses.asdict(config).items() if name not in free and value is not None},
         **resolved["recipe"],

@@ -36,6 +36,7 @@ from trimtab.progress import Advance, Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import RunFolder, TrainState, restore_optimizer
 from trimtab.tasks import classification_loss, classification_metrics
+from trimtab.tracking import Tracking
 
 _EVAL_BATCH = 64
 _BACKEND = "inductor"
@@ -80,10 +81,12 @@ class Job:
         training: TrainingData,
         preprocess: Preprocess,
         progress: Progress,
+        tracking: Tracking | None = None,
     ) -> None:
         self.config, self.recipe, self.accelerator = config, recipe, accelerator
         self.folder, self.model, self.training = folder, model, training
         self.preprocess, self.progress = preprocess, progress
+        self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
         self.started = time.monotonic()
         self.objective = _Objective(model, config)
         self._decoded: tuple[Decoded, Decoded] | None = None
@@ -214,12 +217,14 @@ class Job:
             restore_optimizer(optimizer, state.optimizer)
         spent = state.seconds
         steps, epochs = self._steps(), self.recipe.epochs
+        self.tracking.start(state.epoch * steps)
         with self.progress.stage("Training", epochs * steps, "steps", done=state.epoch * steps) as advance:
             for epoch in range(state.epoch, epochs):
                 entry = self._epoch(epoch, objective, optimizer, train, advance)
                 entry |= self._validate(val)
                 state.epoch = epoch + 1
                 state.history.append(entry)
+                self.tracking.epoch(state.epoch * steps, entry)
                 state.trained = self._trained()
                 finite = all(bool(value.isfinite().all()) for value in state.trained.values())
                 # The last step of a run has no next loss that would tell.
@@ -287,6 +292,7 @@ class Job:
             total += loss
             if self.config.memory_report and not self.memory.get("optimizer"):
                 self.memory |= self._memory(optimizer)
+            self.tracking.step(step, steps, float(loss), lr)
             advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
         return {"epoch": epoch + 1, "train_loss": float(total) / steps, "lr": lr}
 
@@ -384,6 +390,7 @@ class Job:
                 run=run,
             )
             self.folder.finish()
+        self.tracking.final(metrics)
         self.accelerator.wait_for_everyone()
 
 

@@ -126,6 +126,8 @@ class FitConfig:
     """Threads that decode images."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
+    tracker: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Experiment trackers that follow the run, with commas between; their packages have to be installed."""
     limit: int | None = None
     """Use only the first N training and validation images of a shuffled list, to try things out."""
 

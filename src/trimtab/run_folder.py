@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 
 RESUME = "resume.safetensors"
 SPLIT = "split.csv"
+TRACKING = "tracking.json"
+"""How trackers know the run, for a resumed one to go on in the same place."""
+EVENTS = "tensorboard"
+"""Folder of TensorBoard's files, where it follows the run."""
 # In the order of removal: without its configuration an adapter is none, so a kill midway leaves nothing that
 # looks whole.
-_OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, RUN)
+_OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, RUN)
 
 
 @dataclasses.dataclass
@@ -96,6 +101,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_drafts(self.path, _OURS)
+            if not self.going_on and (self.path / TRACKING).exists():
+                shutil.rmtree(self.path / EVENTS, ignore_errors=True)
             for name in () if self.going_on else _to_remove(self.path):
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.families import FAMILIES, STAGED, images_for, shared_backbone, small
 from trimtab.backbone import Backbone, reasons_not_to_open
 from trimtab.errors import BackboneError
-from trimtab.stream import AttentionInputs, KeysValues, Stream, softmax_attention
+from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PLAIN = [name for name in FAMILIES if name not in STAGED]
@@ -630,3 +630,42 @@ def test_half_weights_are_refused(dtype: torch.dtype) -> None:
     model = FAMILIES["class-token"].model().to(dtype)
     with pytest.raises(BackboneError, match=r"its weights are torch\.\w+; call model\.float\(\)"):
         Backbone(model)
+
+
+# --- looking on -----------------------------------------------------------------------------------
+
+
+def test_who_looks_on_sees_every_block_and_changes_nothing(backbone: Backbone) -> None:
+    images, seen = images_for(backbone), []
+
+    def watch(i: int, attend: Attend) -> Attend:
+        seen.append(i)
+        return attend
+
+    plain = watched = backbone.embed(images)
+    watched = watched.replace(watch=watch)
+    for i in range(backbone.depth):
+        plain, watched = backbone.block(i, plain), backbone.block(i, watched)
+        assert torch.equal(plain.tokens, watched.tokens)
+        assert watched.saliency is not None
+        assert watched.saliency.shape[2] == watched.tokens.shape[1]
+    assert seen == list(range(backbone.depth))
+
+
+def test_what_the_core_has_of_tokens_comes_back_in_place(backbone: Backbone) -> None:
+    """The values of the tokens, taken out of the softmax core, are those of the tokens in their order."""
+    stream = backbone.embed(images_for(backbone))
+    kept: list[Tensor] = []
+
+    def watch(i: int, attend: Attend) -> Attend:
+        def attending(inputs: AttentionInputs) -> Tensor:
+            kept.append(inputs.own.values.transpose(1, 2).flatten(2))
+            return attend(inputs)
+
+        return attending
+
+    for i in range(backbone.depth):
+        grid, tokens = stream.grid_size, stream.tokens
+        stream = backbone.block(i, stream.replace(watch=watch))
+        expected = backbone.keys_values(i, tokens).values.transpose(1, 2).flatten(2)
+        torch.testing.assert_close(backbone.in_place(i, grid, kept[i]), expected)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.families import FAMILIES, images_for, shared_backbone
+from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants
 from trimtab.methods.e2vpt import E2VPTConfig
@@ -107,3 +108,9 @@ class TestConstants:
 
 def centred(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(x - x.mean(-1, keepdim=True), dim=-1)
+
+
+def test_a_method_has_no_prompts_and_no_hierarchy_unless_it_says_so(plain: Backbone) -> None:
+    method = Linear(LinearConfig(), plain)
+    assert not method.sets(plain)
+    assert method.hierarchy() is None

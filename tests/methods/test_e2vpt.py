@@ -295,3 +295,11 @@ def test_all_prompts_fold_to_keys_and_values(plain: Backbone, num_prompts: int, 
 def test_impossible_options_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         E2VPTConfig(**options)
+
+
+def test_sets_say_where_prompts_enter(plain: Backbone) -> None:
+    blocks = tuple(range(plain.depth))
+    visual, learned = made(plain, num_prompts=2, num_key_values=3).sets(plain)
+    assert (visual.count, visual.enters) == (2, blocks)
+    assert (learned.count, learned.enters) == (3, blocks)
+    assert [one.count for one in made(plain, num_prompts=0, num_key_values=3).sets(plain)] == [3]

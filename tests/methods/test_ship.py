@@ -521,3 +521,29 @@ def test_folded_transforms_no_prompts_but_attribute_prompts(monkeypatch: pytest.
     assert through == [(4, (3, model.method.config.attribute_length, 48))]
     stored = SMALL["prompt_length"] + SMALL["shared_length"]
     assert [folded.method.context(i).keys.shape[2] for i in range(6)] == [stored] * 6
+
+
+def test_sets_say_where_prompts_enter() -> None:
+    method = unprepared(6, hierarchy=(0, 1, 4), attribute_sets=1)
+    found = {one.name: (one.count, one.enters, one.carried) for one in method.sets(network(6))}
+    length = method.config.prompt_length
+    assert found == {
+        "hierarchy 1": (length, (0,), ()),
+        "hierarchy 2": (length, (1,), (2, 3)),
+        "hierarchy 3": (length, (4,), (5,)),
+        "attributes 3": (method.config.attribute_length, (4,), (5,)),
+        "shared": (method.config.shared_length, (0, 1, 2, 3, 4, 5), ()),
+    }
+    again = unprepared(6, hierarchy=(0, 1, 4), attribute_sets=0, shared_length=0, inside="reinsert")
+    assert [(one.enters, one.carried) for one in again.sets(network(6))] == [((0,), ()), ((1, 2, 3), ()), ((4, 5), ())]
+
+
+def test_the_hierarchy_is_told_with_what_it_was_found_by() -> None:
+    method = unprepared(4)
+    assert method.hierarchy() is None
+    method.prepare(network(4), [images_for(network(4), 5)])
+    found = method.hierarchy()
+    assert found is not None
+    assert found.starts == method.config.hierarchy
+    torch.testing.assert_close(found.affinity.diagonal(), torch.ones(4).double())
+    assert unprepared(3, hierarchy=(0,), attribute_sets=0).hierarchy() is None

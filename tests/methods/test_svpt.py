@@ -522,3 +522,17 @@ def test_more_salient_patches_than_there_are_do_no_harm_where_none_are_enhanced(
     assert not SVPT.unsupported(SVPTConfig(salient=17, enhancement=False), plain)
     assert not SVPT.unsupported(SVPTConfig(salient=17), shared_backbone("depth-1"))
     assert not SVPT.unsupported(SVPTConfig(salient=16), plain)
+
+
+@pytest.mark.parametrize(
+    ("family", "connection", "linked"),
+    [
+        ("class-token", "dynamic", (1, 2)),
+        ("class-token", "none", ()),
+        ("swin", "fixed", (1, 3)),
+    ],
+)
+def test_sets_say_where_prompts_enter(family: str, connection: Any, linked: tuple[int, ...]) -> None:
+    backbone = shared_backbone(family)
+    (prompts,) = SVPT(SVPTConfig(num_prompts=4, connection=connection), backbone).sets(backbone)
+    assert (prompts.count, prompts.enters, prompts.carried) == (4, tuple(range(backbone.depth)), linked)

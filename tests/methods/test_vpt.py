@@ -156,3 +156,12 @@ def test_a_deep_prompt_is_seen_by_its_block_only(plain: Backbone) -> None:
 def test_impossible_options_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         VPTConfig(**options)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_sets_say_where_prompts_enter(plain: Backbone, deep: bool) -> None:
+    blocks = tuple(range(plain.depth))
+    (prompts,) = made(plain, num_prompts=4, deep=deep).sets(plain)
+    assert (prompts.count, prompts.enters) == (4, blocks if deep else (0,))
+    assert prompts.carried == (() if deep else blocks[1:])
+    assert prompts.blocks == blocks

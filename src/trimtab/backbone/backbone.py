@@ -355,6 +355,8 @@ class Backbone(nn.Module):
         mean of several) in this block; with learned pooling (a latent query) those of that query over the tokens as
         they leave the block. Where the block ends a stage, tokens, prompts and saliency leave it merged.
         """
+        if stream.watch is not None:
+            attend, saliency = stream.watch(i, attend), True
         wanted = Salient(salient, 0 if salient_prefix else self.num_prefix_tokens) if salient else None
         learned = (saliency or salient > 0) and self._family.heads_in_saliency is not None
         # Who asks for the saliency will look at all tokens.
@@ -389,6 +391,13 @@ class Backbone(nn.Module):
         if reduced:
             return left.replace(tokens=tokens[:, :num_read], salient=tokens[:, num_read:])
         return left.replace(salient=gathered(tokens, wanted.places(logits)))
+
+    def in_place(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+        """What the softmax core of block ``i`` has of its T tokens, (..., C), as (B, T, C).
+
+        Where a block attends within windows, the core sees each as an image of its own.
+        """
+        return self._family.in_place(self._blocks[i].inside, grid_size, rows)
 
     def bypass(
         self,
