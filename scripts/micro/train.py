@@ -1,4 +1,4 @@
-"""Distillation: the student's tokens are to say what the teacher's say, from half of the patches most of the time."""
+"""Distillation: the student's tokens are to say what the teacher's say, most of the time from a part of the patches."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class Recipe:
     warmup: float = 0.02
     """Part of the time in which the learning rate rises; a cosine to 0 follows."""
     batch: int = 128
-    kept: float = 0.5
-    """Part of the patches that the student sees, drawn anew for every batch."""
+    kept: float = 0.25
+    """Part of the patches that the student sees at first, drawn anew for every batch."""
+    kept_last: float = 0.5
+    """What this part has risen to, evenly, before it sees all of them."""
     whole_from: float = 0.85
-    """Part of the time after which it sees all of them."""
+    """Part of the time after which it does."""
     temperature: float = 2.0
     logits_weight: float = 1.0
     tokens_weight: float = 1.0
@@ -159,7 +161,8 @@ class Training:
         pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
         keep = None
         if progress < recipe.whole_from:
-            keep = torch.randperm(64, generator=generator)[: int(64 * recipe.kept)].sort().values
+            part = recipe.kept + (recipe.kept_last - recipe.kept) * progress / recipe.whole_from
+            keep = torch.randperm(64, generator=generator)[: round(64 * part)].sort().values
         got = self.student(jittered(pictures, recipe.jitter, generator), keep)
         parts = losses(recipe, got, self.targets.of(rows, mirrored, keep))
         self.optimizer.zero_grad(set_to_none=True)
