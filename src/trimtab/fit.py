@@ -116,6 +116,11 @@ def _fit_config(options: dict[str, Any]) -> FitConfig:
     for name in options:
         if name not in known:
             raise ConfigError(f"fit has no option {name!r}.{nearest(name, known)}")
+    if "backbone" not in options and options.get("weights") is not None:
+        raise ConfigError(
+            f"Weights file {str(options['weights'])!r} is given and no backbone; name the model that it was saved from "
+            "with --backbone."
+        )
     if isinstance(options.get("weights"), Path):
         options = {**options, "weights": str(options["weights"])}
     return FitConfig(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pickle
@@ -59,6 +60,8 @@ _CONFIG = "config.json"
 _SAVED = ("model.safetensors", "pytorch_model.bin")
 """What timm saves weights as, in a folder or a repository, the better first."""
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+_SAFELY = {"weights_only": True} if "weights_only" in inspect.signature(timm.models.load_state_dict).parameters else {}
+"""How timm is told to run no pickled code; where it cannot be told yet (1.0.3), torch refuses by its own default."""
 _NORMALISATIONS = {
     (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD): "imagenet",
     (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD): "inception",
@@ -326,7 +329,7 @@ def _load(model: Any, name: str, path: Path) -> None:
             _check_npz(path)
             model.load_pretrained(str(path))
             return
-        state = timm.models.load_state_dict(str(path), weights_only=True)
+        state = timm.models.load_state_dict(str(path), **_SAFELY)
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         state = convert(state, model) if convert else state
         missing, unexpected = _fit(model, state)
