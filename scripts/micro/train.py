@@ -38,6 +38,8 @@ class Recipe:
     """Part of the time after which it does."""
     temperature: float = 2.0
     logits_weight: float = 1.0
+    labels_weight: float = 0.2
+    """Of the cross-entropy with the images' own labels: at 128 px the teacher knows less than they do."""
     tokens_weight: float = 1.0
     jitter: float = 0.3
     """Largest change of brightness and contrast."""
@@ -84,14 +86,17 @@ class Targets:
         return (tokens[:, 0] - class_mean) / class_std, (patches - mean) / std, logits
 
 
-def losses(recipe: Recipe, got: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
-    """Those of class token, patches and logits."""
+def losses(
+    recipe: Recipe, got: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor, Tensor], classes: Tensor
+) -> list[Tensor]:
+    """Those of class token, patches, the teacher's logits and the labels."""
     t = recipe.temperature
     soft = F.kl_div((got[2] / t).log_softmax(1), (wanted[2] / t).softmax(1), reduction="batchmean") * t * t
     return [
         recipe.tokens_weight * F.smooth_l1_loss(got[0], wanted[0]),
         recipe.tokens_weight * F.smooth_l1_loss(got[1], wanted[1]),
         recipe.logits_weight * soft / 5,
+        recipe.labels_weight * F.cross_entropy(got[2], classes, label_smoothing=0.1),
     ]
 
 
@@ -164,7 +169,8 @@ class Training:
             part = recipe.kept + (recipe.kept_last - recipe.kept) * progress / recipe.whole_from
             keep = torch.randperm(64, generator=generator)[: round(64 * part)].sort().values
         got = self.student(jittered(pictures, recipe.jitter, generator), keep)
-        parts = losses(recipe, got, self.targets.of(rows, mirrored, keep))
+        classes = self.wanted[self.labels[rows]]
+        parts = losses(recipe, got, self.targets.of(rows, mirrored, keep), classes)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(parts).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 3.0)
@@ -191,6 +197,7 @@ class Training:
             "class_token_loss": round(float(running[0]), 4),
             "patches_loss": round(float(running[1]), 4),
             "logits_loss": round(float(running[2]), 4),
+            "labels_loss": round(float(running[3]), 4),
             "held_out_accuracy": round(self.accuracy(), 4),
         }
         self.curves.append(entry)
