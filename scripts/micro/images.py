@@ -19,8 +19,14 @@ def read_images(parquet: Path, work: Path) -> tuple[Tensor, Tensor, list[str]]:
     Returns:
         uint8 images (n, 3, 64, 64), labels (n,), and the WordNet identifier of each label.
     """
-    import pyarrow.parquet
-
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise SystemExit(
+            "micro: reading the images needs pyarrow, and nothing else here does; pip install it."
+        ) from None
+    if not parquet.is_file():
+        raise SystemExit(f"micro: there is no file {str(parquet)!r}; name the folder with the data with --shared.")
     table = pyarrow.parquet.read_table(parquet)
     labels = torch.from_numpy(table["label"].to_numpy().copy())
     wnids = dict(zip(labels.tolist(), table["wnid"].to_pylist(), strict=True))

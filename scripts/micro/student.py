@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import timm
 import torch
 from torch import Tensor, nn
 
+from scripts.micro.images import SIDE
 from scripts.micro.teacher import CLASSES, WIDTH
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-ARGUMENTS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 12, "num_heads": 4, "num_classes": 0}
+ARGUMENTS = {"img_size": SIDE, "patch_size": 8, "embed_dim": 128, "depth": 12, "num_heads": 4, "num_classes": 0}
+PREPROCESSING = {
+    "input_size": [3, SIDE, SIDE],
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+"""How the student saw its images; what is not square loses its ends."""
 
 
 class Student(nn.Module):
@@ -40,3 +52,16 @@ class Student(nn.Module):
             x = block(x)
         x = net.norm(x)
         return self.class_token(x[:, 0]), self.patches(x[:, 1:]), self.logits(x[:, 0])
+
+
+def trained(work: Path) -> nn.Module:
+    """The averaged backbone of the training in ``work``, rounded to half precision as it is stored."""
+    student = Student()
+    student.load_state_dict(torch.load(work / "student.pt", weights_only=True)["average"])
+    return student.backbone.half().float().eval()
+
+
+def untrained() -> nn.Module:
+    """The backbone as training begins with it."""
+    torch.manual_seed(0)
+    return Student().backbone.half().float().eval()
