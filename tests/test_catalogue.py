@@ -12,6 +12,7 @@ import timm
 from trimtab import catalogue
 from trimtab.backbone import Backbone
 from trimtab.catalogue import Entry, Found, describe, entries, search, table
+from trimtab.embedded import EMBEDDED
 from trimtab.errors import BackboneError
 from trimtab.methods import METHODS
 from trimtab.model import build
@@ -68,7 +69,7 @@ class TestSearch:
 
     def test_everything(self) -> None:
         assert names("resnet50", everything=True) == ["resnet50"]
-        assert names(everything=True) == timm.list_models()
+        assert names(everything=True) == [*EMBEDDED, *timm.list_models()]
 
     def test_nothing_offers_the_nearest(self) -> None:
         message = (

@@ -247,6 +247,7 @@ def test_another_models_folder_is_refused(on_a_folder: Path, tmp_path: Path) -> 
         ("vit_tiny_patch16_224.augreg_in21k", "base_model: timm/vit_tiny_patch16_224.augreg_in21k\n"),
         ("hf-hub:me/mine@v2", "base_model: me/mine\n"),
         ("local-dir:models/mine", ""),
+        ("trimtab-micro", ""),
     ],
 )
 def test_the_model_card_names_the_backbones_repository(name: str, line: str) -> None:

@@ -239,11 +239,6 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_backbone_is_needed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs a backbone"):
-        fit(job.data(), out=tmp_path / "a", method="linear")
-
-
 # --- an output that is there ----------------------------------------------------------------------
 
 
