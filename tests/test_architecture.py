@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",
-    "cli": "errors files methods options progress show catalogue checkpoint fit evaluate export cost",
+    "cli": "errors files data methods options progress show catalogue checkpoint fit evaluate export cost",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""
