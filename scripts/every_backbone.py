@@ -35,11 +35,11 @@ import timm
 import timm.models
 import torch
 import torch.nn.functional as F
-from scripts.backbones_page import METHODS, TABLE, Row, lost, page, read_table, table
 from tests.families import images_for, scramble, small_options
 from tests.methods.cases import CLASSES, tuned_on
 from torch import Tensor, nn
 
+from scripts.backbones_page import METHODS, TABLE, Row, lost, page, read_table, table
 from trimtab.backbone import Backbone, reasons_not_to_open
 from trimtab.errors import BackboneError, ConfigError
 from trimtab.files import write_text

@@ -134,7 +134,7 @@ def test_version(run: Run) -> None:
             "--num-prompts is an option of the method vpt or svpt or e2vpt.",
         ),
         (["fit", "d", "--num-prompts", "3"], "--num-prompts is an option of the method vpt or svpt or e2vpt."),
-        (["fit", "d", "--method", "vpt"], "required: --out, --backbone"),
+        (["fit", "d", "--method", "vpt"], "required: --out."),
         (["fit", "d", "--method"], "argument --method: expected one argument"),
         ([*FIT, "--epochs", "ten"], "argument --epochs: 'ten' is not a whole number."),
         ([*FIT, "--optimizer", "adam"], "'adam' is not one of adamw, sgd. Did you mean 'adamw'?"),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tests.families import scramble
 from tests.saved import NAME, OWN, cached, offline, save
 from trimtab import weights as weights_room
+from trimtab.blank import NoNumbers
 from trimtab.errors import BackboneError
 from trimtab.weights import (
     MODULES,
@@ -687,7 +688,7 @@ class TestBlank:
 
     def test_what_is_outside_keeps_its_numbers(self) -> None:
         outside = torch.zeros(2)
-        with weights_room._NoNumbers():
+        with NoNumbers():
             outside.add_(1)
             torch.nn.init.constant_(outside[:1], 5)
         assert outside.tolist() == [5, 1]

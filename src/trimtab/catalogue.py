@@ -1,4 +1,4 @@
-"""What can be tuned by which method: timm's architectures, built without memory for weights and never downloaded."""
+"""What can be tuned by which method: ours and timm's architectures, built without memory and never downloaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Found:
     """An architecture that a pattern names."""
 
     name: str
-    """timm's name without a tag."""
+    """One of the package's, or timm's without a tag."""
     pretrained: tuple[str, ...]
     """Its names with the tags that the pattern names, too."""
 
@@ -53,7 +53,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One architecture of timm's."""
+    """One architecture."""
 
     name: str
     reasons: tuple[str, ...]
@@ -82,7 +82,7 @@ class Entry:
 
 
 def search(pattern: str | None = None, *, everything: bool = False) -> list[Found]:
-    """The architectures that a pattern names, in timm's order; nothing is built.
+    """The architectures that a pattern names, the package's first, then in timm's order; nothing is built.
 
     Args:
         pattern: A part of a name with or without its pretrained tag, or a shell pattern of the whole; a whole name

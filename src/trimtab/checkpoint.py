@@ -351,10 +351,11 @@ trimtab predict . IMAGES... --out predictions.csv
 
 
 def _base_model(name: str) -> str:
-    """The card's line on the backbone's repository; nothing for a folder, which has none."""
+    """The card's line on the backbone's repository; nothing for a folder or one of the package, which have none."""
+    from trimtab.embedded import EMBEDDED
     from trimtab.weights import FOLDER, HUB
 
-    if name.startswith(FOLDER):
+    if name.startswith(FOLDER) or name in EMBEDDED:
         return ""
     repository = name.removeprefix(HUB).partition("@")[0] if name.startswith(HUB) else f"timm/{name}"
     return f"base_model: {repository}\n"

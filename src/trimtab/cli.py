@@ -225,12 +225,9 @@ def _add_fit(parser: _Parser, words: list[str] | None) -> None:
     if words is None:
         return
     method = _method_in(words, parser)
-    parser.usage = "trimtab fit DATA --method NAME --backbone NAME --out DIR [--resume | --overwrite] [options]"
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help="folder of train/ and val/, of class folders, a CSV, or a name (see `trimtab data`)",
-    )
+    parser.usage = "trimtab fit DATA --method NAME --out DIR [--backbone NAME] [--resume | --overwrite] [options]"
+    text = "folder of train/ and val/ or of class folders, a CSV, or a name of `trimtab data`"
+    parser.add_argument("data", metavar="DATA", help=text)
     parser.add_argument("--method", required=True, metavar="NAME", help="how to tune; the methods are listed below")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the result")
     existing = parser.add_mutually_exclusive_group()
@@ -289,12 +286,13 @@ def _add_data(parser: _Parser) -> None:
 
 def _add_backbones(parser: _Parser) -> None:
     parser.add_argument(
-        "pattern", metavar="PATTERN", nargs="?", help="part of a name of timm's, or a shell pattern (default: all)"
+        "pattern", metavar="PATTERN", nargs="?", help="part of a name, or a shell pattern (default: all)"
     )
     parser.add_argument("--tags", action="store_true", help="show every pretrained name with its preprocessing")
     parser.add_argument("--all", action="store_true", help="also show what cannot be opened, with the reasons")
     parser.add_argument("--json", action="store_true", help="print JSON, with nothing left out")
     parser.epilog = (
+        "trimtab-micro is in this package, and what fit takes where none is named; all others are timm's.\n"
         "fit's --backbone takes every name listed, hf-hub:OWNER/NAME of a timm model on the Hugging Face hub,\n"
         "and the path of a folder that timm saved a model in."
     )

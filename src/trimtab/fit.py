@@ -24,6 +24,11 @@ from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import SPLIT, RunFolder, digest, machine
 from trimtab.weights import load_backbone
 
+_UNNAMED = (
+    "No backbone is named, so {} is tuned: small, in this package, to try things out. "
+    "For real work name a larger one with --backbone; `trimtab backbones` lists them."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
@@ -72,7 +77,7 @@ def fit(
         overwrite: Replace what is in ``out``.
         progress: Who is told how far it is; nobody by default.
         command: The command line, for the record.
-        options: Fields of :class:`~trimtab.recipe.FitConfig`; ``backbone`` is needed.
+        options: Fields of :class:`~trimtab.recipe.FitConfig`.
 
     Raises:
         TrimtabError: If anything about the options, the data, the backbone or the output cannot work, or if
@@ -86,7 +91,7 @@ def fit(
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     # Nobody writes before all have looked.
     accelerator.wait_for_everyone()
-    training = _open(data, config, progress)
+    training = _open(data, config, progress, named="backbone" in options)
     size, device = config.size(), accelerator.device
     backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device=device)
     preprocess = make_preprocess(config, backbone)
@@ -112,8 +117,6 @@ def _fit_config(options: dict[str, Any]) -> FitConfig:
     for name in options:
         if name not in known:
             raise ConfigError(f"fit has no option {name!r}.{nearest(name, known)}")
-    if "backbone" not in options:
-        raise ConfigError("fit needs a backbone: the name of a timm model, as 'vit_base_patch16_224.augreg_in21k'.")
     if isinstance(options.get("weights"), Path):
         options = {**options, "weights": str(options["weights"])}
     return FitConfig(**options)
@@ -165,7 +168,9 @@ def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData) -> di
     return recorded
 
 
-def _open(data: str | Path, config: FitConfig, progress: Progress) -> TrainingData:
+def _open(data: str | Path, config: FitConfig, progress: Progress, *, named: bool) -> TrainingData:
+    if not named:
+        progress.say(_UNNAMED.format(config.backbone))
     training = open_training(data, val_fraction=config.val_fraction, seed=config.seed)
     for note in training.notes:
         progress.say(note)

@@ -74,9 +74,10 @@ class Recipe:
 class FitConfig:
     """The options of one training run; what is left out comes from the method's recipe."""
 
-    backbone: str
-    """timm model name with its pretrained tag (vit_base_patch16_224.augreg_in21k; `trimtab backbones` lists them),
-    hf-hub:OWNER/NAME of a timm model, or a folder that timm saved one in."""
+    backbone: str = "trimtab-micro"
+    """What to tune: trimtab-micro, the small one in this package, to try things out; for real work a timm model name
+    with its pretrained tag (vit_base_patch16_224.augreg_in21k; `trimtab backbones` lists them), hf-hub:OWNER/NAME of a
+    timm model, or a folder that timm saved one in."""
     weights: str | None = None
     """Local weights: safetensors, or npz/pth as timm reads them. Default: what belongs to the backbone's name."""
     image_size: str | None = None

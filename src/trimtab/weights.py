@@ -1,4 +1,4 @@
-"""Getting a backbone: a name of timm's, of the Hugging Face hub or of a folder; weights; an image size."""
+"""Getting a backbone: of the package, or a name of timm's, of the hub or of a folder; weights; an image size."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ from timm.data.constants import (
     OPENAI_CLIP_STD,
 )
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from trimtab.backbone import Backbone, classifier_names, reasons_not_to_open
+from trimtab.blank import NoNumbers
+from trimtab.embedded import EMBEDDED, embedded_model, embedded_weights
 from trimtab.errors import BackboneError, nearest
 
 HUB = "hf-hub:"
@@ -75,11 +76,11 @@ def load_backbone(
     """A frozen backbone with pretrained weights.
 
     Args:
-        name: A timm model name, with or without a pretrained tag (``"vit_base_patch16_224.augreg_in21k"``); a
-            timm model of the Hugging Face hub (``"hf-hub:owner/name"``, perhaps with ``@revision``); or a folder
-            that timm saved one in (its path, or ``"local-dir:path"``).
+        name: One that is in the package (``"trimtab-micro"``); a timm model name, with or without a pretrained tag
+            (``"vit_base_patch16_224.augreg_in21k"``); a timm model of the Hugging Face hub (``"hf-hub:owner/name"``,
+            perhaps with ``@revision``); or a folder that timm saved one in (its path, or ``"local-dir:path"``).
         weights: A safetensors file, or a pth or npz file as timm reads them; by default what belongs to the name:
-            timm's own download, or ``model.safetensors`` of the repository or folder.
+            the package's file, timm's own download, or ``model.safetensors`` of the repository or folder.
         image_size: (height, width) in pixels; by default the model's own.
         device: Where to put it.
 
@@ -93,6 +94,8 @@ def load_backbone(
     if not reasons:
         if weights is not None:
             _load(model, name, Path(weights))
+        elif name in EMBEDDED:
+            _load(model, name, embedded_weights(name))
         elif name.startswith((HUB, FOLDER)):
             _load(model, name, _saved_weights(name))
         else:
@@ -110,8 +113,11 @@ def resolve(name: str) -> str:
     """A backbone's name as timm takes it and as it is recorded: with ``hf-hub:`` or ``local-dir:`` where it needs one.
 
     Raises:
-        BackboneError: If it is no name of timm's, no folder and no name of a repository, with the nearest.
+        BackboneError: If it is no name of ours or of timm's, no folder and no name of a repository, with the nearest.
     """
+    # A name of ours or of timm's stays one, whatever lies in the folder we are in.
+    if name in EMBEDDED:
+        return name
     before, colon, rest = name.partition(":")
     prefix = _PREFIXES.get(before.lower()) if colon else None
     if prefix is None:
@@ -119,7 +125,6 @@ def resolve(name: str) -> str:
         if timm.is_model(architecture):
             _check_tag(architecture, tag)
             return name
-        # A name of timm's stays one, whatever lies in the folder we are in.
         prefix, rest = FOLDER, name
         if not Path(name).is_dir():
             raise BackboneError(_unknown(name))
@@ -159,8 +164,9 @@ def _unknown(name: str) -> str:
 def _create(name: str, *, pretrained: bool) -> nn.Module:
     if name.startswith((HUB, FOLDER)):
         _check_config(name)
+    architecture, options = embedded_model(name) if name in EMBEDDED else (name, {})
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained)
+        model: nn.Module = timm.create_model(architecture, pretrained=pretrained, **options)
     except Exception as error:  # timm and the hub raise whatever their layers raise
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(
@@ -253,11 +259,11 @@ def _why_not_fetched(error: Exception) -> str:
 
 
 def architectures(*, everything: bool = False) -> list[str]:
-    """The architectures of timm in its order: those that may be opened, or every one."""
+    """What is in the package, then timm's architectures in its order: those that may be opened, or every one."""
     if everything:
-        return list(timm.list_models())
+        return [*EMBEDDED, *timm.list_models()]
     wanted = {name for module in MODULES for name in timm.list_models(module=module)}
-    return [name for name in timm.list_models() if name in wanted]
+    return [*EMBEDDED, *(name for name in timm.list_models() if name in wanted)]
 
 
 def pretrained_names() -> dict[str, list[str]]:
@@ -305,29 +311,8 @@ def blank_model(name: str) -> nn.Module:
     Raises:
         BackboneError: If the name is unknown, or timm cannot build it.
     """
-    with torch.device("meta"), _NoNumbers():
+    with torch.device("meta"), NoNumbers():
         return _create(resolve(name), pretrained=False)
-
-
-class _NoNumbers(TorchFunctionMode):
-    """Leaves out what only changes numbers: meta tensors have none, and drawing them takes most of the time."""
-
-    _changes = frozenset({"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"})
-    _reads = frozenset({"item", "tolist"})
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        # torch.nn.init hands its tensor on by name.
-        tensor, name = args[0] if args else kwargs.get("tensor"), getattr(function, "__name__", "")
-        if isinstance(tensor, Tensor) and tensor.is_meta:
-            if name in self._changes:
-                return tensor
-            if name in self._reads:
-                # timm before 1.0.17 reads rates of drop-path from a tensor; nothing here depends on them.
-                return function(torch.zeros(tensor.shape, device="cpu"))
-        return function(*args, **kwargs)
 
 
 # --- files ----------------------------------------------------------------------------------------

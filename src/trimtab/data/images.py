@@ -77,6 +77,11 @@ class BuiltInImage:
     def __str__(self) -> str:
         return f"{self.of.name}/{self.split}/{self.number:04}"
 
+    @property
+    def name(self) -> str:
+        """The same; a file's path has a name, too."""
+        return str(self)
+
     def open(self) -> Image.Image:
         """The image."""
         return self.of.image(self.split, self.number)
@@ -105,9 +110,7 @@ def open_image(image: str | ImageSource) -> Image.Image:
 
 def stamp(image: ImageSource) -> tuple[str, int]:
     """What tells an image from another without opening it: its file's name and size, or its name and edition."""
-    if isinstance(image, BuiltInImage):
-        return str(image), image.of.edition
-    return image.name, image.stat().st_size
+    return image.name, image.of.edition if isinstance(image, BuiltInImage) else image.stat().st_size
 
 
 def drawn(*key: object) -> bytes:

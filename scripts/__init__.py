@@ -1,0 +1,1 @@
+"""The project's own programs, run from its root; none of them is in the package."""
