@@ -46,7 +46,8 @@ MAY_IMPORT = {
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",
-    "cli": "errors files data methods options progress show catalogue checkpoint fit evaluate export cost",
+    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate",
+    "cli": "errors files data methods options progress show catalogue checkpoint fit evaluate export cost report",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trimtab.model import attach
     from trimtab.progress import Progress, TerminalProgress
     from trimtab.recipe import FitConfig
+    from trimtab.report import Report, report
 
 __version__ = "0.1.0.dev0"
 
@@ -35,11 +36,13 @@ _HOMES = {
     "METHODS": "trimtab.methods",
     "Predictor": "trimtab.evaluate",
     "Progress": "trimtab.progress",
+    "Report": "trimtab.report",
     "TerminalProgress": "trimtab.progress",
     "attach": "trimtab.model",
     "evaluate": "trimtab.evaluate",
     "fit": "trimtab.fit",
     "load": "trimtab.evaluate",
+    "report": "trimtab.report",
 }
 
 __all__ = [
@@ -52,6 +55,7 @@ __all__ = [
     "FitResult",
     "Predictor",
     "Progress",
+    "Report",
     "TerminalProgress",
     "TrainingError",
     "TrimtabError",
@@ -60,6 +64,7 @@ __all__ = [
     "evaluate",
     "fit",
     "load",
+    "report",
 ]
 
 

@@ -124,6 +124,21 @@ def _export(args: argparse.Namespace) -> None:
     show({**facts, "largest_difference_of_logits": written.difference})
 
 
+def _write_report(args: argparse.Namespace) -> None:
+    from trimtab.report import report
+
+    written = report(
+        args.directories,
+        out=args.out,
+        data=args.data,
+        split=args.split,
+        overwrite=args.overwrite,
+        progress=default_progress(),
+        **_running(args),
+    )
+    show({"result": str(written.file), "runs": written.runs, "page_bytes": written.bytes})
+
+
 def _inspect(args: argparse.Namespace) -> None:
     from trimtab.checkpoint import describe
 
@@ -194,6 +209,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     _add_inspect(_command(commands, "inspect", _inspect, "Show what a result folder holds."))
     _add_export(_command(commands, "export", _export, "Write a tuned model as ONNX or a torch program."))
     _add_data(_command(commands, "data", _data, "List the data that comes with trimtab, or write it as PNG files."))
+    _add_report(_command(commands, "report", _write_report, "Write a page with pictures on one run or several."))
     _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
     _check_flags(parser, options)
     if command:
@@ -282,6 +298,15 @@ def _add_export(parser: _Parser) -> None:
 def _add_data(parser: _Parser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="which to write; without a name all are listed")
     parser.add_argument("--out", metavar="DIR", help="folder to write: train/, val/ and test/, a folder a class")
+
+
+def _add_report(parser: _Parser) -> None:
+    parser.add_argument("directories", metavar="DIR", nargs="+", help="result folders of fit, compared if several")
+    parser.add_argument("--out", required=True, metavar="FILE", help="HTML file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--data", metavar="DATA", help="labelled images to look at (default: those of each run)")
+    parser.add_argument("--split", metavar="NAME", help="which of them: train, val, test or all (default: val)")
+    _add_running(parser)
 
 
 def _add_backbones(parser: _Parser) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from trimtab import checkpoint
 from trimtab.data import (
     BuiltInImage,
+    ImageSet,
     ImageStore,
     Preprocess,
     find_images,
@@ -228,6 +229,29 @@ def evaluate(
     if hidden := hidden_by(data):
         progress.say(hidden)
     images = open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
+    logits, targets = logits_of(predictor, images, batch_size=batch_size, threads=threads, progress=progress)
+    return {
+        **classification_metrics(logits, targets),
+        "images": len(images),
+        "classes": len(set(images.labels)),
+        "split": split,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def logits_of(
+    predictor: Predictor,
+    images: ImageSet,
+    *,
+    batch_size: int = 64,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What a model says of a set of labelled images: logits (n, C) and class indices (n,).
+
+    Raises:
+        DataError: If an image cannot be read.
+    """
     store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
     plan = _plan(len(images), batch_size, threads)
     logits, targets = [], []
@@ -236,14 +260,7 @@ def evaluate(
             logits.append(predictor.logits(pixels))
             targets.append(labels)
             advance(labels.shape[0])
-    metrics = classification_metrics(torch.cat(logits), torch.cat(targets))
-    return {
-        **metrics,
-        "images": len(images),
-        "classes": len(set(images.labels)),
-        "split": split,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return torch.cat(logits), torch.cat(targets)
 
 
 def split_to_measure(directory: str | Path, data: str | Path) -> str:

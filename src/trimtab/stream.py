@@ -60,6 +60,7 @@ class AttentionInputs:
 
 
 Attend: TypeAlias = Callable[[AttentionInputs], Tensor]
+Watch: TypeAlias = Callable[[int, Attend], Attend]
 Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
@@ -98,6 +99,9 @@ class Stream:
     """Tensors used in place of the backbone's own parameters, by timm's names."""
     noise: Noise = dataclasses.field(default_factory=Noise)
     """Where random numbers come from in training."""
+    watch: Watch | None = None
+    """Who looks on: given a block's number and softmax core, the core to run in its place. Every block then also
+    computes the saliency."""
 
     @property
     def left(self) -> Tensor:

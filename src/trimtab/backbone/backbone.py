@@ -350,6 +350,8 @@ class Backbone(nn.Module):
         mean of several) in this block; with learned pooling (a latent query) those of that query over the tokens as
         they leave the block. Where the block ends a stage, tokens, prompts and saliency leave it merged.
         """
+        if stream.watch is not None:
+            attend, saliency = stream.watch(i, attend), True
         learned = saliency and self._family.heads_in_saliency is not None
         inputs = BlockInputs(
             tokens=stream.tokens,
@@ -374,6 +376,13 @@ class Backbone(nn.Module):
         if learned:
             logits = self._outside(self._family.pooling_logits, tokens, stream.weights)
         return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, grid_size=grid_size, unmerged=unmerged)
+
+    def in_place(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+        """What the softmax core of block ``i`` has of its T tokens, (..., C), as (B, T, C).
+
+        Where a block attends within windows, the core sees each as an image of its own.
+        """
+        return self._family.in_place(self._blocks[i].inside, grid_size, rows)
 
     def bypass(
         self,

@@ -117,6 +117,10 @@ class Family(abc.ABC):
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, full prompts and saliency (B, H, T) as they leave a block."""
 
+    def in_place(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+        """Rows of the softmax core's tokens (B, T, C) in the order of the tokens; as they are by default."""
+        return rows
+
     @abc.abstractmethod
     def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
         """Prompts as they leave a block whose softmax core is left out."""

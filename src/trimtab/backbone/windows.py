@@ -137,6 +137,10 @@ class Windows(Family):
             attended = torch.cat([attended, mean], 1)
         return attended, saliency
 
+    def in_place(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+        """From windows back to images."""
+        return _Cut.of(block, grid_size).back(rows)
+
     def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
         """What would be attended over goes straight to the output projection, then the MLP."""
         x = _residuals(block, prompts, _before_attention(block, prompts), keep)

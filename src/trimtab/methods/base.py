@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,6 +14,33 @@ from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
 
 ConfigT = TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """Prompts that come and go together, for a reader of the model."""
+
+    name: str
+    count: int
+    """P, in every block that has them."""
+    enters: tuple[int, ...]
+    """Blocks at whose input they are put in."""
+    carried: tuple[int, ...] = ()
+    """Blocks that they reach from the block before: alone, or mixed with those that are put in there."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """All blocks that have them."""
+        return tuple(sorted({*self.enters, *self.carried}))
+
+
+class Hierarchy(NamedTuple):
+    """Blocks in groups, and what they were grouped by."""
+
+    affinity: Tensor
+    """(depth, depth): likeness of the blocks' features, at most 1."""
+    starts: tuple[int, ...]
+    """First blocks of the groups, from 0."""
 
 
 class Method(nn.Module, Generic[ConfigT]):
@@ -94,6 +122,14 @@ class Method(nn.Module, Generic[ConfigT]):
     def facts(self) -> dict[str, Any]:
         """What a reader of the saved model would like to know, JSON values."""
         return {}
+
+    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+        """The prompts, in the order in which a block has them (full prompts first); none by default."""
+        return ()
+
+    def hierarchy(self) -> Hierarchy | None:
+        """The groups that the method found among the blocks, if it looks for any."""
+        return None
 
 
 class Constants(Method[Any]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
@@ -89,6 +89,12 @@ class E2VPT(Method[E2VPTConfig]):
     @property
     def _from_patches(self) -> bool:
         return self.prompts is not None and self.config.prompt_init == "patches"
+
+    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+        """Both kinds, in every block."""
+        blocks = tuple(range(backbone.depth))
+        visual = [PromptSet("visual prompts", self.config.num_prompts, blocks)] if self.prompts is not None else []
+        return [*visual, PromptSet("key-value prompts", self.config.num_key_values, blocks)]
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with its visual and its key-value prompts as context."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Hierarchy, Method, PromptSet
 from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
@@ -360,6 +360,28 @@ class SHIP(Method[SHIPConfig]):
             "hierarchy": list(self.config.hierarchy or ()),
             "attribute prompts at": list(self.attribute_starts),
         }
+
+    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+        """Semantic-independent prompts of each hierarchy, attribute prompts of the last ones, shared prompts."""
+        config, starts = self.config, self.config.hierarchy or ()
+        groups = [range(a, b) for a, b in itertools.pairwise((*starts, self.depth))]
+        found = []
+        for number, group in enumerate(groups if config.prompt_length else (), start=1):
+            first, rest = tuple(group[:1]), tuple(group[1:])
+            enters, carried = (first, rest) if config.inside == "carry" else (first + rest, ())
+            found.append(PromptSet(f"hierarchy {number}", config.prompt_length, enters, carried))
+        for number, group in enumerate(groups, start=1):
+            if group.start in self.attribute_starts:
+                name = f"attributes {number}"
+                found.append(PromptSet(name, config.attribute_length, tuple(group[:1]), tuple(group[1:])))
+        if config.shared_length:
+            found.append(PromptSet("shared", config.shared_length, tuple(range(self.depth))))
+        return found
+
+    def hierarchy(self) -> Hierarchy | None:
+        """The semantic hierarchy with the affinity it was found by, where training images were looked at."""
+        starts = self.config.hierarchy
+        return Hierarchy(self.affinity, starts) if starts is not None and bool(self.affinity.any()) else None
 
     def step(self, i: int, backbone: Backbone, stream: Stream, stored: KeysValues | None = None) -> Stream:
         """Run block ``i`` with the prompts of its hierarchy, and others that are stored as keys and values."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
@@ -185,6 +185,11 @@ class SVPT(Method[SVPTConfig]):
         """Start the prompts from patches."""
         if self.config.prompt_init == "patches":
             patch_directions_(self.prompts, backbone, batches)
+
+    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+        """Prompts of every block, mixed with those of the block before where they are connected."""
+        linked = () if self.config.connection == "none" else tuple(self._links)
+        return [PromptSet("prompts", self.config.num_prompts, tuple(range(backbone.depth)), linked)]
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Connect, enhance, and run block ``i`` with the connected prompts."""

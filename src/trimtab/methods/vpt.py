@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import Constants, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
@@ -135,6 +135,11 @@ class VPT(Method[VPTConfig]):
         """Start the prompts from patches."""
         if self.config.from_patches:
             patch_directions_(self.prompts, backbone, batches)
+
+    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+        """Prompts of every block (deep), or those of the first, carried on."""
+        own, rest = range(len(self.prompts)), range(len(self.prompts), backbone.depth)
+        return [PromptSet("prompts", self.config.num_prompts, tuple(own), tuple(rest))]
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with its own prompts as context (deep), or with those that flow along."""

@@ -1,0 +1,261 @@
+"""The pictures of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from trimtab.methods.base import Hierarchy, PromptSet
+from trimtab.report.drawing import INK, MARKERS, PAPER, SERIES, STYLES, WIDTH, Drawing, figure, finished, shown
+from trimtab.report.runs import Run
+
+LARGEST_CONFUSION = 25
+"""Classes of a confusion matrix that can still be read."""
+
+
+def losses(runs: Sequence[Run]) -> Drawing:
+    """Training and validation loss, epoch by epoch."""
+    made, axes = figure(2.7 + 0.16 * _legend_rows(runs))
+    for k, run in enumerate(runs):
+        look = _look(k)
+        train, val = _curve(run, "train_loss"), _curve(run, "val_loss")
+        if len(runs) == 1:
+            axes.plot(*train, color=SERIES[1], linestyle="--", label="training")
+            axes.plot(*val, color=SERIES[0], label="validation")
+        else:
+            axes.plot(*train, color=look["color"], linewidth=1.0, alpha=0.8, linestyle=":")
+            axes.plot(*val, **look, label=shown(run.name, 24))
+    _dress(axes, "epoch", "loss")
+    if len(runs) > 1:
+        axes.set_title("validation (dotted: training)")
+    _legend(made, axes)
+    ends = "; ".join(f"{run.name} {_last(run, 'train_loss')} and {_last(run, 'val_loss')}" for run in runs)
+    return finished(made, f"Loss by epoch. Training and validation loss at the end: {ends}.")
+
+
+def accuracies(runs: Sequence[Run]) -> Drawing | None:
+    """Validation accuracy, epoch by epoch, with the epoch that was kept; nothing where it was not measured."""
+    if not any(_curve(run, "val_accuracy")[0] for run in runs):
+        return None
+    made, axes = figure(2.7 + 0.16 * _legend_rows(runs))
+    for k, run in enumerate(runs):
+        epochs, values = _curve(run, "val_accuracy", 100)
+        look = _look(k)
+        axes.plot(epochs, values, **look, label=shown(run.name, 24) if len(runs) > 1 else None)
+        best = run.metrics.get("best_epoch")
+        if best in epochs:
+            marker = MARKERS[k % len(MARKERS)]
+            axes.plot(best, values[epochs.index(best)], marker=marker, color=look["color"], markersize=7)
+    _dress(axes, "epoch", "validation accuracy, %")
+    axes.set_title("the mark is the epoch that was kept")
+    _legend(made, axes)
+    kept = "; ".join(f"{run.name} {_percent(run.metrics.get('val_accuracy'))}" for run in runs)
+    return finished(made, f"Validation accuracy by epoch. Kept: {kept}.")
+
+
+def tradeoff(points: Sequence[tuple[str, int, float, float]], what: str) -> Drawing:
+    """Accuracy against trained numbers.
+
+    Args:
+        points: Name, trained numbers, accuracy and its standard error, 0 to 1, of each run.
+        what: Which accuracy.
+    """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    made, axes = figure(2.7 + 0.16 * len(points))
+    for k, (name, trained, accuracy, error) in enumerate(points):
+        axes.errorbar(
+            trained,
+            100 * accuracy,
+            yerr=100 * error,
+            color=SERIES[k % len(SERIES)],
+            marker=MARKERS[(k + k // len(SERIES)) % len(MARKERS)],
+            markersize=7,
+            capsize=3,
+            elinewidth=1,
+            linestyle="none",
+            label=shown(name, 32),
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.15, y=0.1)
+    _dress(axes, "trained numbers, the head's included", f"{what}, %")
+    _legend(made, axes)
+    told = "; ".join(f"{name} {trained:,} numbers, {_percent(value)}" for name, trained, value, _ in points)
+    return finished(made, f"{what.capitalize()} against trained numbers: {told}.")
+
+
+def affinity(found: Hierarchy) -> Drawing:
+    """The heat map of the affinity between blocks, with the hierarchies boxed."""
+    values = found.affinity.numpy().astype(float)
+    depth, starts = values.shape[0], found.starts
+    side = max(WIDTH, 0.7 + 0.2 * depth)
+    made, axes = figure(side * 0.88, side)
+    # Between stages of different width there is no angle, and what was not computed is 0.
+    masked = np.ma.masked_equal(values, 0.0)
+    heat = axes.pcolormesh(masked, cmap="cividis", vmax=1.0)
+    for start, end in zip(starts, (*starts[1:], depth), strict=True):
+        size = end - start
+        for colour, width in (("black", 3.2), ("white", 1.6)):
+            box = [start, start + size, start + size, start, start], [start, start, end, end, start]
+            axes.plot(*box, color=colour, linewidth=width, solid_joinstyle="miter", clip_on=False)
+    _blocks(axes, depth, both=True)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    bar = made.colorbar(heat, ax=axes, shrink=0.8, pad=0.02)
+    bar.set_label("affinity (mean cosine)")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    groups = ", ".join(
+        f"{start} to {end - 1}" if end - start > 1 else str(start)
+        for start, end in zip(starts, (*starts[1:], depth), strict=True)
+    )
+    alt = f"Affinity between blocks, {masked.min():.2f} to 1. {len(starts)} hierarchies, of blocks {groups}."
+    return finished(made, alt)
+
+
+def entries(sets: Sequence[PromptSet], depth: int) -> Drawing:
+    """Which prompt set is put in at which block, and which blocks it is carried on to."""
+    made, axes = _of_blocks(len(sets), depth)
+    for row, one in enumerate(sets):
+        colour = SERIES[row % len(SERIES)]
+        for i in one.carried:
+            # From the block before.
+            axes.plot([i - 0.5, i + 0.5], [row + 0.5, row + 0.5], color=colour, linewidth=2.2, zorder=2)
+        rest = [i + 0.5 for i in one.carried if i not in one.enters]
+        axes.plot(rest, [row + 0.5] * len(rest), "o", markersize=5, color=PAPER, markeredgecolor=colour, zorder=3)
+        put = [i + 0.5 for i in one.enters]
+        axes.plot(put, [row + 0.5] * len(put), "o", markersize=8, color=colour, zorder=4)
+    axes.set_yticks([row + 0.5 for row in range(len(sets))], [_row(one) for one in sets])
+    _blocks(axes, depth)
+    axes.set_ylim(len(sets), 0)
+    axes.set_xlim(0, depth)
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_xticks(range(depth + 1), minor=True)
+    axes.grid(which="minor", axis="x", alpha=0.15, linewidth=0.6)
+    told = "; ".join(
+        f"{one.name}, {one.count} prompts, put in at block {_ranges(one.enters)}"
+        + (f", carried on to {_ranges(one.carried)}" if one.carried else "")
+        for one in sets
+    )
+    return finished(made, f"Where prompts enter: {told}.")
+
+
+def shares(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> Drawing:
+    """The part of the pooled tokens' attention that goes to each prompt set, block by block.
+
+    Args:
+        names: Of the sets, with a last one for all prompts if there are several.
+        values: A row a set, an entry a block, 0 to 1; ``None`` where a block does not have it.
+    """
+    depth = len(values[0])
+    made, axes = _of_blocks(len(values), depth, bar=True)
+    table = np.ma.masked_invalid([[math.nan if v is None else 100 * v for v in row] for row in values])
+    heat = axes.pcolormesh(table, cmap="viridis", vmin=0)
+    axes.set_yticks([row + 0.5 for row in range(len(names))], [shown(name, 24) for name in names])
+    _blocks(axes, depth)
+    axes.set_ylim(len(values), 0)
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    bar = made.colorbar(heat, ax=axes, orientation="horizontal", shrink=0.9, aspect=30, pad=0.02)
+    bar.set_label("% of the attention")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    means = "; ".join(f"{name} {row.mean():.1f} %" for name, row in zip(names, table, strict=True))
+    return finished(made, f"Part of the pooled tokens' attention that goes to prompts, mean over blocks: {means}.")
+
+
+def confusion(counts: Tensor, labels: Sequence[str]) -> Drawing:
+    """A row a class, a column what was said, each cell a part of its row."""
+    n = len(labels)
+    side = max(WIDTH, 0.9 + 0.27 * n)
+    made, axes = figure(side, side)
+    table = counts.numpy()
+    parts = table / np.maximum(table.sum(1, keepdims=True), 1)
+    axes.pcolormesh(parts, cmap="cividis", vmin=0, vmax=1, edgecolors=PAPER, linewidth=0.4)
+    for row, column in zip(*table.nonzero(), strict=True):
+        colour = "black" if parts[row, column] > 0.55 else "white"
+        size = 8 if n <= 12 and table.max() < 1000 else 6
+        where = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
+        axes.text(column + 0.5, row + 0.5, str(table[row, column]), **where)
+    names = [shown(label, 14) for label in labels]
+    ticks = [k + 0.5 for k in range(n)]
+    axes.set_xticks(ticks, names, rotation=0 if max(map(len, names)) <= 2 else 90)
+    axes.set_yticks(ticks, names)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set(xlabel="what the model said", ylabel="what it was")
+    right = int(counts.diagonal().sum())
+    alt = f"Confusion matrix of {n} classes: {right} of {int(counts.sum())} images are right."
+    return finished(made, alt)
+
+
+def _of_blocks(rows: int, depth: int, *, bar: bool = False) -> tuple[Any, Any]:
+    return figure(0.75 + 0.24 * rows + 0.55 * bar, max(WIDTH, 1.5 + 0.19 * depth))
+
+
+def _blocks(axes: Any, depth: int, *, both: bool = False) -> None:
+    every = math.ceil(depth / 16)
+    ticks = list(range(0, depth, every))
+    axes.set_xticks([tick + 0.5 for tick in ticks], [str(tick) for tick in ticks])
+    axes.set_xlabel("block")
+    if both:
+        axes.set_yticks([tick + 0.5 for tick in ticks], [str(tick) for tick in ticks])
+        axes.set_ylabel("block")
+
+
+def _row(one: PromptSet) -> str:
+    return f"{shown(one.name, 22)} ({one.count})"
+
+
+def _ranges(blocks: Sequence[int]) -> str:
+    """``0 to 3, 5`` for 0, 1, 2, 3, 5."""
+    groups: list[list[int]] = []
+    for i in sorted(blocks):
+        if groups and groups[-1][-1] == i - 1:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return ", ".join(f"{g[0]} to {g[-1]}" if len(g) > 2 else ", ".join(map(str, g)) for g in groups)
+
+
+def _look(k: int) -> dict[str, Any]:
+    return {"color": SERIES[k % len(SERIES)], "linestyle": STYLES[k // len(SERIES) % len(STYLES)]}
+
+
+def _legend_rows(runs: Sequence[Run]) -> int:
+    return len(runs) if len(runs) > 1 else 1
+
+
+def _legend(made: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        made.legend(handles, labels, loc="outside lower left", ncols=1 if len(labels) > 2 else 2)
+
+
+def _dress(axes: Any, x: str, y: str) -> None:
+    axes.grid(alpha=0.15, linewidth=0.6)
+    axes.set(xlabel=x, ylabel=y)
+    if x == "epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _curve(run: Run, key: str, factor: float = 1.0) -> tuple[list[float], list[float]]:
+    rows = [entry for entry in run.history if key in entry]
+    return [entry["epoch"] for entry in rows], [factor * entry[key] for entry in rows]
+
+
+def _last(run: Run, key: str) -> str:
+    values = _curve(run, key)[1]
+    return f"{values[-1]:.3g}" if values else "not measured"
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.1f} %"
