@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",
     "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate",
-    "cli": "errors files methods options progress show catalogue checkpoint fit evaluate export cost report",
+    "cli": "errors files data methods options progress show catalogue checkpoint fit evaluate export cost report",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""

@@ -153,6 +153,22 @@ def _inspect(args: argparse.Namespace) -> None:
         show(facts, follow_up=["trimtab", "eval", args.directory, "DATA"])
 
 
+def _data(args: argparse.Namespace) -> None:
+    from trimtab.data import BUILT_IN, write_folder
+
+    if args.name is not None and args.out is None:
+        raise ConfigError("A folder to write the images into is needed: name one with --out.")
+    if args.name is not None:
+        show({"result": str(write_folder(args.name, args.out))})
+        return
+    show(
+        {
+            name: f"{len(found.classes)} classes; {', '.join(f'{size} {split}' for split, size in found.sizes.items())}"
+            for name, found in BUILT_IN.items()
+        }
+    )
+
+
 def _backbones(args: argparse.Namespace) -> None:
     from trimtab.catalogue import entries, search, table
 
@@ -192,6 +208,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     _add_predict(_command(commands, "predict", _predict, "Label images with a tuned model."))
     _add_inspect(_command(commands, "inspect", _inspect, "Show what a result folder holds."))
     _add_export(_command(commands, "export", _export, "Write a tuned model as ONNX or a torch program."))
+    _add_data(_command(commands, "data", _data, "List the data that comes with trimtab, or write it as PNG files."))
     _add_report(_command(commands, "report", _write_report, "Write a page with pictures on one run or several."))
     _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
     _check_flags(parser, options)
@@ -225,7 +242,8 @@ def _add_fit(parser: _Parser, words: list[str] | None) -> None:
         return
     method = _method_in(words, parser)
     parser.usage = "trimtab fit DATA --method NAME --out DIR [--backbone NAME] [--resume | --overwrite] [options]"
-    parser.add_argument("data", metavar="DATA", help="folder of train/ and val/, of class folders, or a CSV")
+    text = "folder of train/ and val/ or of class folders, a CSV, or a name of `trimtab data`"
+    parser.add_argument("data", metavar="DATA", help=text)
     parser.add_argument("--method", required=True, metavar="NAME", help="how to tune; the methods are listed below")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the result")
     existing = parser.add_mutually_exclusive_group()
@@ -252,7 +270,9 @@ def _add_eval(parser: _Parser) -> None:
 
 def _add_predict(parser: _Parser) -> None:
     parser.add_argument("directory", metavar="DIR", help="result folder of fit")
-    parser.add_argument("images", metavar="PATHS", nargs="+", help="images, folders of images, or patterns")
+    parser.add_argument(
+        "images", metavar="PATHS", nargs="+", help="images, folders of images, patterns, or names of `trimtab data`"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="CSV to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_running(parser)
@@ -273,6 +293,11 @@ def _add_export(parser: _Parser) -> None:
         "--prompts-as-inputs", action="store_true", help="one graph for all tasks: prompts and classifier are inputs"
     )
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
+
+
+def _add_data(parser: _Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="which to write; without a name all are listed")
+    parser.add_argument("--out", metavar="DIR", help="folder to write: train/, val/ and test/, a folder a class")
 
 
 def _add_report(parser: _Parser) -> None:

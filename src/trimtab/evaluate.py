@@ -19,11 +19,14 @@ from torch import Tensor
 
 from trimtab import checkpoint
 from trimtab.data import (
+    BuiltInImage,
     ImageSet,
     ImageStore,
     Preprocess,
     find_images,
+    hidden_by,
     list_images,
+    named_images,
     named_splits,
     open_split,
     why_unreadable,
@@ -41,7 +44,7 @@ class Prediction:
     """What the model says of one image."""
 
     path: str | None
-    """The file, if it was one."""
+    """The file, or the name of a built-in image."""
     label: str | None
     """The most probable class; ``None`` if the image could not be read."""
     probability: float | None
@@ -90,7 +93,8 @@ class Predictor:
         """Predict one image or many.
 
         Args:
-            images: A path of an image or of a folder of images, a PIL image, or a sequence of them.
+            images: A path of an image or of a folder of images, the name of a built-in set, a PIL image, or a
+                sequence of these.
                 Unreadable images get a prediction with an ``error`` and no label; the rest are done.
             batch_size: Images a forward pass.
             threads: Threads that decode.
@@ -157,15 +161,17 @@ def _each(images: Any) -> list[Any]:
 
 
 def _pictures(picture: Any) -> Sequence[Any]:
-    """One image, or those of a folder."""
-    if isinstance(picture, Image.Image):
+    """One image, or those of a folder or of a built-in set."""
+    if isinstance(picture, (Image.Image, BuiltInImage)):
         return [picture]
     if not isinstance(picture, (str, os.PathLike)):
         raise ConfigError(
             f"An image is given as {type(picture).__name__}; give a path, a PIL image (Image.fromarray makes one of "
             "an array), or a sequence of these."
         )
-    return list_images([Path(picture)]) if os.fspath(picture) and Path(picture).is_dir() else [picture]
+    if os.fspath(picture) and Path(picture).is_dir():
+        return list_images([Path(picture)])
+    return named_images(os.fspath(picture)) or [picture]
 
 
 def _plan(count: int, batch_size: int, threads: int) -> list[range]:
@@ -219,6 +225,9 @@ def evaluate(
     """
     started = time.monotonic()
     predictor = load(directory, weights=weights, device=device)
+    progress = progress or Progress()
+    if hidden := hidden_by(data):
+        progress.say(hidden)
     images = open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
     logits, targets = logits_of(predictor, images, batch_size=batch_size, threads=threads, progress=progress)
     return {
@@ -246,7 +255,7 @@ def logits_of(
     store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
     plan = _plan(len(images), batch_size, threads)
     logits, targets = [], []
-    with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
+    with progress.stage("Evaluating", len(images), "images") as advance:
         for pixels, labels in store.batches(plan):
             logits.append(predictor.logits(pixels))
             targets.append(labels)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
-from trimtab.data import ImageSet, Preprocess, TrainingData, open_training, write_split
+from trimtab.data import ImageSet, Preprocess, TrainingData, open_training, stamp, write_split
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.loop import Job
 from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
@@ -69,7 +69,8 @@ def fit(
 
     Args:
         data: A folder with ``train/`` (and ``val/``, ``test/``) of class folders, one folder of class folders,
-            or a CSV with the columns path, label and perhaps split.
+            a CSV with the columns path, label and perhaps split, or the name of data that comes with trimtab
+            (``digits``, ``sprites/orientation``; see ``trimtab.data.BUILT_IN``).
         out: Folder for the adapter.
         method: A method's name, or its configuration.
         method_options: Fields of the method's configuration, if ``method`` is a name.
@@ -228,7 +229,7 @@ def _record(
 def _identity(config: FitConfig, resolved: dict[str, Any], fingerprint: str, training: TrainingData) -> dict[str, Any]:
     """By name, what decides the bits of the result."""
     files = [
-        (images.name, images.classes[label], path.name, path.stat().st_size)
+        (images.name, images.classes[label], *stamp(path))
         for images in (training.train, training.val)
         for path, label in zip(images.paths, images.labels, strict=True)
     ]

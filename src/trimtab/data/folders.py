@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from trimtab.data.built_in import named_images
 from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Reading, some
+from trimtab.data.images import BuiltInImage, ImageSource
 from trimtab.errors import DataError
 
 _SUFFIXES = frozenset(
@@ -29,11 +31,12 @@ _SUFFIXES = frozenset(
 )
 
 
-def list_images(patterns: Sequence[str | Path]) -> list[Path]:
-    """The image files that files, folders and glob patterns stand for, sorted and each once.
+def list_images(patterns: Sequence[str | Path]) -> list[ImageSource]:
+    """The images that files, folders, glob patterns and names of built-in data stand for, sorted and each once.
 
     Folders are searched with all folders inside them. A file named as such is taken whatever its
-    extension; from folders and globs only files with an image's extension are.
+    extension; from folders and globs only files with an image's extension are. Of built-in data
+    (``digits``) the test images are taken; ``digits/val`` and ``digits/val/0007`` name others.
 
     Raises:
         DataError: A pattern stands for no image.
@@ -44,20 +47,22 @@ def list_images(patterns: Sequence[str | Path]) -> list[Path]:
     return images
 
 
-def find_images(patterns: Sequence[str | Path]) -> tuple[list[Path], dict[str, str]]:
+def find_images(patterns: Sequence[str | Path]) -> tuple[list[ImageSource], dict[str, str]]:
     """As `list_images`, and the patterns that stand for no image, each with a sentence that says so."""
     chosen: dict[Path, Path] = {}
+    built_in: dict[BuiltInImage, None] = {}
     unmatched: dict[str, str] = {}
     for pattern in patterns:
-        images = _matches(str(pattern))
-        if not images:
+        images, named = _matches(str(pattern)), named_images(str(pattern))
+        if not images and not named:
             unmatched[str(pattern)] = (
                 f"{str(pattern)!r} matches no image; give image files, folders that hold some, "
                 "or glob patterns such as 'photos/**/*.jpg'."
             )
         for image in images:
             chosen.setdefault(image.absolute(), image)
-    return sorted(chosen.values()), unmatched
+        built_in |= dict.fromkeys(named)
+    return [*sorted(chosen.values()), *built_in], unmatched
 
 
 def training_folders(path: Path) -> Reading:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+
+from trimtab.data.images import ImageSource
 
 SPLIT_WORDS = {
     "train": "train",
@@ -25,7 +26,7 @@ LAYOUTS = (
 class Found:
     """One image as it was found, before its class has a number."""
 
-    path: Path
+    path: ImageSource
     label: str
     name: str  # what a split draws by: the same wherever the data lies
     where: str  # for errors

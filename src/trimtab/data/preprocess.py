@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from trimtab.data.images import ImageSource, open_image
 from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
 
 Resize = Literal["squash", "shorter"]
@@ -101,12 +101,13 @@ class Preprocess:
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"The saved preprocessing cannot be used: {error}") from error
 
-    def read(self, path: str | Path) -> Tensor:
-        """Reads and resizes an image file, upright and in colour.
+    def read(self, path: str | ImageSource) -> Tensor:
+        """Reads and resizes an image, upright and in colour.
 
         Args:
-            path: A file of any format and mode that Pillow reads. Transparency is dropped, of
-                several frames the first is taken, and 16-bit grey keeps its upper 8 bits.
+            path: A file of any format and mode that Pillow reads, or an image of a built-in set.
+                Transparency is dropped, of several frames the first is taken, and 16-bit grey keeps
+                its upper 8 bits.
 
         Returns:
             What `finish` takes, (3, h, w) uint8: at ``image_size``, or larger when ``augment``
@@ -117,7 +118,7 @@ class Preprocess:
         """
         # A damaged file makes Pillow's decoders fail in any way, not only with an OSError.
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return self.from_image(image)
         except Exception as error:
             raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error

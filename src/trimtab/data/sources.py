@@ -1,4 +1,4 @@
-"""Where labelled images come from: class folders, CSV files, and the split of one set in two.
+"""Where labelled images come from: class folders, CSV files, built-in sets, and the split of one set in two.
 
 Nothing here opens an image; a set is a list of paths with labels.
 """
@@ -11,11 +11,13 @@ import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trimtab.data.built_in import BUILT_IN, built_in_set, hidden_by, split_images, training_images
 from trimtab.data.folders import folder_splits, split_folder, training_folders
-from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, is_utf8
+from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Reading, is_utf8
+from trimtab.data.images import ImageSource
 from trimtab.data.rows import row_splits, split_rows, training_rows
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.files import write_text
@@ -27,13 +29,13 @@ class ImageSet:
 
     Attributes:
         name: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
-        paths: The image files.
-        labels: For each file, the position of its class in ``classes``.
+        paths: The image files, or the images of a built-in set.
+        labels: For each image, the position of its class in ``classes``.
         classes: The names of the classes.
     """
 
     name: str
-    paths: tuple[Path, ...]
+    paths: tuple[ImageSource, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
 
@@ -59,7 +61,7 @@ class TrainingData:
     Attributes:
         train: The training images.
         val: The validation images; none when nothing was to be held out.
-        source: ``"folder"``, ``"split folders"`` or ``"csv"``.
+        source: ``"folder"``, ``"split folders"``, ``"csv"`` or ``"built-in"``.
         split_made: Whether the validation images were held out from the training images here.
         notes: Sentences to tell the user: what was split how, and what is left out.
     """
@@ -79,7 +81,7 @@ def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0)
 
     Args:
         path: A folder with ``train/`` and perhaps ``val/`` of class folders, one folder of class
-            folders, or a CSV file with the columns ``path,label[,split]``.
+            folders, a CSV file with the columns ``path,label[,split]``, or a name of ``BUILT_IN``.
         val_fraction: The share of each class to hold out where the data has no validation images.
         seed: Which images are held out.
 
@@ -90,7 +92,7 @@ def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0)
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; as a share it must be at least 0 and below 1.")
     path = _existing(Path(path))
-    reading = training_folders(path) if path.is_dir() else training_rows(path)
+    reading = _read_training(path)
     classes = tuple(sorted({image.label for image in reading.train}))
     if len(classes) == 1:
         raise DataError(f"{path} has one class only ({classes[0]!r}); a classifier needs at least two.")
@@ -118,6 +120,9 @@ def named_splits(path: str | Path) -> set[str]:
         DataError: The data cannot be used.
     """
     path = _existing(Path(path))
+    built_in = built_in_set(path)
+    if built_in is not None:
+        return set(built_in.sizes)
     return folder_splits(path) if path.is_dir() else row_splits(path)
 
 
@@ -146,18 +151,34 @@ def open_split(path: str | Path, split: str, classes: Sequence[str], *, made: Pa
     if wanted == "test" and wanted not in named:
         val = "measure on the held-out validation images with --split val; " if held_out or "val" in named else ""
         raise DataError(f"{path} has no 'test' split; {val}--split all measures on all images, also those trained on.")
-    found = split_folder(path, wanted) if path.is_dir() else split_rows(path, wanted)
+    found = _read_split(path, wanted)
     if not found:
         raise DataError(f"{path} has no images in its {wanted!r} split; add some or choose another split.")
     return _image_set(wanted, found, tuple(classes))
 
 
+def _read_training(path: Path) -> Reading:
+    built_in = built_in_set(path)
+    if built_in is not None:
+        return training_images(built_in)
+    reading = training_folders(path) if path.is_dir() else training_rows(path)
+    hidden = hidden_by(path)
+    return reading if hidden is None else replace(reading, notes=[hidden, *reading.notes])
+
+
+def _read_split(path: Path, wanted: str) -> list[Found]:
+    built_in = built_in_set(path)
+    if built_in is not None:
+        return split_images(built_in, wanted)
+    return split_folder(path, wanted) if path.is_dir() else split_rows(path, wanted)
+
+
 def _made_split(path: Path, made: Path, wanted: str, classes: tuple[str, ...]) -> ImageSet:
     """The images of a split that was made of ``path``, and of no other data."""
     images = open_split(made, wanted, classes)
-    there = {os.path.realpath(image) for image in open_split(path, "all", classes).paths}
+    there = {os.path.realpath(str(image)) for image in open_split(path, "all", classes).paths}
     for image in images.paths:
-        if os.path.realpath(image) not in there:
+        if os.path.realpath(str(image)) not in there:
             raise DataError(
                 f"{path} has no {wanted!r} split, and {made} was made of other images, such as {image}; give the "
                 "data trained on, or use --split all for the whole of this."
@@ -168,7 +189,7 @@ def _made_split(path: Path, made: Path, wanted: str, classes: tuple[str, ...]) -
 def write_split(path: str | Path, data: TrainingData) -> None:
     """Writes which image is in which split as a CSV file that `open_training` and `open_split` read.
 
-    The file appears whole or not at all. Images are named by their absolute paths.
+    The file appears whole or not at all. Files are named by their absolute paths.
 
     Raises:
         TrainingError: The file cannot be written.
@@ -178,7 +199,8 @@ def write_split(path: str | Path, data: TrainingData) -> None:
     writer.writerow(("path", "label", "split"))
     for images in (data.train, data.val):
         for image, label in zip(images.paths, images.labels, strict=True):
-            writer.writerow((image.absolute(), images.classes[label], images.name))
+            where = image.absolute() if isinstance(image, Path) else image
+            writer.writerow((where, images.classes[label], images.name))
     write_text(Path(path), buffer.getvalue())
 
 
@@ -230,12 +252,15 @@ def _split_note(held: int, total: int, fraction: float, seed: int) -> str:
 
 
 def _existing(path: Path) -> Path:
-    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv"):
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv") or built_in_set(path) is not None:
         return path
     if path.exists():
         raise DataError(f"{path} is neither a folder nor a .csv file; give {LAYOUTS}.")
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise DataError(f"{path} does not exist; give {LAYOUTS}.{nearest(path.name, beside)}")
+    hint = nearest(path.name, [*BUILT_IN, *beside])
+    raise DataError(
+        f"{path} does not exist; give {LAYOUTS}, or a name of what comes with trimtab: {', '.join(BUILT_IN)}.{hint}"
+    )
 
 
 def _image_set(name: str, found: list[Found], classes: tuple[str, ...]) -> ImageSet:

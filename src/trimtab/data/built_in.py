@@ -1,0 +1,99 @@
+"""The sets that come with trimtab, taken by name where a path could stand."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from trimtab.data.digits import Digits
+from trimtab.data.found import Found, Reading
+from trimtab.data.images import BuiltInImage, BuiltInSet
+from trimtab.data.sprites import FACTORS, Sprites
+from trimtab.errors import DataError, TrainingError, nearest
+
+BUILT_IN: Mapping[str, BuiltInSet] = {
+    built_in.name: built_in for built_in in (Digits(), *(Sprites(factor) for factor in FACTORS))
+}
+"""Every set by its name."""
+
+
+def built_in_set(name: str | Path) -> BuiltInSet | None:
+    """The set of a name, unless a folder or file of that name is there, which goes before."""
+    return None if Path(name).exists() else BUILT_IN.get(Path(name).as_posix())
+
+
+def hidden_by(path: str | Path) -> str | None:
+    """A sentence that says so where a folder or file hides a set of its name."""
+    if Path(path).as_posix() in BUILT_IN and Path(path).exists():
+        return f"{path} is the one in this folder, not the data of that name that comes with trimtab."
+    return None
+
+
+def training_images(built_in: BuiltInSet) -> Reading:
+    """The training and validation images of a set."""
+    note = f"{built_in.name} comes with trimtab; its {built_in.sizes['test']} test images are left for the evaluation."
+    return Reading("built-in", split_images(built_in, "train"), split_images(built_in, "val"), [note])
+
+
+def split_images(built_in: BuiltInSet, wanted: str) -> list[Found]:
+    """The images of one split of a set, or of all."""
+    return [
+        Found(image, label, str(image), str(image))
+        for split in (built_in.sizes if wanted == "all" else [wanted])
+        for image, label in zip(built_in.images(split), built_in.labels(split), strict=True)
+    ]
+
+
+def named_images(name: str) -> list[BuiltInImage]:
+    """What a name stands for: ``SET`` for its test images, ``SET/SPLIT`` or ``SET/SPLIT/NUMBER``.
+
+    None where it is no such name, or something of that name is there.
+    """
+    wanted = Path(name).as_posix()
+    if Path(name).exists():
+        return []
+    if wanted in BUILT_IN:
+        return list(BUILT_IN[wanted].images("test"))
+    return [
+        image
+        for built_in in BUILT_IN.values()
+        if wanted.startswith(f"{built_in.name}/")
+        for split in built_in.sizes
+        for image in built_in.images(split)
+        if f"{image}/".startswith(f"{wanted}/")
+    ]
+
+
+def write_folder(name: str, folder: str | Path) -> Path:
+    """Writes a set as PNG files: ``train/``, ``val/`` and ``test/``, each with a folder a class.
+
+    The folder appears whole or not at all.
+
+    Args:
+        name: A name of ``BUILT_IN``.
+        folder: Where to; an empty folder, or none yet.
+
+    Raises:
+        DataError: There is no such set, or something is in the folder.
+        TrainingError: The folder cannot be written.
+    """
+    folder, built_in = Path(folder), BUILT_IN.get(name)
+    if built_in is None:
+        raise DataError(
+            f"No data named {name!r} comes with trimtab, only {', '.join(BUILT_IN)}.{nearest(name, BUILT_IN)}"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists and is not an empty folder; name another one.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
+            whole = Path(draft) / "whole"
+            for split in built_in.sizes:
+                for image, label in zip(built_in.images(split), built_in.labels(split), strict=True):
+                    (whole / split / label).mkdir(parents=True, exist_ok=True)
+                    image.open().save(whole / split / label / f"{image.number:04}.png")
+            whole.rename(folder)
+    except OSError as error:
+        raise TrainingError(f"Could not write the folder {str(folder)!r}: {error.strerror or error}.") from error
+    return folder
