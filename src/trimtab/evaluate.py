@@ -255,7 +255,7 @@ def logits_of(
     store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
     plan = _plan(len(images), batch_size, threads)
     logits, targets = [], []
-    with progress.stage("Evaluating", len(images), "images") as advance:
+    with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
         for pixels, labels in store.batches(plan):
             logits.append(predictor.logits(pixels))
             targets.append(labels)

@@ -28,6 +28,7 @@ def inputs(full: int, context: int, *, mask: bool = False, batch: int = 2) -> At
         own=KeysValues(draw(sequence), draw(sequence)),
         context=KeysValues(draw(context, 1), draw(context, 1)) if context else None,
         num_tokens=5,
+        num_queries=5,
         scale=0.5,
         mask=torch.randn(1, heads, sequence, sequence) if mask else None,
     )

@@ -77,7 +77,7 @@ def prompt_weights(inputs: AttentionInputs, attend: Attend) -> Tensor:
     full = own.keys.shape[2] - t
     total = full + (0 if context is None else context.keys.shape[2])
     mask = None if inputs.mask is None else inputs.mask[:, :, :t]
-    asking = dataclasses.replace(inputs, queries=inputs.queries[:, :, :t], mask=mask)
+    asking = dataclasses.replace(inputs, queries=inputs.queries[:, :, :t], num_queries=t, mask=mask)
     width, parts = own.values.shape[-1], [inputs.queries.new_zeros(own.keys.shape[0], t, 0)]
     # As wide as real values are, so that fused kernels take them.
     for first in range(0, total, width):
