@@ -53,7 +53,7 @@ class Sprites(BuiltInSet):
     Masks tell the shapes apart: in a mask, a shape is its position in ``SHAPES`` and 1.
 
     Labels and what is in a picture are the same on every machine, for they come from SHA-256 and Python's
-    promised random numbers. So are the pixels under one release of Pillow.
+    promised random numbers. So are the pixels under one release of Pillow; others may round an edge otherwise.
 
     Attributes:
         factor: What is asked for: a name of `FACTORS`.

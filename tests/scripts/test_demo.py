@@ -1,0 +1,41 @@
+"""`make demo`, made small: that it runs to its end, says what it promises, and may be run again."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+import trimtab
+from scripts import demo
+
+SMALL = {"epochs": 1, "limit": 16, "batch_size": 4, "probe_epochs": 2}
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "HOME", tmp_path / "demo")
+    monkeypatch.setattr(demo, "TASKS", {task: (about, SMALL) for task, (about, _) in demo.TASKS.items()})
+    monkeypatch.setattr(demo, "METHODS", {name: demo.METHODS[name] for name in ("linear", "vpt")})
+    monkeypatch.setattr(demo, "LINEAR", SMALL)
+    monkeypatch.setattr(demo, "SHORT", {})
+    # A quarter of the test images takes as long.
+    monkeypatch.setattr(trimtab, "evaluate", functools.partial(trimtab.evaluate, split="val"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_demo_runs_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.main()
+    said = capsys.readouterr().out
+    for task in demo.TASKS:
+        assert f"{task}/test/0000: " in said
+        folder = tmp_path / "demo" / task.replace("/", "-")
+        assert sorted(path.name for path in folder.iterdir()) == ["linear", "vpt"]
+    lines = [line.split() for line in said.splitlines() if line.strip().startswith("│")]
+    assert [line[1] for line in lines] == ["linear", "vpt"] * 2
+    assert "demo/report.html" in said
+    assert "trimtab fit MY_IMAGES --method vpt --out runs/mine" in said
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert page.count("sprites/orientation") > 1
+    demo.main()
