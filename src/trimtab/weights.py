@@ -60,7 +60,9 @@ _CONFIG = "config.json"
 _SAVED = ("model.safetensors", "pytorch_model.bin")
 """What timm saves weights as, in a folder or a repository, the better first."""
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
-_SAFELY: dict[str, Any] = {"weights_only": True} if "weights_only" in inspect.signature(timm.models.load_state_dict).parameters else {}
+_SAFELY: dict[str, Any] = (
+    {"weights_only": True} if "weights_only" in inspect.signature(timm.models.load_state_dict).parameters else {}
+)
 """How timm is told to run no pickled code; where it cannot be told yet (1.0.3), torch refuses by its own default."""
 _NORMALISATIONS = {
     (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD): "imagenet",
