@@ -40,9 +40,10 @@ MAY_IMPORT = {
     "inputs": f"{_CORE} data",
     "optimizer": "recipe",
     "memory": "",
+    "compiling": "errors",
     "probe": f"{_CORE} heads model tasks optimizer",
     "tracking": "errors files progress run_folder",
-    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory "
+    "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
     "progress tracking",
     "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress tracking",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder progress",

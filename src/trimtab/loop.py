@@ -10,9 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +21,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from trimtab import checkpoint
+from trimtab.compiling import compile_whole
 from trimtab.data import ImageStore, Preprocess, TrainingData
-from trimtab.errors import ConfigError, TrainingError
+from trimtab.errors import TrainingError
 from trimtab.inputs import Decoded, Features, Inputs, cut
 from trimtab.memory import Kept, kept_activations, peak_memory, size_of
 from trimtab.model import TunedModel, build
@@ -39,8 +37,6 @@ from trimtab.tasks import classification_loss, classification_metrics
 from trimtab.tracking import Tracking
 
 _EVAL_BATCH = 64
-_BACKEND = "inductor"
-"""What compiles."""
 
 
 class _Objective(nn.Module):
@@ -207,7 +203,8 @@ class Job:
 
     def _loop(self, train: Inputs, val: Inputs, state: TrainState | None) -> TrainState:
         if self.config.compile and not self.objective.from_features:
-            self._compile()
+            self.progress.say("Compiling the training step; the first step takes a minute or more.")
+            compile_whole(self.objective, self.accelerator.device)
         objective, optimizer = self.accelerator.prepare(
             self.objective, make_optimizer(self.recipe, self.model.parameters())
         )
@@ -238,17 +235,6 @@ class Job:
                 if self.accelerator.is_main_process:
                     self.folder.save_state(state)
         return state
-
-    def _compile(self) -> None:
-        # Where torch looks for one.
-        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        if self.accelerator.device.type == "cpu" and shutil.which(compiler) is None:
-            raise ConfigError(
-                f"compile needs a C++ compiler on a CPU and there is no {compiler!r}; install one, name another by CXX "
-                "in the environment, or leave --compile out."
-            )
-        self.progress.say("Compiling the training step; the first step takes a minute or more.")
-        self.objective.compile(fullgraph=True, backend=_BACKEND)
 
     def _steps(self) -> int:
         images = len(self.training.train)

@@ -376,6 +376,15 @@ class Backbone(nn.Module):
             num_read=num_read if reduced or not salient else None,
             salient=wanted if reduced else None,
         )
+        left = self._left(i, stream, inputs, learned=learned)
+        if wanted is None or left.saliency is None:
+            return left.replace(salient=None)
+        if reduced:
+            return left.replace(tokens=left.tokens[:, :num_read], salient=left.tokens[:, num_read:])
+        return left.replace(salient=gathered(left.tokens, wanted.places(left.saliency)))
+
+    def _left(self, i: int, stream: Stream, inputs: BlockInputs, *, learned: bool) -> Stream:
+        """The stream as it leaves block ``i``, merged where a stage ends."""
         parts = self._blocks[i].run(stream.weights, self._family.run, inputs)
         grid_size, unmerged = stream.grid_size, None
         if i in self._merges:
@@ -385,12 +394,7 @@ class Backbone(nn.Module):
         tokens, prompts, logits = parts
         if learned:
             logits = self._outside(self._family.pooling_logits, tokens, stream.weights)
-        left = stream.replace(tokens=tokens, prompts=prompts, saliency=logits, grid_size=grid_size, unmerged=unmerged)
-        if wanted is None or logits is None:
-            return left.replace(salient=None)
-        if reduced:
-            return left.replace(tokens=tokens[:, :num_read], salient=tokens[:, num_read:])
-        return left.replace(salient=gathered(tokens, wanted.places(logits)))
+        return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, grid_size=grid_size, unmerged=unmerged)
 
     def in_place(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """What the softmax core of block ``i`` has of its T tokens, (..., C), as (B, T, C).
