@@ -50,7 +50,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     work = Work()
     for module, names in {
         "fit": ["fit"],
-        "evaluate": ["evaluate", "predict_to_csv"],
+        "evaluate": ["evaluate", "predict_to"],
         "checkpoint": ["describe"],
     }.items():
         stand_in = types.SimpleNamespace(**dict.fromkeys(names, work))

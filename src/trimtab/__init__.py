@@ -22,10 +22,13 @@ from trimtab.errors import (
 if TYPE_CHECKING:
     from trimtab.evaluate import Predictor, evaluate, load
     from trimtab.fit import FitResult, fit
+    from trimtab.heads import SegmenterConfig
     from trimtab.methods import METHODS
     from trimtab.model import attach
     from trimtab.progress import Progress, TerminalProgress
     from trimtab.recipe import FitConfig
+    from trimtab.segment import MaskPredictor
+    from trimtab.sliding import Views
 
 __version__ = "0.1.0.dev0"
 
@@ -33,9 +36,12 @@ _HOMES = {
     "FitConfig": "trimtab.recipe",
     "FitResult": "trimtab.fit",
     "METHODS": "trimtab.methods",
+    "MaskPredictor": "trimtab.segment",
     "Predictor": "trimtab.evaluate",
     "Progress": "trimtab.progress",
+    "SegmenterConfig": "trimtab.heads",
     "TerminalProgress": "trimtab.progress",
+    "Views": "trimtab.sliding",
     "attach": "trimtab.model",
     "evaluate": "trimtab.evaluate",
     "fit": "trimtab.fit",
@@ -50,11 +56,14 @@ __all__ = [
     "DataError",
     "FitConfig",
     "FitResult",
+    "MaskPredictor",
     "Predictor",
     "Progress",
+    "SegmenterConfig",
     "TerminalProgress",
     "TrainingError",
     "TrimtabError",
+    "Views",
     "__version__",
     "attach",
     "evaluate",

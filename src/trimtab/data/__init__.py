@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from trimtab.data.folders import find_images, list_images
+from trimtab.data.joint import MaskPreprocess
+from trimtab.data.mask_store import MaskStore
+from trimtab.data.masks import VOID, Codes
 from trimtab.data.preprocess import Preprocess, why_unreadable
+from trimtab.data.scenes import MaskSet, named_scene_splits, open_scene_split, open_scenes, write_scene_split
 from trimtab.data.sources import (
     ImageSet,
     TrainingData,
@@ -13,19 +17,29 @@ from trimtab.data.sources import (
     stratified_split,
     write_split,
 )
-from trimtab.data.store import ImageStore
+from trimtab.data.store import ImageStore, Store
 
 __all__ = [
+    "VOID",
+    "Codes",
     "ImageSet",
     "ImageStore",
+    "MaskPreprocess",
+    "MaskSet",
+    "MaskStore",
     "Preprocess",
+    "Store",
     "TrainingData",
     "find_images",
     "list_images",
+    "named_scene_splits",
     "named_splits",
+    "open_scene_split",
+    "open_scenes",
     "open_split",
     "open_training",
     "stratified_split",
     "why_unreadable",
+    "write_scene_split",
     "write_split",
 ]
