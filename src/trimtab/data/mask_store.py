@@ -83,21 +83,22 @@ class MaskStore(Store):
         classes = self._classes(mask)
         if classes.shape != pixels.shape[1:]:
             (height, width), (other_height, other_width) = classes.shape, pixels.shape[1:]
-            raise _fault(mask, f"it is {height}x{width} and its image {other_height}x{other_width} (height x width)")
+            reason = f"it is {height}x{width} and its image {other_height}x{other_width} (height x width)"
+            raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
         return torch.cat([pixels, classes[None]])
 
     def _classes(self, mask: Path) -> Tensor:
         codes = self.images.codes
         try:
             return torch.from_numpy(np.ascontiguousarray(codes.classes_of(read_raw(mask, coloured=codes.coloured))))
-        except Exception as error:
-            raise _fault(mask, why_unreadable(error)) from error
+        except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
+            reason = why_unreadable(error)
+            # What a list of faults shows is the cause, and has to say that it is not the image's.
+            raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
 
 
-def _fault(mask: Path, reason: str) -> DataError:
-    error = DataError(f"The mask {mask} cannot be used: {reason}; replace or remove it.")
-    error.__cause__ = ValueError(f"mask {mask.name}: {reason}")
-    return error
+def _unusable(mask: Path, reason: str) -> str:
+    return f"The mask {mask} cannot be used: {reason}; replace or remove it."
 
 
 def _groups(items: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
