@@ -386,6 +386,9 @@ def _check_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         owners = _owners(flag) if parser.prog.endswith(" fit") else []
         if owners:
             parser.error(f"{flag} is an option of the method {' or '.join(owners)}.")
+        for task in _TASK_OPTIONS if parser.prog.endswith(" fit") else ():
+            if flag in {option.flag for option in _task_options(task)}:
+                parser.error(f"{flag} is an option of --task {task}.")
         parser.error(f"there is no option {flag}.{nearest(flag, known, 1)}")
 
 

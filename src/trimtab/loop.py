@@ -56,7 +56,7 @@ class _Objective(nn.Module):
         return self.task.loss(graded, targets) + extra.float() * targets.shape[0]
 
     @torch.no_grad()
-    def logits(self, inputs: Tensor) -> Tensor:
+    def logits(self, inputs: Any) -> Tensor:
         def forward(inputs: Tensor) -> Tensor:
             with self.autocast(inputs.device):
                 logits: Tensor = self.model.head(inputs) if self.from_features else self.model(inputs)

@@ -78,7 +78,7 @@ def test_without_a_seed_the_middle_is_taken() -> None:
 
 
 def test_what_is_beside_a_small_image_is_void_and_grey() -> None:
-    image, mask = joint(scale=0.5, augment="none").example(striped(), None)
+    image, mask = joint(zoom=0.5, augment="none").example(striped(), None)
     assert (mask[16:] == VOID).all()
     assert (mask[:16, :24] != VOID).all()
     assert (image[:, 16:] == 128).all()
@@ -89,9 +89,9 @@ def test_what_is_beside_a_small_image_is_void_and_grey() -> None:
     [
         ({}, (32, 48)),
         ({"image_size": (32, 32)}, (32, 48)),
-        ({"scale": 2.0}, (64, 96)),
+        ({"zoom": 2.0}, (64, 96)),
         ({"resize": "squash", "image_size": (20, 20)}, (20, 20)),
-        ({"resize": "squash", "image_size": (20, 20), "scale": 1.5}, (30, 30)),
+        ({"resize": "squash", "image_size": (20, 20), "zoom": 1.5}, (30, 30)),
     ],
 )
 def test_whole_images_just_cover_the_window(options: dict[str, Any], size: tuple[int, int]) -> None:
@@ -113,18 +113,18 @@ def test_normalises_as_classification_does() -> None:
 
 
 def test_comes_back_from_json() -> None:
-    prepare = joint(scale=1.5, jitter=(0.7, 1.1), resize="squash", augment="flip")
+    prepare = joint(zoom=1.5, jitter=(0.7, 1.1), resize="squash", augment="flip")
     assert MaskPreprocess.from_dict(json.loads(json.dumps(prepare.to_dict()))) == prepare
     with pytest.raises(CheckpointError, match="lacks"):
         MaskPreprocess.from_dict({"image_size": [4, 4]})
-    with pytest.raises(CheckpointError, match="scale is -1"):
-        MaskPreprocess.from_dict(prepare.to_dict() | {"scale": -1})
+    with pytest.raises(CheckpointError, match="zoom is -1"):
+        MaskPreprocess.from_dict(prepare.to_dict() | {"zoom": -1})
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"scale": 0.0},
+        {"zoom": 0.0},
         {"jitter": (2.0, 0.5)},
         {"jitter": (1.0,)},
         {"resize": "longer"},

@@ -39,7 +39,7 @@ class MaskPreprocess:
         image_size: Height and width of the window, in pixels.
         resize: ``"shorter"`` keeps the aspect ratio and scales the image to just cover the window; ``"squash"`` scales
             both sides to the window's.
-        scale: How many times larger than that the image is made.
+        zoom: How many times larger than that the image is made.
         interpolation: The resampling filter of images, with antialiasing; masks keep the nearest value.
         mean: What is subtracted from red, green and blue, on a scale of 0 to 1.
         std: What they are then divided by.
@@ -53,7 +53,7 @@ class MaskPreprocess:
 
     image_size: tuple[int, int]
     resize: Resize = "shorter"
-    scale: float = 1.0
+    zoom: float = 1.0
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -69,8 +69,8 @@ class MaskPreprocess:
         size: tuple[Any, ...] = self.image_size  # may come from a file, so its type is not sure
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ConfigError(f"image_size is {size}; give height and width in pixels, as (224, 224).")
-        if not self.scale > 0:
-            raise ConfigError(f"scale is {self.scale}; use above 0.")
+        if not self.zoom > 0:
+            raise ConfigError(f"zoom is {self.zoom}; use above 0.")
         if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1]:
             raise ConfigError(f"jitter is {self.jitter}; give the least factor and the greatest, as 0.5,2.")
         if {len(self.mean), len(self.std)} != {3} or not all(value > 0 for value in self.std):
@@ -135,7 +135,7 @@ class MaskPreprocess:
 
     def looked_at(self, height: int, width: int) -> tuple[int, int]:
         """The size at which an image of (height, width) pixels is looked at."""
-        return self._scaled(height, width, self.scale)
+        return self._scaled(height, width, self.zoom)
 
     def example(self, pair: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
         """A window of an image and its mask to train on.
@@ -154,7 +154,7 @@ class MaskPreprocess:
         draws = random.Random(seed) if seed is not None else None  # noqa: S311
         crops = draws is not None and self.augment in ("crop", "crop-flip")
         low, high = self.jitter
-        factor = self.scale * (low + (high - low) * draws.random() if crops and draws is not None else 1.0)
+        factor = self.zoom * (low + (high - low) * draws.random() if crops and draws is not None else 1.0)
         size = self._scaled(pair.shape[-2], pair.shape[-1], factor)
         image, mask = tv_tensors.Image(pair[:3]), tv_tensors.Mask(pair[3])
         image, mask = self._resize(image, size), F.resize(mask, list(size))

@@ -81,7 +81,8 @@ class Codes:
             more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
             what = "colour" if self.coloured else "value"
             raise ValueError(f"it has the {what}{'s' * (len(strange) > 1)} {shown}{more}, which no class has")
-        return places[order][found]
+        classes: Array = places[order][found]
+        return classes
 
     def shown(self, value: int) -> str:
         """A value in words."""
@@ -131,7 +132,10 @@ def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:
             f"{path} has the columns {header}; a palette needs name,value (numbers in the masks), "
             "name,red,green,blue (colours), or all of them."
         )
-    names, values, ignored, palette = [], [], [], []
+    names: list[str] = []
+    values: list[int] = []
+    ignored: list[int] = []
+    palette: list[tuple[int, int, int]] = []
     for number, row in enumerate(rows, start=2):
         colour = _colour(path, number, row) if coloured else None
         value = _number(path, number, row, "value", 65535) if numbered else _packed(colour or (0, 0, 0))

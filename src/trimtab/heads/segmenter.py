@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,6 +92,8 @@ class PatchClassifier(Segmenter):
     Adds ``num_classes * (width + 1)`` parameters.
     """
 
+    linear: nn.Linear
+
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
         self.linear = nn.Linear(backbone.widths[-1], num_classes)
@@ -157,8 +159,3 @@ def make_segmenter(config: SegmenterConfig, backbone: Backbone, num_classes: int
 def as_grids(features: Features) -> tuple[Tensor, ...]:
     """Features as the grids that they are."""
     return (features,) if isinstance(features, Tensor) else features
-
-
-def config_of(values: Mapping[str, Any]) -> SegmenterConfig:
-    """A configuration from its JSON values, where tuples have become lists."""
-    return SegmenterConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

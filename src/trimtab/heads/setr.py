@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,17 +25,15 @@ class _Upsampling(nn.Module):
         self.factor = factor
         self.norm = nn.LayerNorm(width, eps=1e-6)
         widths = [width, *[channels] * convolutions]
-        self.convolutions = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(widths[k], widths[k + 1], 3, padding=1, bias=False), nn.BatchNorm2d(widths[k + 1]), nn.ReLU()
-            )
-            for k in range(convolutions)
-        )
+        self.convolutions = nn.ModuleList()
+        for before, after in itertools.pairwise(widths):
+            convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            self.convolutions.append(nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        for convolution in self.convolutions:
-            nn.init.kaiming_normal_(convolution[0].weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        if self.classifier.bias is not None:
+            nn.init.zeros_(self.classifier.bias)
 
     def forward(self, grid: Tensor) -> Tensor:
         """(B, D, h, w) to logits (B, C, h factor^convolutions, w factor^convolutions)."""

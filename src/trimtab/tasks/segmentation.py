@@ -47,7 +47,7 @@ class SegmentationConfig(SegmenterConfig):
     """A value of pixels that are neither learned nor measured, besides 255."""
     resize: Literal["shorter", "squash"] = "shorter"
     """shorter: keep the aspect ratio and just cover the window (--image-size). squash: exactly the window."""
-    scale: float = 1.0
+    zoom: float = 1.0
     """How many times larger than that images are made; windows slide over what they do not cover."""
     jitter: tuple[float, ...] = (0.5, 2.0)
     """The least and the greatest random factor on that size in training (where --augment crops)."""
@@ -162,7 +162,7 @@ class Segmentation(Task):
     def of_saved(cls, values: Mapping[str, Any]) -> Segmentation:
         """From what :meth:`saved` gave."""
         try:
-            head = {name: tuple(v) if isinstance(v, list) else v for name, v in values["head"].items()}
+            head: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values["head"].items()}
             return cls(SegmentationConfig(**head), Codes.from_dict(values["masks"]))
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(
@@ -226,7 +226,7 @@ class Segmentation(Task):
         kept = {name: values[name] for name in ("interpolation", "mean", "std", "augment") if name in values}
         config = self.config
         return MaskPreprocess(
-            image_size=backbone.image_size, resize=config.resize, scale=config.scale, jitter=config.jitter, **kept
+            image_size=backbone.image_size, resize=config.resize, zoom=config.zoom, jitter=config.jitter, **kept
         )
 
     def preprocess_of(self, values: Mapping[str, Any]) -> MaskPreprocess:
