@@ -50,7 +50,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     work = Work()
     for module, names in {
         "fit": ["fit"],
-        "evaluate": ["evaluate", "predict_to_csv"],
+        "evaluate": ["evaluate", "predict_to"],
         "checkpoint": ["describe"],
         "report": ["report"],
     }.items():
@@ -220,6 +220,39 @@ def test_fit_hands_on_what_was_given_and_nothing_else(run: Run, work: Work) -> N
         "time                  1:05",
         "Next: trimtab eval runs/a 'my images'",
     ]
+
+
+def test_fit_hands_on_a_task_and_its_options(run: Run, work: Work) -> None:
+    work.result = types.SimpleNamespace(**{**vars(fitted()), "val_accuracy": None, "val_miou": 0.4567})
+    task = ("--task", "segmentation", "--head", "setr-pup", "--taps", "1,2,3,4", "--ignore-label", "11")
+    code, out, _ = run(*FIT, *task)
+    assert code == 0
+    assert work.seen["task"] == "segmentation"
+    assert work.seen["task_options"] == {"head": "setr-pup", "taps": (1, 2, 3, 4), "ignore_label": 11}
+    assert out.splitlines()[1] == "validation miou       0.4567"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_of_methods_and_of_segmentation_do_not_clash(run: Run, method: str) -> None:
+    code, out, _ = run("fit", "--method", method, "--task", "segmentation", "--help")
+    assert code == 0
+    assert "--auxiliary-weight X" in out
+
+
+def test_an_option_of_a_task_is_told_as_such(run: Run) -> None:
+    code, _, err = run(*FIT, "--ignore-label", "11")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--ignore-label is an option of --task segmentation." in err
+
+
+def test_views_are_handed_on(run: Run, work: Work) -> None:
+    work.result = types.SimpleNamespace(done=1, skipped=[])
+    assert run("predict", "runs/a", "x", "--out", "o", "--scales", "0.5,1", "--flip")[0] == 0
+    assert (work.seen["views"].scales, work.seen["views"].flip) == ((0.5, 1.0), True)
+    code, _, err = run("predict", "runs/a", "x", "--out", "o", "--scales", "big")
+    assert (code, err.count("\n")) == (2, 1)
+    code, _, err = run("predict", "runs/a", "x", "--out", "o", "--stride", "2")
+    assert (code, "stride is 2.0" in err) == (1, True)
 
 
 @pytest.mark.parametrize("split", ["val", "all"])

@@ -14,6 +14,7 @@ from trimtab.errors import TrainingError
 from trimtab.fit import fit
 from trimtab.loop import Job
 from trimtab.progress import Progress
+from trimtab.tasks import Classification
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -150,6 +151,8 @@ def test_of_equal_accuracies_the_lower_loss_wins() -> None:
     class Only:
         class config:  # noqa: N801
             select = "best"
+
+        task = Classification()
 
     def kept(*entries: tuple[float, float]) -> bool:
         made = [{"val_accuracy": accuracy, "val_loss": loss} for accuracy, loss in entries]

@@ -10,6 +10,7 @@ from torch import nn
 
 from tests import job
 from trimtab.errors import ConfigError
+from trimtab.heads import Classifier
 from trimtab.probe import probe
 
 
@@ -21,10 +22,10 @@ def blobs(classes: int = 5, width: int = 12, images: int = 150) -> tuple[torch.T
     return centres[labels] + 0.3 * torch.randn(images, width, generator=generator), labels
 
 
-def head() -> nn.Linear:
-    layer = nn.Linear(12, 5)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+def head() -> Classifier:
+    layer = Classifier(12, 5)
+    nn.init.zeros_(layer.linear.weight)
+    nn.init.zeros_(layer.linear.bias)
     return layer
 
 
@@ -43,7 +44,7 @@ def test_depends_on_its_seed_alone() -> None:
         layer, state = head(), torch.get_rng_state()
         probe(layer, features, labels, epochs=2, lr=1e-2, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
-        weights.append(layer.weight.detach().clone())
+        weights.append(layer.linear.weight.detach().clone())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -51,7 +52,7 @@ def test_depends_on_its_seed_alone() -> None:
 def test_every_image_is_seen_once_an_epoch() -> None:
     seen: list[torch.Tensor] = []
 
-    class Noting(nn.Linear):
+    class Noting(Classifier):
         def forward(self, features: torch.Tensor) -> torch.Tensor:
             seen.append(features[:, 0].long())
             return super().forward(features)

@@ -22,11 +22,14 @@ from trimtab.errors import (
 if TYPE_CHECKING:
     from trimtab.evaluate import Predictor, evaluate, load
     from trimtab.fit import FitResult, fit
+    from trimtab.heads import SegmenterConfig
     from trimtab.methods import METHODS
     from trimtab.model import attach
     from trimtab.progress import Progress, TerminalProgress
     from trimtab.recipe import FitConfig
     from trimtab.report import Report, report
+    from trimtab.segment import MaskPredictor
+    from trimtab.sliding import Views
 
 __version__ = "0.1.0.dev0"
 
@@ -34,10 +37,13 @@ _HOMES = {
     "FitConfig": "trimtab.recipe",
     "FitResult": "trimtab.fit",
     "METHODS": "trimtab.methods",
+    "MaskPredictor": "trimtab.segment",
     "Predictor": "trimtab.evaluate",
     "Progress": "trimtab.progress",
     "Report": "trimtab.report",
+    "SegmenterConfig": "trimtab.heads",
     "TerminalProgress": "trimtab.progress",
+    "Views": "trimtab.sliding",
     "attach": "trimtab.model",
     "evaluate": "trimtab.evaluate",
     "fit": "trimtab.fit",
@@ -53,12 +59,15 @@ __all__ = [
     "DataError",
     "FitConfig",
     "FitResult",
+    "MaskPredictor",
     "Predictor",
     "Progress",
     "Report",
+    "SegmenterConfig",
     "TerminalProgress",
     "TrainingError",
     "TrimtabError",
+    "Views",
     "__version__",
     "attach",
     "evaluate",

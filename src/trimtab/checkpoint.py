@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from trimtab.data import Preprocess
     from trimtab.model import TunedModel
+    from trimtab.tasks import Task
+    from trimtab.tasks.base import AnyPreprocess
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -61,8 +62,9 @@ class Saved:
     fingerprint: str
     weights: str | None
     image_size: tuple[int, int]
-    preprocess: Preprocess
+    preprocess: AnyPreprocess
     tensors: dict[str, Tensor]
+    task: Task
 
 
 def save(
@@ -72,11 +74,15 @@ def save(
     *,
     labels: tuple[str, ...],
     weights: str | None,
-    preprocess: Preprocess,
+    preprocess: AnyPreprocess,
     metrics: dict[str, Any],
     run: dict[str, Any],
+    task: str = "classification",
+    of_task: dict[str, Any] | None = None,
 ) -> int:
     """Write an adapter folder; the config comes last, so that an interrupted save is seen as none.
+
+    ``of_task`` is what the task named ``task`` needs to be asked again (:meth:`~trimtab.tasks.Task.saved`).
 
     Returns:
         Bytes of the tensors' file.
@@ -87,7 +93,7 @@ def save(
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     raw = to_bytes(plain, {"format": "pt"})
     write_bytes(directory / TENSORS, raw)
-    config = _config(model, labels, weights, hashlib.sha256(raw).hexdigest())
+    config = _config(model, labels, weights, hashlib.sha256(raw).hexdigest()) | {"task": task, **(of_task or {})}
     metrics = {**metrics, "adapter_bytes": len(raw)}
     write_json(directory / PREPROCESSOR, preprocess.to_dict())
     write_json(directory / METRICS, metrics)
@@ -126,10 +132,15 @@ def read(directory: str | Path) -> Saved:
     """
     from safetensors.torch import load as load_tensors
 
-    from trimtab.data import Preprocess
+    from trimtab.errors import ConfigError
+    from trimtab.tasks import saved_task
 
     directory = Path(directory)
     config = read_config(directory)
+    try:
+        task = saved_task(config.get("task", "classification"), config)
+    except ConfigError as error:
+        raise CheckpointError(f"{CONFIG} in {str(directory)!r}: {error} A newer trimtab may have saved it.") from error
     raw = _tensors(directory, config)
     backbone = config["backbone"]
     height, width = backbone["image_size"]
@@ -141,8 +152,9 @@ def read(directory: str | Path) -> Saved:
         fingerprint=backbone["fingerprint"],
         weights=backbone.get("weights"),
         image_size=(height, width),
-        preprocess=Preprocess.from_dict(_json(directory / PREPROCESSOR)),
+        preprocess=task.preprocess_of(_json(directory / PREPROCESSOR)),
         tensors=load_tensors(raw),
+        task=task,
     )
 
 
@@ -207,7 +219,7 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
         )
     try:
         config = config_from_json(METHODS[saved.method].Config, saved.method_config)
-        model = build(backbone, config, len(saved.labels))
+        model = build(backbone, config, len(saved.labels), saved.task.head)
         model.load_trained(saved.tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -268,7 +280,9 @@ def describe(directory: str | Path) -> dict[str, Any]:
         part = ".".join(name.split(".")[:2])
         kind[part] = kind.get(part, 0) + math.prod(entry["shape"])
     files = [path for path in directory.iterdir() if path.is_file()]
+    segments = {name: config[name] for name in ("task", "head") if "head" in config}
     return {
+        **segments,
         "method": config["method"],
         "method_config": config["method_config"],
         "facts": config.get("facts", {}),
@@ -319,33 +333,39 @@ def _card(config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) 
     labels = config["labels"]
     shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
     base = _base_model(config["backbone"]["name"])
-    accuracy = metrics.get("val_accuracy")
-    result = "not measured (no validation images)" if accuracy is None else f"{accuracy:.4f}"
+    segments = "head" in config
+    measure = metrics.get("val_miou" if segments else "val_accuracy")
+    result = "not measured (no validation images)" if measure is None else f"{measure:.4f}"
+    head = ""
+    if segments:
+        head = f"| head | {config['head']['head']}, with {metrics.get('head_parameters')} of the trained parameters |\n"
+    measured = "mIoU" if segments else "accuracy"
+    kind, out = ("segmentation", "FOLDER") if segments else ("classification", "predictions.csv")
     return f"""---
 library_name: trimtab
-{base}pipeline_tag: image-classification
-tags: [image-classification, visual-prompt-tuning, {config["method"]}]
+{base}pipeline_tag: image-{kind}
+tags: [image-{kind}, visual-prompt-tuning, {config["method"]}]
 ---
 
 # {config["method"]} on {config["backbone"]["name"]}
 
-A classifier of {len(labels)} classes: {shown}.
+A {"segmenter" if segments else "classifier"} of {len(labels)} classes: {shown}.
 
 | | |
 |---|---|
 | method | {config["method"]} |
 | backbone | {config["backbone"]["name"]}, weights {config["backbone"]["fingerprint"][:12]} |
 | image size | {config["backbone"]["image_size"][0]}x{config["backbone"]["image_size"][1]} |
-| validation accuracy | {result} |
+{head}| validation {measured} | {result} |
 | trained parameters | {metrics.get("trainable_parameters")} |
 | training images | {metrics.get("train_images")} |
 
-Validation images choose the epoch and the settings, so their accuracy is a little optimistic: measure with
+Validation images choose the epoch and the settings, so their {measured} is a little optimistic: measure with
 `trimtab eval` on images that were not used here.
 
 ```
 {run.get("command") or "trained from Python"}
-trimtab predict . IMAGES... --out predictions.csv
+trimtab predict . IMAGES... --out {out}
 ```
 """
 

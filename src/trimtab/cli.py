@@ -29,6 +29,9 @@ from trimtab.show import show
 _FIT_CONFIG = "trimtab.recipe:FitConfig"
 _OF_METHOD = "method."
 """Keeps a method's options apart from those of fit in the parsed namespace."""
+_OF_TASK = "task."
+_TASK_OPTIONS = {"classification": None, "segmentation": "trimtab.tasks.segmentation:SegmentationConfig"}
+"""The tasks, and where the options of each are; named here so that --help need not wait for torch."""
 _MANY = 12
 """Skipped images that are told one by one; the CSV has them all."""
 
@@ -62,6 +65,7 @@ def _fit(args: argparse.Namespace) -> None:
         out=args.out,
         method=args.method,
         method_options=given_options(args, _method_options(args.method), _OF_METHOD),
+        **_task(args),
         resume=args.resume,
         overwrite=args.overwrite,
         progress=default_progress(),
@@ -70,7 +74,7 @@ def _fit(args: argparse.Namespace) -> None:
     )
     facts = {
         "result": str(result.out),
-        "validation_accuracy": result.val_accuracy,
+        **({"validation_miou": result.val_miou} if _task(args) else {"validation_accuracy": result.val_accuracy}),
         "best_epoch": result.best_epoch,
         "trainable_parameters": result.trainable,
         "adapter_bytes": result.adapter_bytes,
@@ -85,20 +89,24 @@ def _fit(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     from trimtab.evaluate import evaluate
 
-    result = evaluate(args.directory, args.data, split=args.split, progress=default_progress(), **_running(args))
+    result = evaluate(
+        args.directory, args.data, split=args.split, views=_views(args), progress=default_progress(), **_running(args)
+    )
     if args.json is not None and main_process():
         write_json(args.json, result)
-    show(result, follow_up=["trimtab", "predict", args.directory, "IMAGES", "--out", "predictions.csv"])
+    out = "MASKS" if "miou" in result else "predictions.csv"
+    show(result, follow_up=["trimtab", "predict", args.directory, "IMAGES", "--out", out])
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from trimtab.evaluate import predict_to_csv
+    from trimtab.evaluate import predict_to
 
-    counts = predict_to_csv(
+    counts = predict_to(
         args.directory,
         args.images,
         out=args.out,
         overwrite=args.overwrite,
+        views=_views(args),
         progress=default_progress(),
         **_running(args),
     )
@@ -245,18 +253,30 @@ def _add_fit(parser: _Parser, words: list[str] | None) -> None:
     text = "folder of train/ and val/ or of class folders, a CSV, or a name of `trimtab data`"
     parser.add_argument("data", metavar="DATA", help=text)
     parser.add_argument("--method", required=True, metavar="NAME", help="how to tune; the methods are listed below")
+    tasks = ", ".join(_TASK_OPTIONS)
+    parser.add_argument(
+        "--task",
+        choices=[*_TASK_OPTIONS],
+        default="classification",
+        help=f"{tasks} (default: {next(iter(_TASK_OPTIONS))})",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the result")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
     existing.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     add_options(parser.add_argument_group("training"), read_options(_FIT_CONFIG))
+    task = _word_after("--task", words)
+    if _TASK_OPTIONS.get(task or "") is not None:
+        add_options(parser.add_argument_group(f"task {task}"), _task_options(str(task)), _OF_TASK)
     if method is not None:
         options = _method_options(method)
         text = summary(METHODS.locate(method)) + ("" if options else " It has no options of its own.")
         add_options(parser.add_argument_group(f"method {method}", text), options, _OF_METHOD)
     width = max(len(name) for name in METHODS)
     lines = [f"  {name:<{width}}  {_summary(name)}" for name in METHODS]
-    pointer = "A method's options: trimtab fit --method NAME --help"
+    pointer = (
+        "A method's options: trimtab fit --method NAME --help; segmentation's: trimtab fit --task segmentation --help"
+    )
     parser.epilog = "\n".join(["methods:", *lines, "", pointer])
 
 
@@ -266,6 +286,7 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument("--split", default="test", metavar="NAME", help="train, val, test or all (default: test)")
     parser.add_argument("--json", type=_file_to_write, metavar="FILE", help="write the numbers to a file, too")
     _add_running(parser)
+    _add_views(parser)
 
 
 def _add_predict(parser: _Parser) -> None:
@@ -273,9 +294,10 @@ def _add_predict(parser: _Parser) -> None:
     parser.add_argument(
         "images", metavar="PATHS", nargs="+", help="images, folders of images, patterns, or names of `trimtab data`"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="CSV to write")
+    parser.add_argument("--out", required=True, metavar="OUT", help="CSV to write; for segmentation a folder of masks")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_running(parser)
+    _add_views(parser)
 
 
 def _add_inspect(parser: _Parser) -> None:
@@ -337,11 +359,54 @@ def _running(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("weights", "batch_size", "threads", "device")}
 
 
+def _add_views(parser: _Parser) -> None:
+    """How a segmenter looks at images; written out, for these commands do not wait for sources to be read."""
+    group = parser.add_argument_group("segmentation")
+    group.add_argument("--stride", type=float, metavar="X", help="how far a window moves, in windows (default: 2/3)")
+    group.add_argument("--scales", type=_numbers, metavar="X,..", help="sizes to look at, averaged (default: 1)")
+    group.add_argument("--flip", action="store_true", help="look at images turned about, too, and average")
+
+
+def _views(args: argparse.Namespace) -> Any:
+    """The views that were asked for, if any were."""
+    given = {"stride": args.stride, "scales": args.scales, "flip": args.flip or None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    from trimtab.sliding import Views
+
+    return Views(**given)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write 0.75,1,1.25.") from None
+
+
+def _task(args: argparse.Namespace) -> dict[str, Any]:
+    """What fit is told of the task, where it is not the usual one."""
+    options = _task_options(args.task)
+    return {"task": args.task, "task_options": given_options(args, options, _OF_TASK)} if options else {}
+
+
+def _task_options(task: str) -> list[Option]:
+    place = _TASK_OPTIONS[task]
+    return [] if place is None else read_options(place)
+
+
+def _word_after(flag: str, words: list[str]) -> str | None:
+    """What a command line gives an option: some have to be known before others can be."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument(flag, dest="word", nargs="?")
+    word: str | None = first.parse_known_args(words)[0].word
+    return word
+
+
 def _method_in(words: list[str], parser: _Parser) -> str | None:
     """The method a command line names: it has to be known before its options can be."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", nargs="?")
-    method: str | None = first.parse_known_args(words)[0].method
+    method = _word_after("--method", words)
     if method is not None:
         try:
             METHODS.locate(method)
@@ -372,6 +437,9 @@ def _check_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         owners = _owners(flag) if parser.prog.endswith(" fit") else []
         if owners:
             parser.error(f"{flag} is an option of the method {' or '.join(owners)}.")
+        for task in _TASK_OPTIONS if parser.prog.endswith(" fit") else ():
+            if flag in {option.flag for option in _task_options(task)}:
+                parser.error(f"{flag} is an option of --task {task}.")
         parser.error(f"there is no option {flag}.{nearest(flag, known, 1)}")
 
 

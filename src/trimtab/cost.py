@@ -41,7 +41,7 @@ def cost(directory: str | Path) -> dict[str, Any]:
     config = checkpoint.config_from_json(METHODS[saved.method].Config, saved.method_config)
     images = torch.empty(1, 3, *saved.image_size, device="meta")
     with torch.device("meta"):
-        tuned = build(backbone, config, len(saved.labels)).eval()
+        tuned = build(backbone, config, len(saved.labels), saved.task.head).eval()
         trained = tuned.num_trainable()
         # What counts operations stumbles over tensors that want a gradient.
         folded = tuned.requires_grad_(False).fold()

@@ -22,13 +22,12 @@ from trimtab.data import (
     BuiltInImage,
     ImageSet,
     ImageStore,
+    MaskPreprocess,
     Preprocess,
     find_images,
     hidden_by,
     list_images,
     named_images,
-    named_splits,
-    open_split,
     why_unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
@@ -36,7 +35,11 @@ from trimtab.files import write_text
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
 from trimtab.run_folder import SPLIT
-from trimtab.tasks import classification_metrics
+from trimtab.segment import MaskCounts, MaskPredictor, check_folder, predict_to_folder
+from trimtab.sliding import Views
+from trimtab.tasks import Segmentation, Task, saved_task
+
+_VIEWS_FOR = "Stride, scales and flip are for segmentation, and this adapter classifies; leave them out."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +184,13 @@ def _plan(count: int, batch_size: int, threads: int) -> list[range]:
     return [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
 
 
-def load(directory: str | Path, *, weights: str | Path | None = None, device: str = "auto") -> Predictor:
+def load(
+    directory: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    views: Views | None = None,
+) -> Predictor | MaskPredictor:
     """Load an adapter folder onto the backbone it was trained on, folded for inference.
 
     Args:
@@ -189,16 +198,32 @@ def load(directory: str | Path, *, weights: str | Path | None = None, device: st
         weights: Where the backbone's weights lie now, a file or a folder of timm's; by default where they were in
             training, or what belongs to the backbone's name.
         device: ``"auto"`` (a GPU where there is one), or a torch device.
+        views: How a segmenter looks at an image: by default once, by windows where it is larger than one.
 
     Raises:
         CheckpointError: If the folder is broken or the backbone is another one.
         BackboneError: If the backbone cannot be had.
+        ConfigError: If there are views and it is no segmenter.
     """
+    return _opened(directory, weights, device, views)[0]
+
+
+def _opened(
+    directory: str | Path, weights: str | Path | None, device: str, views: Views | None
+) -> tuple[Predictor | MaskPredictor, Task]:
+    """What predicts, and the task that it does."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     saved = checkpoint.read(directory)
+    task, preprocess = saved.task, saved.preprocess
+    if views is not None and not isinstance(task, Segmentation):
+        raise ConfigError(_VIEWS_FOR)
     model = checkpoint.restore(saved, weights=weights, device=device).fold()
-    return Predictor(model, saved.labels, saved.preprocess)
+    if isinstance(preprocess, MaskPreprocess):
+        if not isinstance(task, Segmentation) or task.codes is None:
+            raise CheckpointError(f"The adapter in {str(directory)!r} does not say how its masks are written.")
+        return MaskPredictor(model, saved.labels, preprocess, task.codes, views or Views()), task
+    return Predictor(model, saved.labels, preprocess), task
 
 
 def evaluate(
@@ -210,6 +235,7 @@ def evaluate(
     batch_size: int = 64,
     threads: int = 2,
     device: str = "auto",
+    views: Views | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure an adapter on labelled images.
@@ -218,22 +244,29 @@ def evaluate(
 
     Returns:
         ``accuracy`` (top-1), ``mean_class_accuracy``, ``loss``, ``calibration_error``, ``images``, ``classes``
-        (how many of the model's classes occur), ``split`` and ``seconds``.
+        (how many of the model's classes occur), ``split`` and ``seconds``. Of a segmenter: ``miou``,
+        ``pixel_accuracy``, ``mean_class_accuracy`` and ``loss`` over all pixels of the set that have a class, ``iou``
+        by class (None where it is neither there nor predicted), ``per_image`` (path, ``miou`` and ``pixel_accuracy``
+        of each image), ``images``, ``classes``, ``split`` and ``seconds``.
 
     Raises:
         TrimtabError: If the adapter, the backbone or the data cannot be used.
     """
     started = time.monotonic()
-    predictor = load(directory, weights=weights, device=device)
+    predictor, task = _opened(directory, weights, device, views)
     progress = progress or Progress()
     if hidden := hidden_by(data):
         progress.say(hidden)
-    images = open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
-    logits, targets = logits_of(predictor, images, batch_size=batch_size, threads=threads, progress=progress)
+    images = task.open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
+    store = task.store(images, predictor.preprocess, cache_bytes=0, threads=threads, whole=True)
+    plan = _plan(len(images), min(batch_size, task.eval_batch), threads)
+    tally = task.tally(predictor.labels)
+    with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
+        for pixels, labels in store.batches(plan):
+            tally.add(predictor.logits(pixels), labels)
+            advance(labels.shape[0])
     return {
-        **classification_metrics(logits, targets),
-        "images": len(images),
-        "classes": len(set(images.labels)),
+        **task.summary(images, predictor.labels, tally),
         "split": split,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -247,16 +280,15 @@ def logits_of(
     threads: int = 2,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What a model says of a set of labelled images: logits (n, C) and class indices (n,).
+    """What a classifier says of a set of labelled images: logits (n, C) and class indices (n,).
 
     Raises:
         DataError: If an image cannot be read.
     """
     store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
-    plan = _plan(len(images), batch_size, threads)
     logits, targets = [], []
     with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
-        for pixels, labels in store.batches(plan):
+        for pixels, labels in store.batches(_plan(len(images), batch_size, threads)):
             logits.append(predictor.logits(pixels))
             targets.append(labels)
             advance(labels.shape[0])
@@ -269,7 +301,8 @@ def split_to_measure(directory: str | Path, data: str | Path) -> str:
     Raises:
         DataError: If the data cannot be used.
     """
-    named = named_splits(data)
+    config = checkpoint.read_config(Path(directory))
+    named = saved_task(config.get("task", "classification"), config).named_splits(data)
     if "test" in named:
         return "test"
     return "val" if "val" in named or (Path(directory) / SPLIT).is_file() else "all"
@@ -305,6 +338,8 @@ def predict_to_csv(
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
     predictor = load(directory, weights=weights, device=device)
+    if not isinstance(predictor, Predictor):
+        raise ConfigError("A segmenter's predictions are masks and not rows of a CSV; see predict_to_folder.")
     predictions = predictor.iterate(paths, batch_size=batch_size, threads=threads, progress=progress)
     missing = (Prediction(pattern, None, None, None, reason) for pattern, reason in unmatched.items())
     text, counts = _csv(predictor.labels, itertools.chain(predictions, missing))
@@ -314,6 +349,35 @@ def predict_to_csv(
         )
     write_text(out, text)
     return counts
+
+
+def predict_to(
+    directory: str | Path,
+    patterns: Sequence[str],
+    *,
+    out: str | Path,
+    batch_size: int = 64,
+    views: Views | None = None,
+    **options: Any,
+) -> PredictionCounts | MaskCounts:
+    """Predict files, folders and globs as the adapter's task has it.
+
+    A classifier's predictions go into a CSV (:func:`predict_to_csv`, whose arguments these are), a segmenter's into a
+    folder of masks (:func:`~trimtab.segment.predict_to_folder`).
+
+    Raises:
+        TrimtabError: If nothing matches, nothing can be read, ``out`` is in use, or there are views and no segmenter.
+    """
+    if checkpoint.read_config(Path(directory)).get("task") != Segmentation.name:
+        if views is not None:
+            raise ConfigError(_VIEWS_FOR)
+        return predict_to_csv(directory, patterns, out=out, batch_size=batch_size, **options)
+    check_folder(out, overwrite=options.get("overwrite", False))
+    running = {name: options.pop(name) for name in ("weights", "device") if name in options}
+    predictor = load(directory, views=views, **running)
+    if not isinstance(predictor, MaskPredictor):
+        raise CheckpointError(f"The adapter in {str(directory)!r} has no masks to give; it was changed.")
+    return predict_to_folder(predictor, patterns, out=out, **options)
 
 
 def _csv(labels: Sequence[str], predictions: Iterable[Prediction]) -> tuple[str, PredictionCounts]:

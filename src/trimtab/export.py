@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
-from trimtab.data import Preprocess
+from trimtab.data import MaskPreprocess, Preprocess
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.files import write_atomically, write_bytes, write_json
+from trimtab.heads import Classifier
 from trimtab.methods.base import Constants
 from trimtab.model import TunedModel
 from trimtab.stream import KeysValues
@@ -44,12 +45,12 @@ class Exported:
 
 
 class Graph(nn.Module):
-    """Images (B, 3, height, width) of 0 to 1 to logits (B, C)."""
+    """Images (B, 3, height, width) of 0 to 1 to logits (B, C), of a segmenter (B, C, height, width)."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: TunedModel, preprocess: Preprocess) -> None:
+    def __init__(self, model: TunedModel, preprocess: Preprocess | MaskPreprocess) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
@@ -161,6 +162,11 @@ def task_tensors(model: TunedModel) -> dict[str, Tensor]:
         ConfigError: If its prompts are no constants.
     """
     method, backbone = model.method, model.backbone
+    if not isinstance(model.head, Classifier):
+        raise ConfigError(
+            "A graph for every task takes a classifier as an input, and this adapter has a segmentation "
+            "head; leave --prompts-as-inputs out."
+        )
     contexts = [method.context(i) for i in range(backbone.depth)] if type(method) is Constants else []
     if not contexts or any(context is None for context in contexts):
         raise ConfigError(
@@ -271,9 +277,20 @@ def _about(saved: checkpoint.Saved, model: TunedModel, format: str, names: Seque
                 "shape": ["batch", 3, height, width],
                 "range": [0, 1],
                 "channels": "red, green, blue",
-                "note": "resized as under preprocessing; mean and std are subtracted and divided by in the graph",
+                "note": f"{_note(saved)}; mean and std are subtracted and divided by in the graph",
             },
         },
-        "outputs": {"logits": {"type": "float32", "shape": ["batch", "classes"]}},
+        "outputs": {
+            "logits": {
+                "type": "float32",
+                "shape": ["batch", "classes", *([height, width] if saved.task.head is not None else [])],
+            }
+        },
         "preprocessing": saved.preprocess.to_dict(),
     }
+
+
+def _note(saved: checkpoint.Saved) -> str:
+    if saved.task.head is None:
+        return "resized as under preprocessing"
+    return "resized as under preprocessing; larger images by windows of this size, whose logits are averaged"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
-from trimtab.data import ImageSet, Preprocess, TrainingData, open_training, stamp, write_split
+from trimtab.data import ImageSet, TrainingData
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.loop import Job
 from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
@@ -22,6 +22,8 @@ from trimtab.model import TunedModel, build
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import SPLIT, RunFolder, digest, machine
+from trimtab.tasks import Classification, Task, make_task
+from trimtab.tasks.base import AnyPreprocess
 from trimtab.tracking import Tracking, check_trackers
 from trimtab.weights import load_backbone
 
@@ -49,6 +51,8 @@ class FitResult:
     """Time taken, over all parts of a resumed run."""
     peak_memory: int
     """Most bytes the process (or the GPU) held."""
+    val_miou: float | None = None
+    """Of a segmenter: mean intersection over union on the validation images, 0 to 1."""
 
 
 def fit(
@@ -57,6 +61,8 @@ def fit(
     out: str | Path,
     method: str | object,
     method_options: Mapping[str, Any] | None = None,
+    task: str = "classification",
+    task_options: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -70,10 +76,14 @@ def fit(
     Args:
         data: A folder with ``train/`` (and ``val/``, ``test/``) of class folders, one folder of class folders,
             a CSV with the columns path, label and perhaps split, or the name of data that comes with trimtab
-            (``digits``, ``sprites/orientation``; see ``trimtab.data.BUILT_IN``).
+            (``digits``, ``sprites/orientation``; see ``trimtab.data.BUILT_IN``). For segmentation a folder with
+            ``images/`` and ``masks/`` of the same names, each perhaps with ``train/``, ``val/`` and ``test/``, or a CSV
+            with the columns path, mask and perhaps split.
         out: Folder for the adapter.
         method: A method's name, or its configuration.
         method_options: Fields of the method's configuration, if ``method`` is a name.
+        task: ``"classification"`` or ``"segmentation"``.
+        task_options: Fields of :class:`~trimtab.tasks.SegmentationConfig`, for segmentation.
         resume: Go on with a run that was stopped in ``out``.
         overwrite: Replace what is in ``out``.
         progress: Who is told how far it is; nobody by default.
@@ -84,31 +94,30 @@ def fit(
         TrimtabError: If anything about the options, the data, the backbone or the output cannot work, or if
             the loss is no longer finite.
     """
-    config = _fit_config(options)
+    config, asked = _fit_config(options), make_task(task, task_options)
     method_config = configure(method, method_options)
-    recipe = config.resolve(paper_recipe(config.recipe) if config.recipe else method_of(method_config).recipe)
-    accelerator = _accelerator(config)
+    recipe = _recipe(config, asked, method_config)
+    accelerator = _accelerator(config, asked)
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     # Nobody writes before all have looked.
     accelerator.wait_for_everyone()
-    training = _open(data, config, progress, named="backbone" in options)
-    size, device = config.size(), accelerator.device
-    backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device=device)
-    preprocess = make_preprocess(config, backbone)
+    training = _open(data, config, progress, asked, named="backbone" in options)
+    backbone = _backbone(config, accelerator.device)
+    preprocess = make_preprocess(config, backbone, asked)
     torch.manual_seed(config.seed)
-    model = build(backbone, method_config, len(training.train.classes))
-    run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes)
+    model = build(backbone, method_config, len(training.train.classes), asked.head)
+    run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
     folder.check(run)
     if folder.finished:
         progress.say(f"{out} is finished; nothing is left to do.")
         return _finished(folder.path)
     trackers = config.tracker if accelerator.is_main_process else ()
     tracking = Tracking(trackers, folder.path, run, resumed=folder.going_on, progress=progress)
-    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress, tracking)
+    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking)
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
-    run = _begin(folder, run, training, accelerator)
+    run = _begin(folder, run, training, accelerator, asked)
     with tracking:
         job.finish(job.train(), run)
     return _finished(folder.path)
@@ -131,8 +140,18 @@ def _fit_config(options: dict[str, Any]) -> FitConfig:
     return config
 
 
-def make_preprocess(config: FitConfig, backbone: Backbone) -> Preprocess:
-    """Preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size.
+def _recipe(config: FitConfig, task: Task, method_config: object) -> Recipe:
+    """A paper's recipe, or the method's own as it suits the task, with the options of this run."""
+    own = task.recipe(method_of(method_config).recipe)
+    return config.resolve(paper_recipe(config.recipe) if config.recipe else own)
+
+
+def _backbone(config: FitConfig, device: torch.device) -> Backbone:
+    return load_backbone(config.backbone, weights=config.weights, image_size=config.size(), device=device)
+
+
+def make_preprocess(config: FitConfig, backbone: Backbone, task: Task | None = None) -> AnyPreprocess:
+    """Preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size; to classify by default.
 
     Raises:
         ConfigError: If there is no preprocessing of that name.
@@ -157,32 +176,38 @@ def make_preprocess(config: FitConfig, backbone: Backbone) -> Preprocess:
         )
     if config.augment is not None:
         values["augment"] = config.augment
-    return Preprocess(image_size=backbone.image_size, **values)
+    return (task or Classification()).preprocess(values, backbone)
 
 
-def _accelerator(config: FitConfig) -> Accelerator:
+def _accelerator(config: FitConfig, task: Task) -> Accelerator:
+    # What a head does not look at (pooling, the final norm) may be trained by a method and get no gradient.
+    settings = [] if task.head is None else [DistributedDataParallelKwargs(find_unused_parameters=True)]
     # Told of no GPU, several processes would otherwise each train alone.
-    accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=settings
+    )
     # Whatever the launcher's environment says: the loop accumulates by itself.
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 
 
-def _begin(folder: RunFolder, run: dict[str, Any], training: TrainingData, accelerator: Accelerator) -> dict[str, Any]:
+def _begin(
+    folder: RunFolder, run: dict[str, Any], training: TrainingData, accelerator: Accelerator, task: Task
+) -> dict[str, Any]:
     """Start the folder, in the main process; the record of a resumed run is the first one's."""
     if accelerator.is_main_process:
         folder.begin(run)
         if training.split_made:
-            write_split(folder.path / SPLIT, training)
+            task.write_split(folder.path / SPLIT, training)
         run = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
     accelerator.wait_for_everyone()
     return run
 
 
-def _open(data: str | Path, config: FitConfig, progress: Progress, *, named: bool) -> TrainingData:
+def _open(data: str | Path, config: FitConfig, progress: Progress, task: Task, *, named: bool) -> TrainingData:
     if not named:
         progress.say(_UNNAMED.format(config.backbone))
-    training = open_training(data, val_fraction=config.val_fraction, seed=config.seed)
+    training = task.open_training(data, config.val_fraction, config.seed)
     for note in training.notes:
         progress.say(note)
     if config.limit is None:
@@ -200,10 +225,11 @@ def _record(
     recipe: Recipe,
     model: TunedModel,
     training: TrainingData,
-    preprocess: Preprocess,
+    preprocess: AnyPreprocess,
     command: str | None,
     data: str | Path,
     processes: int,
+    task: Task,
 ) -> dict[str, Any]:
     """The resolved configuration; ``identity`` is what a resumed run must share with the first."""
     resolved = {
@@ -211,6 +237,7 @@ def _record(
         "method": model.method.name,
         "method_config": dataclasses.asdict(model.method.config),
         "preprocessing": preprocess.to_dict(),
+        **_of_task(task),
     }
     return {
         "trimtab": __version__,
@@ -221,18 +248,22 @@ def _record(
         "val_images": len(training.val),
         "split_made": training.split_made,
         "resolved": resolved,
-        "identity": _identity(config, resolved, model.backbone.fingerprint, training),
+        "identity": _identity(config, resolved, model.backbone.fingerprint, training, task),
         "machine": {**machine(), "processes": processes},
     }
 
 
-def _identity(config: FitConfig, resolved: dict[str, Any], fingerprint: str, training: TrainingData) -> dict[str, Any]:
+def _of_task(task: Task) -> dict[str, Any]:
+    """The task with its options, where it is not the one that runs had before there were others."""
+    options = task.recorded()
+    return {"task": task.name, "task_options": options} if options else {}
+
+
+def _identity(
+    config: FitConfig, resolved: dict[str, Any], fingerprint: str, training: TrainingData, task: Task
+) -> dict[str, Any]:
     """By name, what decides the bits of the result."""
-    files = [
-        (images.name, images.classes[label], *stamp(path))
-        for images in (training.train, training.val)
-        for path, label in zip(images.paths, images.labels, strict=True)
-    ]
+    files = [entry for images in (training.train, training.val) for entry in task.identity(images)]
     free = ("weights", "cache_gb", "threads", "device", "tracker")
     return {
         **{name: value for name, value in dataclasses.asdict(config).items() if name not in free and value is not None},
@@ -240,6 +271,7 @@ def _identity(config: FitConfig, resolved: dict[str, Any], fingerprint: str, tra
         "method": resolved["method"],
         **{f"{resolved['method']}.{name}": value for name, value in resolved["method_config"].items()},
         "preprocessing": resolved["preprocessing"],
+        **_of_task(task),
         "weights": fingerprint,
         "images": digest(files),
     }
@@ -260,4 +292,5 @@ def _finished(path: Path) -> FitResult:
         described["bytes"]["tensors"],
         metrics["seconds"],
         metrics["peak_memory_bytes"],
+        metrics.get("val_miou"),
     )

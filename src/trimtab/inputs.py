@@ -9,14 +9,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from trimtab.data import ImageStore, Preprocess
+from trimtab.data import MaskPreprocess, Preprocess, Store
+from trimtab.errors import ConfigError
+from trimtab.heads import Features as Read
 from trimtab.noise import seed_of
 
 
 class Decoded:
     """Images as the model's input."""
 
-    def __init__(self, store: ImageStore, preprocess: Preprocess, device: torch.device) -> None:
+    def __init__(self, store: Store, preprocess: Preprocess | MaskPreprocess, device: torch.device) -> None:
         self.store, self.preprocess, self.device = store, preprocess, device
 
     def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -28,18 +30,51 @@ class Decoded:
 
 
 class Features:
-    """Pooled features in place of images, where what is trained does not change them."""
+    """What the head reads in place of images, where what is trained does not change it."""
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
+    def __init__(self, features: Read, labels: Tensor) -> None:
         self.features, self.labels = features, labels
 
-    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Read, Tensor]]:
         """Batches (features, labels) at these positions."""
         for rows in plan:
-            yield self.features[rows], self.labels[rows]
+            yield take(self.features, list(rows)), self.labels[rows]
 
 
 Inputs: TypeAlias = "Decoded | Features"
+
+
+def take(features: Read, rows: list[int] | Tensor) -> Read:
+    """The features at these positions."""
+    return features[rows] if isinstance(features, Tensor) else tuple(grid[rows] for grid in features)
+
+
+def join(parts: Sequence[Read]) -> Read:
+    """Features of several batches as one."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    return tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
+
+
+def check_room(batch: Read, images: int, room: float) -> None:
+    """Make sure that grids of all images fit into memory.
+
+    Args:
+        batch: Those of a few.
+        images: How many there are.
+        room: Memory for them, in GB.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    grids = (batch,) if isinstance(batch, Tensor) else batch
+    needed = sum(grid[0].nbytes for grid in grids) * images / 1e9
+    if needed > room:
+        raise ConfigError(
+            f"Training the head first keeps {needed:.1f} GB of features, more than cache_gb ({room:g}) allows; raise "
+            "it, or leave --probe-epochs out."
+        )
 
 
 def cut(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from trimtab import checkpoint
 from trimtab.compiling import compile_whole
-from trimtab.data import ImageStore, Preprocess, TrainingData
+from trimtab.data import TrainingData
 from trimtab.errors import TrainingError
-from trimtab.inputs import Decoded, Features, Inputs, cut
+from trimtab.inputs import Decoded, Features, Inputs, check_room, cut, join
 from trimtab.memory import Kept, kept_activations, peak_memory, size_of
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
@@ -33,17 +33,17 @@ from trimtab.probe import probe
 from trimtab.progress import Advance, Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import RunFolder, TrainState, restore_optimizer
-from trimtab.tasks import classification_loss, classification_metrics
+from trimtab.tasks import Task
+from trimtab.tasks.base import AnyPreprocess
 from trimtab.tracking import Tracking
-
-_EVAL_BATCH = 64
 
 
 class _Objective(nn.Module):
     """The summed loss of a part of a batch; what gets wrapped for several processes."""
 
-    def __init__(self, model: TunedModel, config: FitConfig) -> None:
+    def __init__(self, model: TunedModel, config: FitConfig, task: Task) -> None:
         super().__init__()
+        self.task = task
         self.model, self.precision, self.recompute = model, config.precision, config.recompute
         self.from_features = False
 
@@ -53,15 +53,18 @@ class _Objective(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
         with self.autocast(inputs.device):
             if self.from_features:
-                return classification_loss(self.model.head(inputs), targets)
-            logits, extra = self.model.outputs(inputs, noise=noise, recompute=self.recompute)
-        return classification_loss(logits, targets) + extra.float() * targets.shape[0]
+                return self.task.loss(self.model.head.grade(inputs), targets)
+            graded, extra = self.model.graded(inputs, noise=noise, recompute=self.recompute)
+        return self.task.loss(graded, targets) + extra.float() * targets.shape[0]
 
     @torch.no_grad()
-    def logits(self, inputs: Tensor) -> Tensor:
-        with self.autocast(inputs.device):
-            logits: Tensor = self.model.head(inputs) if self.from_features else self.model(inputs)
-        return logits.float()
+    def logits(self, inputs: Any) -> Tensor:
+        def forward(inputs: Tensor) -> Tensor:
+            with self.autocast(inputs.device):
+                logits: Tensor = self.model.head(inputs) if self.from_features else self.model(inputs)
+            return logits.float()
+
+        return self.task.logits(forward, inputs, self.model.backbone.image_size)
 
 
 class Job:
@@ -75,16 +78,17 @@ class Job:
         folder: RunFolder,
         model: TunedModel,
         training: TrainingData,
-        preprocess: Preprocess,
+        preprocess: AnyPreprocess,
         progress: Progress,
+        task: Task,
         tracking: Tracking | None = None,
     ) -> None:
         self.config, self.recipe, self.accelerator = config, recipe, accelerator
         self.folder, self.model, self.training = folder, model, training
-        self.preprocess, self.progress = preprocess, progress
+        self.preprocess, self.progress, self.task = preprocess, progress, task
         self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
         self.started = time.monotonic()
-        self.objective = _Objective(model, config)
+        self.objective = _Objective(model, config, task)
         self._decoded: tuple[Decoded, Decoded] | None = None
         self.memory: dict[str, int] = {}
         """Bytes by what they are for, where a report is wanted."""
@@ -94,9 +98,9 @@ class Job:
 
     def train(self) -> TrainState:
         """Everything up to the saved adapter."""
-        train: Inputs
-        val: Inputs
-        decoded, held_out = train, val = self.decode()
+        decoded, held_out = self.decode()
+        train: Inputs = decoded
+        val: Inputs = held_out
         if self.accelerator.num_processes > 1:
             self.progress.say(f"Training in {self.accelerator.num_processes} processes.")
         state = self.folder.load_state()
@@ -105,7 +109,8 @@ class Job:
         else:
             self._adopt(state.method_config, state.trained)
             self.progress.say(f"Resuming after epoch {state.epoch} of {self.recipe.epochs}.")
-        if not self.model.method.touches_blocks and self.preprocess.augment == "none":
+        fixed = not self.model.method.touches_blocks and self.preprocess.augment == "none"
+        if fixed and self.task.features_once:
             train, val = self._features(decoded), self._features(held_out)
             self.objective.from_features = True
         return self._loop(train, val, state)
@@ -120,8 +125,10 @@ class Job:
             return self._decoded
         budget = int(self.config.cache_gb * 1e9)
         stores = []
-        for images in (self.training.train, self.training.val):
-            store = ImageStore(images, self.preprocess, cache_bytes=budget, threads=self.config.threads)
+        for images, whole in ((self.training.train, False), (self.training.val, True)):
+            store = self.task.store(
+                images, self.preprocess, cache_bytes=budget, threads=self.config.threads, whole=whole
+            )
             if len(images):
                 with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
                     store.fill(advance)
@@ -154,7 +161,7 @@ class Job:
         with self.progress.stage("Looking at training images", wanted, "images") as advance:
 
             def images() -> Iterator[Tensor]:
-                for inputs, _ in train.batches(cut(order, _EVAL_BATCH)):
+                for inputs, _ in train.batches(cut(order, self.task.eval_batch)):
                     yield inputs
                     advance(inputs.shape[0])
 
@@ -167,7 +174,8 @@ class Job:
         """Start from the best head that the features of the untrained method have."""
         seen = self._features(train)
         seed = seed_of(self.config.seed, "probe")
-        probe(self.model.head, seen.features, seen.labels, self.recipe.probe_epochs, self.recipe.probe_lr, seed)
+        epochs, lr = self.recipe.probe_epochs, self.recipe.probe_lr
+        probe(self.model.head, seen.features, seen.labels, epochs, lr, seed, self.task)
 
     def _adopt(self, method_config: dict[str, Any], trained: dict[str, Tensor]) -> None:
         """Become the model that these values describe."""
@@ -176,10 +184,11 @@ class Job:
             self.model.backbone,
             checkpoint.config_from_json(kind, method_config),
             len(self.training.train.classes),
+            self.task.head,
         )
         restored.load_trained(trained)
         self.model = restored
-        self.objective = _Objective(restored, self.config)
+        self.objective = _Objective(restored, self.config, self.task)
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
@@ -190,14 +199,17 @@ class Job:
         features, labels = [], []
         total = len(images.store.images)
         with self.progress.stage("Computing features", total, "images") as advance:
-            for inputs, targets in images.batches(cut(range(total), _EVAL_BATCH)):
+            for inputs, targets in images.batches(cut(range(total), self.task.eval_batch)):
                 with self.objective.autocast(inputs.device):
-                    features.append(self.model.backbone.pool(self.model.run(inputs, pooled_only=True)).float())
+                    read = self.model.features(inputs)
+                features.append(read.float() if isinstance(read, Tensor) else tuple(grid.float() for grid in read))
                 labels.append(targets)
+                if len(features) == 1 and not self.model.head.pooled_only:
+                    check_room(features[0], total, self.config.cache_gb)
                 advance(inputs.shape[0])
         if not total:
             return Features(torch.empty(0), torch.empty(0))
-        return Features(torch.cat(features), torch.cat(labels))
+        return Features(join(features), torch.cat(labels))
 
     # --- the loop ---
 
@@ -324,24 +336,28 @@ class Job:
         )
 
     def _validate(self, val: Inputs) -> dict[str, float]:
-        images = len(self.training.val)
+        images, again = len(self.training.val), self.task.repeats
         if not images:
             return {}
         self.model.eval()
-        rank, share = self.accelerator.process_index, math.ceil(images / self.accelerator.num_processes)
-        rows = [min(rank * share + k, images - 1) for k in range(share)]
-        parts = [(self.objective.logits(inputs), labels) for inputs, labels in val.batches(cut(rows, _EVAL_BATCH))]
-        logits, labels = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-        if self.accelerator.num_processes > 1:
-            logits, labels = self.accelerator.gather((logits, labels))
-        metrics = classification_metrics(logits[:images], labels[:images])
-        return {"val_accuracy": metrics["accuracy"], "val_loss": metrics["loss"]}
+        several, rank = self.accelerator.num_processes > 1, self.accelerator.process_index
+        share = math.ceil(images / self.accelerator.num_processes)
+        rows = [min(row, images - 1) for row in range(rank * share, (rank + 1) * share) if again or row < images]
+        tally = self.task.tally(self.training.train.classes)
+        for inputs, labels in val.batches(cut(rows, self.task.eval_batch)):
+            tally.add(self.objective.logits(inputs), labels)
+        metrics = tally.metrics(images, self._gather if several else None)
+        return {f"val_{name}": metrics[name] for name in self.task.told if metrics[name] is not None}
+
+    def _gather(self, part: Tensor) -> Any:
+        return self.accelerator.gather(part.to(self.accelerator.device))
 
     def _is_best(self, history: list[dict[str, float]]) -> bool:
         """Whether the last epoch is the one to keep; of equal accuracies the lower loss wins."""
-        if self.config.select == "last" or "val_accuracy" not in history[-1]:
+        watched = f"val_{self.task.watched}"
+        if self.config.select == "last" or watched not in history[-1]:
             return True
-        return history[-1] is max(history, key=lambda entry: (entry["val_accuracy"], -entry["val_loss"]))
+        return history[-1] is max(history, key=lambda entry: (entry[watched], -entry["val_loss"]))
 
     # --- after the loop ---
 
@@ -349,8 +365,7 @@ class Job:
         """Save the adapter."""
         kept = state.history[state.best_epoch - 1]
         metrics = {
-            "val_accuracy": kept.get("val_accuracy"),
-            "val_loss": kept.get("val_loss"),
+            **{f"val_{name}": kept.get(f"val_{name}") for name in self.task.told},
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
             "train_images": run["train_images"],
@@ -360,6 +375,8 @@ class Job:
             "peak_memory_bytes": state.peak_memory,
             "history": state.history,
         }
+        if self.task.head is not None:
+            metrics["head_parameters"] = sum(value.numel() for value in self.model.head.parameters())
         if self.memory:
             metrics["memory_bytes"] = {**self.memory, "peak": state.peak_memory}
             told = ", ".join(f"{name} {value / 2**20:,.1f} MiB" for name, value in metrics["memory_bytes"].items())
@@ -374,6 +391,8 @@ class Job:
                 preprocess=self.preprocess,
                 metrics=metrics,
                 run=run,
+                task=self.task.name,
+                of_task=self.task.saved(self.training.train),
             )
             self.folder.finish()
         self.tracking.final(metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.heads import Classifier
+from trimtab.heads import Classifier, Features, Graded, Head, SegmenterConfig, make_segmenter
 from trimtab.methods import configure, method_of
 from trimtab.methods.base import Constants, Method
 from trimtab.noise import Noise
@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
     """What a training step needs."""
 
     logits: Tensor
-    """(B, C)."""
+    """(B, C), of a segmenter (B, C, height, width)."""
     loss: Tensor
     """The method's own loss, to be added to the task's; 0 for most."""
 
@@ -34,40 +34,79 @@ class TunedModel(nn.Module):
     Args:
         backbone: Shared with others if you like: it is never changed.
         method: Steers the backbone; owns what is trained besides the head.
-        head: Reads the pooled features.
+        head: Reads the pooled features, or grids of patches.
     """
 
-    def __init__(self, backbone: Backbone, method: Method[Any], head: Classifier) -> None:
+    head: Head
+
+    def __init__(self, backbone: Backbone, method: Method[Any], head: Head) -> None:
         super().__init__()
         self.backbone, self.method, self.head = backbone, method, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, height, width) to logits (B, C)."""
-        logits: Tensor = self.head(self.backbone.pool(self.run(images, pooled_only=True)))
+        """Normalised images (B, 3, height, width) to logits (B, C), of a segmenter (B, C, height, width)."""
+        logits: Tensor = self.head(self.features(images))
         return logits
 
     def outputs(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> Outputs:
         """Logits and the method's own loss, for a training loop.
+
+        A segmenter's auxiliary heads are left out; :meth:`graded` has them.
 
         Args:
             images: Normalised, (B, 3, height, width).
             noise: Where random numbers come from.
             recompute: Keep what enters each block only, and compute the rest anew in the backward pass.
         """
-        stream = self.run(images, noise=noise, pooled_only=True, recompute=recompute)
-        logits = self.head(self.backbone.pool(stream))
-        loss = self.method.loss(stream)
-        return Outputs(logits, logits.new_zeros(()) if loss is None else loss)
+        graded, loss = self.graded(images, noise=noise, recompute=recompute)
+        return Outputs(graded[0].logits, loss)
+
+    def graded(
+        self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False
+    ) -> tuple[list[Graded], Tensor]:
+        """All logits that a training loss is made of, with their weights, and the method's own loss.
+
+        Args:
+            images: Normalised, (B, 3, height, width).
+            noise: Where random numbers come from.
+            recompute: As in :meth:`outputs`.
+        """
+        streams = self._seen(images, noise=noise, recompute=recompute)
+        graded = self.head.grade(self.head.read(self.backbone, streams))
+        loss = self.method.loss(streams[-1])
+        return graded, graded[0].logits.new_zeros(()) if loss is None else loss
+
+    def features(self, images: Tensor) -> Features:
+        """What the head reads of normalised images (B, 3, height, width)."""
+        return self.head.read(self.backbone, self._seen(images))
 
     def run(
         self, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False, recompute: bool = False
     ) -> Stream:
         """The stream as it leaves the last block; if pooling alone reads it, with no more than that needs."""
+        last = self._embedded(images, noise, pooled_only=pooled_only)
+        for left in self._after_each_block(last, recompute=recompute):
+            last = left
+        return last
+
+    def _seen(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> list[Stream]:
+        """The streams that the head looks at: as they left the blocks it taps, and the last."""
+        embedded = self._embedded(images, noise, pooled_only=self.head.pooled_only)
+        seen, last = [], embedded
+        for i, left in enumerate(self._after_each_block(embedded, recompute=recompute)):
+            last = left
+            if i in self.head.taps:
+                seen.append(left)
+        return [*seen, last]
+
+    def _embedded(self, images: Tensor, noise: Noise | None, *, pooled_only: bool) -> Stream:
         weights = self.method.weights(self.backbone)
-        stream = self.backbone.embed(images, noise=noise, weights=weights, pooled_only=pooled_only)
+        return self.backbone.embed(images, noise=noise, weights=weights, pooled_only=pooled_only)
+
+    def _after_each_block(self, stream: Stream, *, recompute: bool) -> Iterator[Stream]:
         for i in range(self.backbone.depth):
             stream = self._recomputed(i, stream) if recompute else self.method.step(i, self.backbone, stream)
-        return stream
+            yield stream
 
     def _recomputed(self, i: int, stream: Stream) -> Stream:
         drawn = stream.noise.drawn
@@ -119,22 +158,37 @@ class TunedModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
-def build(backbone: Backbone, config: object, num_classes: int) -> TunedModel:
+def build(backbone: Backbone, config: object, num_classes: int, head: SegmenterConfig | None = None) -> TunedModel:
     """A model to be tuned by the method whose options ``config`` holds, on the backbone's device.
 
+    Args:
+        backbone: What is tuned.
+        config: The method's configuration.
+        num_classes: C.
+        head: What gives every pixel a class; without it, the head gives the image one.
+
     Raises:
-        ConfigError: If the method cannot tune this backbone, or there are fewer than two classes.
+        ConfigError: If the method cannot tune this backbone, the head cannot be put on it, or there are fewer than two
+            classes.
     """
     if num_classes < 2:
-        raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 2.")
+        what = "classifier" if head is None else "segmenter"
+        raise ConfigError(f"num_classes is {num_classes}; a {what} needs at least 2.")
     method = method_of(config)(config, backbone)
     backbone.check_weights(method.weights(backbone))
-    head = Classifier(backbone.num_features, num_classes)
-    method.initialise_head(head.linear)
-    return TunedModel(backbone, method, head).to(backbone.device)
+    made: Head
+    if head is None:
+        made = Classifier(backbone.num_features, num_classes)
+    else:
+        made = make_segmenter(head, backbone, num_classes)
+    if made.linear is not None:
+        method.initialise_head(made.linear)
+    return TunedModel(backbone, method, made).to(backbone.device)
 
 
-def attach(model: nn.Module, method: str | object, num_classes: int, **options: Any) -> TunedModel:
+def attach(
+    model: nn.Module, method: str | object, num_classes: int, *, head: SegmenterConfig | None = None, **options: Any
+) -> TunedModel:
     """Tune a timm model of your own, in a loop of your own.
 
     The model is shared, not copied: it is frozen and put into eval mode; its values are never changed.
@@ -143,6 +197,7 @@ def attach(model: nn.Module, method: str | object, num_classes: int, **options: 
         model: A timm VisionTransformer, Eva, SwinTransformer or SwinTransformerV2, weights loaded.
         method: A method's name with ``options``, or its configuration.
         num_classes: C.
+        head: A segmentation head (``trimtab.SegmenterConfig(head="setr-pup")``); a classifier without it.
         options: Fields of the method's configuration, if ``method`` is a name.
 
     Raises:
@@ -156,4 +211,4 @@ def attach(model: nn.Module, method: str | object, num_classes: int, **options: 
         >>> logits.shape
         torch.Size([2, 7])
     """
-    return build(Backbone(model), configure(method, options), num_classes)
+    return build(Backbone(model), configure(method, options), num_classes, head)

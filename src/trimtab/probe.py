@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trimtab.heads import Features, Head
+from trimtab.inputs import take
 from trimtab.optimizer import make_optimizer
 from trimtab.recipe import Recipe
-from trimtab.tasks import classification_loss
+from trimtab.tasks import Classification, Task
 
 
-def probe(head: nn.Module, features: Tensor, labels: Tensor, epochs: int, lr: float, seed: int) -> None:
-    """Train ``head`` by AdamW on pooled features (B, D) with a cosine schedule.
+def probe(
+    head: Head, features: Features, labels: Tensor, epochs: int, lr: float, seed: int, task: Task | None = None
+) -> None:
+    """Train ``head`` by AdamW on features that were computed once, with a cosine schedule; classify by default.
 
     The first half of "linear probing, then fine-tuning": what is tuned next starts from a head that fits the
     features, and is not bent by the gradients of one that does not.
@@ -25,18 +29,20 @@ def probe(head: nn.Module, features: Tensor, labels: Tensor, epochs: int, lr: fl
         | Fine-Tuning can Distort Pretrained Features (Kumar et al., 2022), section 4
         | https://arxiv.org/abs/2202.10054
     """
-    recipe = Recipe(lr=lr, epochs=epochs)
-    steps = math.ceil(features.shape[0] / recipe.batch_size)
+    task = task or Classification()
+    recipe = task.recipe(Recipe(lr=lr, epochs=epochs))
+    steps = math.ceil(labels.shape[0] / recipe.batch_size)
     recipe.check(steps)
     generator = torch.Generator().manual_seed(seed)
     optimizer = make_optimizer(recipe, head.parameters())
+    head.train()
     for step in range(epochs * steps):
         if step % steps == 0:
-            order = torch.randperm(features.shape[0], generator=generator).to(features.device)
+            order = torch.randperm(labels.shape[0], generator=generator).to(labels.device)
         first = step % steps * recipe.batch_size
         rows = order[first : first + recipe.batch_size]
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step, steps)
         optimizer.zero_grad()
-        (classification_loss(head(features[rows]), labels[rows]) / rows.shape[0]).backward()
+        (task.loss(head.grade(take(features, rows)), labels[rows]) / rows.shape[0]).backward()
         optimizer.step()

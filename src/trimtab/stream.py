@@ -89,6 +89,8 @@ class Stream:
     """(h, w) of the patch grid, ``h * w == N``."""
     unmerged: Tensor | None = None
     """(B, T, D) tokens as they left the block just run, where patches were merged after it."""
+    unmerged_size: tuple[int, int] | None = None
+    """(h, w) of the patches among those."""
     rope: Tensor | None = None
     """Rotary table, if the backbone has one."""
     saliency: Tensor | None = None

@@ -386,15 +386,16 @@ class Backbone(nn.Module):
     def _left(self, i: int, stream: Stream, inputs: BlockInputs, *, learned: bool) -> Stream:
         """The stream as it leaves block ``i``, merged where a stage ends."""
         parts = self._blocks[i].run(stream.weights, self._family.run, inputs)
-        grid_size, unmerged = stream.grid_size, None
+        grid_size, unmerged, unmerged_size = stream.grid_size, None, None
         if i in self._merges:
-            unmerged = parts[0]
+            unmerged, unmerged_size = parts[0], grid_size
             parts = self._merges[i].run(stream.weights, self._family.merge, *parts, grid_size)
             grid_size = _half(grid_size)
         tokens, prompts, logits = parts
         if learned:
             logits = self._outside(self._family.pooling_logits, tokens, stream.weights)
-        return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, grid_size=grid_size, unmerged=unmerged)
+        merged = {"grid_size": grid_size, "unmerged": unmerged, "unmerged_size": unmerged_size}
+        return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, **merged)
 
     def in_place(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """What the softmax core of block ``i`` has of its T tokens, (..., C), as (B, T, C).
@@ -467,9 +468,20 @@ class Backbone(nn.Module):
         return features
 
     def grid(self, stream: Stream) -> Tensor:
-        """(B, D, h, w): the normalised patch tokens in their places, without prefix tokens or prompts."""
-        patches = self.normalised(stream)[:, self.num_prefix_tokens :]
-        return patches.transpose(1, 2).reshape(patches.shape[0], -1, *stream.grid_size)
+        """(B, D, h, w): the patch tokens in their places, without prefix tokens or prompts.
+
+        They are normalised by timm's final norm; where that stands behind the pooling, by the same norm before it.
+        """
+        tokens: Tensor = self._outside(self._family.token_norm, stream.tokens, stream.weights)
+        return _in_places(tokens[:, self.num_prefix_tokens :], stream.grid_size)
+
+    def raw_grid(self, stream: Stream) -> Tensor:
+        """(B, D, h, w): the patches as they left the block just run, in their places: not normalised, not merged."""
+        return _in_places(stream.left[:, self.num_prefix_tokens :], stream.unmerged_size or stream.grid_size)
+
+
+def _in_places(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    return patches.transpose(1, 2).reshape(patches.shape[0], -1, *grid_size)
 
 
 def _half(grid_size: tuple[int, ...]) -> tuple[int, int]:

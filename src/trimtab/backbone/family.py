@@ -161,6 +161,10 @@ class Family(abc.ABC):
         normed: Tensor = model.norm(tokens)
         return normed
 
+    def token_norm(self, model: Any, tokens: Tensor) -> Tensor:
+        """The norm that every token goes through where nothing is pooled; the final one by default."""
+        return self.norm(model, tokens)
+
     @abc.abstractmethod
     def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """(B, num_features) from the tokens that left the last block."""

@@ -168,6 +168,13 @@ class Plain(Family):
         keys = pool.k_norm(F.linear(normed, weight.flatten(0, 1), bias).unflatten(-1, (pool.num_heads, -1)))
         return torch.einsum("hd,bthd->bht", query, keys)
 
+    def token_norm(self, model: Any, tokens: Tensor) -> Tensor:
+        """The final norm, or the one behind the pooling where there is no other."""
+        behind = getattr(model, "fc_norm", None)
+        norm = behind if isinstance(model.norm, nn.Identity) and behind is not None else model.norm
+        normed: Tensor = norm(tokens)
+        return normed
+
     def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Norm and timm's own pooling."""
         pooled: Tensor = model.forward_head(model.norm(tokens), pre_logits=True)

@@ -6,7 +6,11 @@ from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folde
 from trimtab.data.digits import Digits
 from trimtab.data.folders import find_images, list_images
 from trimtab.data.images import BuiltInImage, BuiltInSet, ImageSource, open_image, stamp
+from trimtab.data.joint import MaskPreprocess
+from trimtab.data.mask_store import MaskStore
+from trimtab.data.masks import VOID, Codes
 from trimtab.data.preprocess import Preprocess, why_unreadable
+from trimtab.data.scenes import MaskSet, named_scene_splits, open_scene_split, open_scenes, write_scene_split
 from trimtab.data.sources import (
     ImageSet,
     TrainingData,
@@ -17,30 +21,40 @@ from trimtab.data.sources import (
     write_split,
 )
 from trimtab.data.sprites import Sprites
-from trimtab.data.store import ImageStore
+from trimtab.data.store import ImageStore, Store
 
 __all__ = [
     "BUILT_IN",
+    "VOID",
     "BuiltInImage",
     "BuiltInSet",
+    "Codes",
     "Digits",
     "ImageSet",
     "ImageSource",
     "ImageStore",
+    "MaskPreprocess",
+    "MaskSet",
+    "MaskStore",
     "Preprocess",
     "Sprites",
+    "Store",
     "TrainingData",
     "find_images",
     "hidden_by",
     "list_images",
     "named_images",
+    "named_scene_splits",
     "named_splits",
     "open_image",
+    "open_scene_split",
+    "open_scenes",
     "open_split",
     "open_training",
     "stamp",
     "stratified_split",
     "why_unreadable",
     "write_folder",
+    "write_scene_split",
     "write_split",
 ]

@@ -116,7 +116,7 @@ def split_folder(path: Path, wanted: str) -> list[Found]:
 
 def _split_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders that stand for splits, by split, and the names of the other folders."""
-    folders, _ = _scan(path)
+    folders, _ = scan(path)
     splits: dict[str, Path] = {}
     others = []
     for folder in folders:
@@ -135,20 +135,20 @@ def _split_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _class_folders(path: Path, notes: list[str], *, allow_empty: bool) -> list[Found]:
     """The images in the class folders of ``path``; what is left out is added to ``notes``."""
-    folders, loose = _scan(path)
+    folders, loose = scan(path)
     if not folders:
         rename = f", or rename {path.name!r} if it is a class itself" if path.name.lower() in SPLIT_WORDS else ""
         raise DataError(f"{path} has no class folders; put the images of each class into a folder of its own{rename}.")
     found: list[Found] = []
-    beside = [file for file in loose if _is_image(file)]
-    other = [file for file in loose if not _is_image(file)]
+    beside = [file for file in loose if is_image(file)]
+    other = [file for file in loose if not is_image(file)]
     empty = []
     for folder in folders:
-        files = _walk(folder)
-        images = [file for file in files if _is_image(file)]
+        files = walk(folder)
+        images = [file for file in files if is_image(file)]
         if not images:
             empty.append(folder.name)
-        other += [file for file in files if not _is_image(file)]
+        other += [file for file in files if not is_image(file)]
         where = f"{path.name}/{folder.name}"
         found += [Found(image, folder.name, image.relative_to(path).as_posix(), where) for image in images]
     if not found and not allow_empty:
@@ -162,7 +162,7 @@ def _class_folders(path: Path, notes: list[str], *, allow_empty: bool) -> list[F
     return found
 
 
-def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
+def scan(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files directly in ``folder``, each sorted, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
@@ -173,13 +173,13 @@ def _scan(folder: Path) -> tuple[list[Path], list[Path]]:
     return folders, [folder / name for name, is_folder in visible if not is_folder]
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
     """All files in ``folder`` and the folders inside it, sorted within each folder."""
     real = folder.resolve()
     if real in above:  # a link that leads back up
         return []
-    folders, files = _scan(folder)
-    return files + [file for inner in folders for file in _walk(inner, (*above, real))]
+    folders, files = scan(folder)
+    return files + [file for inner in folders for file in walk(inner, (*above, real))]
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -187,14 +187,15 @@ def _matches(pattern: str) -> list[Path]:
     if not pattern:  # a variable of a shell that is not set; Path takes it for this folder
         return []
     if path.is_dir():
-        return [file for file in _walk(path) if _is_image(file)]
+        return [file for file in walk(path) if is_image(file)]
     if path.exists():
         return [path]
     # Path.glob takes no absolute pattern.
     matched = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-    files = [file for match in matched for file in (_walk(match) if match.is_dir() else [match])]
-    return [file for file in files if _is_image(file)]
+    files = [file for match in matched for file in (walk(match) if match.is_dir() else [match])]
+    return [file for file in files if is_image(file)]
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file's extension is an image's."""
     return path.suffix.lower() in _SUFFIXES

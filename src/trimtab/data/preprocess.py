@@ -20,7 +20,7 @@ from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
 Resize = Literal["squash", "shorter"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Augment = Literal["none", "flip", "crop", "crop-flip"]
-_LONGEST = 100
+LONGEST = 100
 """How many times as long as its shorter side an image may be where the aspect ratio is kept."""
 
 
@@ -58,7 +58,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         """Refuses values that cannot work."""
         for name, known in (("resize", Resize), ("interpolation", Interpolation), ("augment", Augment)):
-            _check_word(name, getattr(self, name), get_args(known))
+            check_word(name, getattr(self, name), get_args(known))
         size: tuple[Any, ...] = self.image_size  # may come from a file, so its type is not sure
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ConfigError(f"image_size is {size}; give height and width in pixels, as (224, 224).")
@@ -125,11 +125,11 @@ class Preprocess:
 
     def from_image(self, image: Image.Image) -> Tensor:
         """Resizes an open image; as `read`, whose errors come as Pillow raises them."""
-        image = _in_colour(ImageOps.exif_transpose(image))
-        if self.resize == "shorter" and max(image.size) > _LONGEST * min(image.size):
+        image = in_colour(ImageOps.exif_transpose(image))
+        if self.resize == "shorter" and max(image.size) > LONGEST * min(image.size):
             # With its shorter side enlarged, a thin line would fill the memory.
             raise ValueError(
-                f"it is {image.height} pixels high and {image.width} wide, and nothing above 1:{_LONGEST} is resized"
+                f"it is {image.height} pixels high and {image.width} wide, and nothing above 1:{LONGEST} is resized"
             )
         height, width = self._resized(image.height, image.width)
         image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
@@ -160,8 +160,7 @@ class Preprocess:
         Returns:
             (B, 3, H, W) float32, on the device of ``images``.
         """
-        mean, std = images.new_tensor([self.mean, self.std], dtype=torch.float32).view(2, 3, 1, 1)
-        return images.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+        return normalised(images, self.mean, self.std)
 
     @property
     def _crops(self) -> bool:
@@ -211,6 +210,12 @@ class Preprocess:
         return image[:, top : top + height, left : left + width]
 
 
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, H, W) uint8 scaled to 0..1, the mean subtracted and divided by the deviation, as float32."""
+    means, stds = images.new_tensor([mean, std], dtype=torch.float32).view(2, 3, 1, 1)
+    return images.to(torch.float32, copy=True).div_(255).sub_(means).div_(stds)
+
+
 def why_unreadable(error: BaseException) -> str:
     """Says in words why an image could not be read, without the file's name."""
     if isinstance(error, UnidentifiedImageError):
@@ -221,12 +226,13 @@ def why_unreadable(error: BaseException) -> str:
     return " ".join(reason.split()) or type(error).__name__
 
 
-def _check_word(name: str, word: object, known: tuple[str, ...]) -> None:
+def check_word(name: str, word: object, known: tuple[str, ...]) -> None:
+    """Refuse a word that is none of the known ones, with the nearest."""
     if word not in known:
         raise ConfigError(f"{name} is {word!r}; use one of {', '.join(known)}.{nearest(str(word), known)}")
 
 
-def _in_colour(image: Image.Image) -> Image.Image:
+def in_colour(image: Image.Image) -> Image.Image:
     """The image in RGB with 8 bits."""
     if image.mode == "RGB":
         return image

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,45 +15,43 @@ from trimtab.data.preprocess import Preprocess, why_unreadable
 from trimtab.data.sources import ImageSet
 from trimtab.errors import ConfigError, DataError
 
+Ready = TypeVar("Ready")
 
-class ImageStore:
-    """The images of a set as batches, each decoded once and kept as uint8 up to a bound.
+
+class Store(abc.ABC):
+    """The images of a set, each decoded once and kept as uint8 up to a bound.
 
     Which images are kept, and how many threads decode them, changes the speed and nothing else:
     the same indices and seeds give the same bytes.
 
     Attributes:
         images: The set.
-        preprocess: How a file is read and a batch finished.
         cached: How many images are kept.
         cached_bytes: How many bytes they take.
     """
 
-    def __init__(self, images: ImageSet, preprocess: Preprocess, *, cache_bytes: int, threads: int = 2) -> None:
-        """Opens the store; nothing is decoded yet.
-
-        Args:
-            images: The set.
-            preprocess: How a file is read and a batch finished.
-            cache_bytes: How many bytes of pixels to keep at most.
-            threads: How many threads decode.
-
-        Raises:
-            ConfigError: ``cache_bytes`` is negative or ``threads`` below 1.
-        """
+    def __init__(self, images: ImageSet, *, cache_bytes: int, threads: int) -> None:
         if cache_bytes < 0 or threads < 1:
             raise ConfigError(
                 f"cache_bytes is {cache_bytes} and threads is {threads}; use at least 0 bytes and 1 thread."
             )
         self.images = images
-        self.preprocess = preprocess
         self.cached = 0
         self.cached_bytes = 0
         self._cache_bytes = cache_bytes
         self._threads = threads
-        self._labels = torch.tensor(images.labels, dtype=torch.int64)
         self._kept: list[Tensor | None] = [None] * len(images)
         self._lock = threading.Lock()
+
+    @abc.abstractmethod
+    def batches(
+        self, plan: Iterable[Sequence[int]], seeds_of: Callable[[int], int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and what is known of them, for each entry of ``plan``."""
+
+    @abc.abstractmethod
+    def _load(self, index: int) -> Tensor:
+        """Decodes an image as it is kept."""
 
     def fill(self, on_image: Callable[[int], None] | None = None) -> None:
         """Decodes every image now: keeps what fits and makes sure that the others can be read.
@@ -79,6 +79,74 @@ class ImageStore:
                 f"{len(broken)} of {len(self.images)} {self.images.name} images cannot be read: "
                 f"{', '.join(broken[:3])}{more}; replace or remove them."
             )
+
+    def _ahead(self, plan: Iterable[Sequence[int]], prepare: Callable[[Sequence[int]], Ready]) -> Iterator[Ready]:
+        """What ``prepare`` makes of each entry; the next one is made while one is being used."""
+        if self.cached == len(self.images):
+            yield from map(prepare, plan)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            waiting: Future[Ready] | None = None
+            for indices in plan:
+                following = ahead.submit(prepare, indices)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+            if waiting is not None:
+                yield waiting.result()
+
+    def _read(self, indices: list[int]) -> list[Tensor]:
+        """The images at ``indices`` as they are stored, those not kept decoded side by side."""
+        kept = [self._kept[index] for index in indices]
+        missing = [index for index, image in zip(indices, kept, strict=True) if image is None]
+        if not missing:
+            return kept  # type: ignore[return-value]
+        with ThreadPoolExecutor(min(self._threads, len(missing))) as pool:
+            decoded = pool.map(self._decode, missing)
+            return [next(decoded) if image is None else image for image in kept]
+
+    def _decode(self, index: int) -> Tensor:
+        image = self._load(index)
+        with self._lock:
+            if self._kept[index] is None and self.cached_bytes + image.nbytes <= self._cache_bytes:
+                self._kept[index] = image
+                self.cached += 1
+                self.cached_bytes += image.nbytes
+        return image
+
+    def _fault(self, index: int) -> str | None:
+        """Decodes an image, and says what is wrong with it if it cannot be read."""
+        if self._kept[index] is not None:
+            return None
+        try:
+            self._decode(index)
+        except DataError as error:
+            return f"{self.images.paths[index]} ({why_unreadable(error.__cause__ or error)})"
+        return None
+
+
+class ImageStore(Store):
+    """The images of a set as batches.
+
+    Attributes:
+        preprocess: How a file is read and a batch finished.
+    """
+
+    def __init__(self, images: ImageSet, preprocess: Preprocess, *, cache_bytes: int, threads: int = 2) -> None:
+        """Opens the store; nothing is decoded yet.
+
+        Args:
+            images: The set.
+            preprocess: How a file is read and a batch finished.
+            cache_bytes: How many bytes of pixels to keep at most.
+            threads: How many threads decode.
+
+        Raises:
+            ConfigError: ``cache_bytes`` is negative or ``threads`` below 1.
+        """
+        super().__init__(images, cache_bytes=cache_bytes, threads=threads)
+        self.preprocess = preprocess
+        self._labels = torch.tensor(images.labels, dtype=torch.int64)
 
     def batch(self, indices: Sequence[int], *, seeds: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """The images at ``indices`` and their labels.
@@ -116,44 +184,7 @@ class ImageStore:
             seeds = None if seeds_of is None else [seeds_of(index) for index in indices]
             return self.batch(indices, seeds=seeds)
 
-        if self.cached == len(self.images):
-            yield from map(prepare, plan)
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            waiting: Future[tuple[Tensor, Tensor]] | None = None
-            for indices in plan:
-                following = ahead.submit(prepare, indices)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = following
-            if waiting is not None:
-                yield waiting.result()
+        yield from self._ahead(plan, prepare)
 
-    def _read(self, indices: list[int]) -> list[Tensor]:
-        """The images at ``indices`` as they are stored, those not kept decoded side by side."""
-        kept = [self._kept[index] for index in indices]
-        missing = [index for index, image in zip(indices, kept, strict=True) if image is None]
-        if not missing:
-            return kept  # type: ignore[return-value]
-        with ThreadPoolExecutor(min(self._threads, len(missing))) as pool:
-            decoded = pool.map(self._decode, missing)
-            return [next(decoded) if image is None else image for image in kept]
-
-    def _decode(self, index: int) -> Tensor:
-        image = self.preprocess.read(self.images.paths[index])
-        with self._lock:
-            if self._kept[index] is None and self.cached_bytes + image.nbytes <= self._cache_bytes:
-                self._kept[index] = image
-                self.cached += 1
-                self.cached_bytes += image.nbytes
-        return image
-
-    def _fault(self, index: int) -> str | None:
-        """Decodes an image, and says what is wrong with it if it cannot be read."""
-        if self._kept[index] is not None:
-            return None
-        try:
-            self._decode(index)
-        except DataError as error:
-            return f"{self.images.paths[index]} ({why_unreadable(error.__cause__ or error)})"
-        return None
+    def _load(self, index: int) -> Tensor:
+        return self.preprocess.read(self.images.paths[index])

@@ -192,6 +192,9 @@ def write_peft(model: _Tuned, folder: str | Path) -> None:
     method, backbone = model.method, model.backbone
     if not isinstance(method, LoRA):
         raise ConfigError(f"The model is tuned by {type(method).__name__}, and peft's form is for LoRA, not folded.")
+    linear = model.head.linear
+    if linear is None or not model.head.pooled_only:
+        raise ConfigError("peft's form is for models with timm's own kind of head, a linear classifier of the image.")
     classifiers, own = classifier_names(backbone.model), backbone.named_weights()
     if len(classifiers) != 1:
         raise ConfigError(f"{backbone.name!r} has {len(classifiers)} classifiers in timm, and the trained head is one.")
@@ -203,7 +206,7 @@ def write_peft(model: _Tuned, folder: str | Path) -> None:
             "nothing; choose other targets, or keep the adapter in trimtab's form."
         )
     updates = {name: lora_peft.Factors(method.down[slashed(name)], method.up[slashed(name)]) for name in layers}
-    head = {f"{classifiers[0]}.{name}": value for name, value in model.head.linear.state_dict().items()}
+    head = {f"{classifiers[0]}.{name}": value for name, value in linear.state_dict().items()}
     config = method.config
     alpha = float(config.rank if config.alpha is None else config.alpha)
     adapter = lora_peft.LowRank(config.rank, alpha, config.rslora, (), updates, head)

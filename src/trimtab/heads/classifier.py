@@ -1,11 +1,17 @@
-"""Heads: what turns a backbone's output into the task's."""
+"""Classification: one linear layer on what the backbone pools."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from trimtab.backbone import Backbone
+from trimtab.heads.base import Head
+from trimtab.stream import Stream
 
-class Classifier(nn.Module):
+
+class Classifier(Head):
     """One linear layer on pooled features.
 
     Adds ``num_classes * (num_features + 1)`` parameters.
@@ -15,9 +21,17 @@ class Classifier(nn.Module):
         num_classes: C.
     """
 
+    taps = ()
+    pooled_only = True
+    linear: nn.Linear
+
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(num_features, num_classes)
+
+    def read(self, backbone: Backbone, streams: Sequence[Stream]) -> Tensor:
+        """Pooled features (B, num_features)."""
+        return backbone.pool(streams[-1])
 
     def forward(self, features: Tensor) -> Tensor:
         """Pooled features (B, num_features) to logits (B, C)."""

@@ -1,0 +1,192 @@
+"""Everything between an image with its mask and the backbone's input: what is done to one is done to both."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from trimtab.data.masks import VOID
+from trimtab.data.preprocess import (
+    LONGEST,
+    Augment,
+    Interpolation,
+    Resize,
+    check_word,
+    in_colour,
+    normalised,
+    why_unreadable,
+)
+from trimtab.errors import CheckpointError, ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPreprocess:
+    """How images with masks become a backbone's input.
+
+    The backbone sees windows of ``image_size``. An image is measured or predicted whole: resized, then covered by
+    windows. It is trained on by a window of it.
+
+    Attributes:
+        image_size: Height and width of the window, in pixels.
+        resize: ``"shorter"`` keeps the aspect ratio and scales the image to just cover the window; ``"squash"`` scales
+            both sides to the window's.
+        zoom: How many times larger than that the image is made.
+        interpolation: The resampling filter of images, with antialiasing; masks keep the nearest value.
+        mean: What is subtracted from red, green and blue, on a scale of 0 to 1.
+        std: What they are then divided by.
+        augment: In training only: ``"crop"`` enlarges or shrinks image and mask by a random factor of ``jitter`` and
+            takes a random window; ``"flip"`` turns every second pair about; ``"none"`` takes the window in the middle.
+        jitter: The least and the greatest factor.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    image_size: tuple[int, int]
+    resize: Resize = "shorter"
+    zoom: float = 1.0
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augment: Augment = "crop-flip"
+    jitter: tuple[float, ...] = (0.5, 2.0)
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot work."""
+        for name, known in (("resize", Resize), ("interpolation", Interpolation), ("augment", Augment)):
+            check_word(name, getattr(self, name), get_args(known))
+        if self.interpolation == "lanczos":
+            raise ConfigError("interpolation is 'lanczos', which tensors cannot be resized with; use bicubic.")
+        size: tuple[Any, ...] = self.image_size  # may come from a file, so its type is not sure
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ConfigError(f"image_size is {size}; give height and width in pixels, as (224, 224).")
+        if not self.zoom > 0:
+            raise ConfigError(f"zoom is {self.zoom}; use above 0.")
+        if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1]:
+            raise ConfigError(f"jitter is {self.jitter}; give the least factor and the greatest, as 0.5,2.")
+        if {len(self.mean), len(self.std)} != {3} or not all(value > 0 for value in self.std):
+            raise ConfigError(f"mean is {self.mean} and std is {self.std}; give three numbers each, std above 0.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them; `from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MaskPreprocess:
+        """Reads what `to_dict` gave.
+
+        Raises:
+            CheckpointError: A value is missing, unknown or unusable.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if names != set(values):
+            raise CheckpointError(
+                f"The preprocessing lacks {sorted(names - set(values))} and has the unknown "
+                f"{sorted(set(values) - names)}; it was not saved by this version of trimtab."
+            )
+        restored: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        try:
+            return cls(**restored)
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"The saved preprocessing cannot be used: {error}") from error
+
+    def read(self, path: str | Path) -> Tensor:
+        """Reads an image file, upright and in colour, at its own size.
+
+        Returns:
+            (3, h, w) uint8.
+
+        Raises:
+            DataError: The file cannot be read as an image.
+        """
+        try:
+            with Image.open(path) as image:
+                return self.from_image(image)
+        except Exception as error:
+            raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error
+
+    def from_image(self, image: Image.Image) -> Tensor:
+        """An open image, as `read`."""
+        image = in_colour(ImageOps.exif_transpose(image))
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(
+                f"it is {image.height} pixels high and {image.width} wide, and nothing above 1:{LONGEST} is resized"
+            )
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+
+    def whole(self, image: Tensor) -> Tensor:
+        """An image (3, h, w) uint8 at the size at which it is looked at, (3, H, W) uint8."""
+        from torchvision import tv_tensors
+
+        resized: Tensor = self._resize(tv_tensors.Image(image), self.looked_at(image.shape[-2], image.shape[-1]))
+        return resized.as_subclass(Tensor)
+
+    def looked_at(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which an image of (height, width) pixels is looked at."""
+        return self._scaled(height, width, self.zoom)
+
+    def example(self, pair: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
+        """A window of an image and its mask to train on.
+
+        Args:
+            pair: (4, h, w) uint8: red, green, blue, class.
+            seed: A number that alone decides how they are augmented; None takes the window in the middle.
+
+        Returns:
+            The image (3, height, width) uint8 and the classes (height, width) uint8 of the window.
+        """
+        from torchvision import tv_tensors
+        from torchvision.transforms.v2 import functional as F
+
+        # Python promises the same random() for a seed in every version, torch does not.
+        draws = random.Random(seed) if seed is not None else None  # noqa: S311
+        crops = draws is not None and self.augment in ("crop", "crop-flip")
+        low, high = self.jitter
+        factor = self.zoom * (low + (high - low) * draws.random() if crops and draws is not None else 1.0)
+        size = self._scaled(pair.shape[-2], pair.shape[-1], factor)
+        image, mask = tv_tensors.Image(pair[:3]), tv_tensors.Mask(pair[3])
+        image, mask = self._resize(image, size), F.resize(mask, list(size))
+        (height, width), (below, right) = self.image_size, (max(w - s, 0) for w, s in zip(self.image_size, size))  # noqa: B905
+        if below or right:
+            grey = [round(255 * value) for value in self.mean]
+            image, mask = F.pad(image, [0, 0, right, below], fill=grey), F.pad(mask, [0, 0, right, below], fill=VOID)
+        spare = image.shape[-2] - height, image.shape[-1] - width
+        top, left = (int(draws.random() * (s + 1)) if crops and draws is not None else round(s / 2) for s in spare)
+        image, mask = (F.crop(x, top, left, height, width) for x in (image, mask))
+        if draws is not None and self.augment in ("flip", "crop-flip") and draws.random() < 0.5:
+            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scales (B, 3, H, W) uint8 to 0..1, subtracts the mean and divides by the deviation, as float32."""
+        return normalised(images, self.mean, self.std)
+
+    def _scaled(self, height: int, width: int, factor: float) -> tuple[int, int]:
+        ratios = [window / side for window, side in zip(self.image_size, (height, width), strict=True)]
+        if self.resize == "shorter":
+            ratios = [max(ratios)] * 2
+        to_height, to_width = (
+            max(round(side * ratio * factor), 1) for side, ratio in zip((height, width), ratios, strict=True)
+        )
+        return to_height, to_width
+
+    def _resize(self, image: Any, size: tuple[int, int]) -> Any:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+
+        if tuple(image.shape[-2:]) == size:
+            return image
+        mode: Literal[True] | Any = InterpolationMode(self.interpolation)
+        return F.resize(image, list(size), interpolation=mode, antialias=self.interpolation != "nearest")

@@ -1,0 +1,113 @@
+"""Images with their masks, decoded once and kept in memory, as far as they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.data.joint import MaskPreprocess
+from trimtab.data.masks import read_raw
+from trimtab.data.preprocess import why_unreadable
+from trimtab.data.scenes import MaskSet
+from trimtab.data.store import Store
+from trimtab.errors import DataError
+
+
+class MaskStore(Store):
+    """The images of a set with their masks, as batches of windows to train on or of whole images to be measured.
+
+    Attributes:
+        images: The set.
+        preprocess: What is done to an image and its mask.
+        whole: Whether images are given whole.
+    """
+
+    images: MaskSet
+
+    def __init__(
+        self, images: MaskSet, preprocess: MaskPreprocess, *, cache_bytes: int, threads: int = 2, whole: bool = False
+    ) -> None:
+        """Opens the store; nothing is decoded yet.
+
+        Args:
+            images: The set.
+            preprocess: What is done to an image and its mask.
+            cache_bytes: How many bytes of pixels to keep at most.
+            threads: How many threads decode.
+            whole: Give whole images and not windows.
+
+        Raises:
+            ConfigError: ``cache_bytes`` is negative or ``threads`` below 1.
+        """
+        super().__init__(images, cache_bytes=cache_bytes, threads=threads)
+        self.preprocess, self.whole = preprocess, whole
+
+    def batches(
+        self, plan: Iterable[Sequence[int]], seeds_of: Callable[[int], int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 3, H, W) and masks (B, h, w), uint8; the next ones are decoded while these are used.
+
+        Windows have masks of their own size. Whole images are given at the size at which they are looked at, their
+        masks at that of the file; those of a batch that differ in size follow each other as batches of their own.
+
+        Args:
+            plan: For each batch, positions in the set.
+            seeds_of: For training, the seed of the image at a position.
+
+        Yields:
+            Images and masks, in the order of the plan.
+
+        Raises:
+            DataError: An image or mask cannot be read.
+        """
+
+        def prepare(indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+            pairs = self._read(list(indices))
+            if self.whole:
+                return _groups([(self.preprocess.whole(pair[:3]), pair[3]) for pair in pairs])
+            seeds = [None if seeds_of is None else seeds_of(index) for index in indices]
+            examples = [self.preprocess.example(pair, seed) for pair, seed in zip(pairs, seeds, strict=True)]
+            return _groups(examples)
+
+        for groups in self._ahead(plan, prepare):
+            yield from groups
+
+    def _load(self, index: int) -> Tensor:
+        """An image and its mask as (4, h, w) uint8."""
+        path, mask = self.images.paths[index], self.images.masks[index]
+        pixels = self.preprocess.read(path)
+        classes = self._classes(mask)
+        if classes.shape != pixels.shape[1:]:
+            (height, width), (other_height, other_width) = classes.shape, pixels.shape[1:]
+            reason = f"it is {height}x{width} and its image {other_height}x{other_width} (height x width)"
+            raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
+        return torch.cat([pixels, classes[None]])
+
+    def _classes(self, mask: Path) -> Tensor:
+        codes = self.images.codes
+        try:
+            return torch.from_numpy(np.ascontiguousarray(codes.classes_of(read_raw(mask, coloured=codes.coloured))))
+        except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
+            reason = why_unreadable(error)
+            # What a list of faults shows is the cause, and has to say that it is not the image's.
+            raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
+
+
+def _unusable(mask: Path, reason: str) -> str:
+    return f"The mask {mask} cannot be used: {reason}; replace or remove it."
+
+
+def _groups(items: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Neighbours of equal sizes, stacked."""
+    groups: list[list[tuple[Tensor, Tensor]]] = []
+    for item in items:
+        before = groups[-1][0] if groups else None
+        if before is not None and (before[0].shape, before[1].shape) == (item[0].shape, item[1].shape):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return [(torch.stack([i for i, _ in group]), torch.stack([m for _, m in group])) for group in groups]

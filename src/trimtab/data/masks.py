@@ -1,0 +1,185 @@
+"""Masks: which class each pixel has, as a file says it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from trimtab.errors import CheckpointError, DataError
+
+VOID = 255
+"""What a pixel that no class is asked of has in place of a class; there are at most so many classes."""
+VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabelled", "unlabeled"})
+_LOSSY = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
+_INDEX_MODES = frozenset({"1", "L", "P", "I", "I;16"})
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How masks are written: which value of a pixel is which class.
+
+    A value is that of a single channel, or of a colour ``65536 red + 256 green + blue``.
+
+    Attributes:
+        values: For each class, its value.
+        ignored: Values of pixels that are neither learned nor measured.
+        coloured: Whether values are colours.
+        palette: For each class, the red, green and blue with which it is shown.
+    """
+
+    values: tuple[int, ...]
+    ignored: tuple[int, ...]
+    coloured: bool
+    palette: tuple[tuple[int, int, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `from_dict` reads it back."""
+        return dataclasses.asdict(self) | {"palette": [list(colour) for colour in self.palette]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Codes:
+        """Reads what `to_dict` gave.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        try:
+            return cls(
+                values=tuple(map(int, values["values"])),
+                ignored=tuple(map(int, values["ignored"])),
+                coloured=bool(values["coloured"]),
+                palette=tuple((int(r), int(g), int(b)) for r, g, b in values["palette"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"What the adapter says of masks cannot be read ({error}); train anew.") from error
+
+    def classes_of(self, raw: Array) -> Array:
+        """Values (h, w) to positions of classes, uint8 (h, w), `VOID` where ignored.
+
+        Raises:
+            ValueError: A value is none of these, with the first three.
+        """
+        # Sorted values and their places: works for indices and for colours.
+        known = np.array([*self.values, *self.ignored], dtype=np.int64)
+        places = np.array([*range(len(self.values)), *[VOID] * len(self.ignored)], dtype=np.uint8)
+        order = np.argsort(known, kind="stable")
+        found = np.searchsorted(known[order], raw).clip(0, len(known) - 1)
+        wrong = known[order][found] != raw
+        if wrong.any():
+            strange = np.unique(raw[wrong])
+            shown = ", ".join(self.shown(int(value)) for value in strange[:3])
+            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+            what = "colour" if self.coloured else "value"
+            raise ValueError(f"it has the {what}{'s' * (len(strange) > 1)} {shown}{more}, which no class has")
+        classes: Array = places[order][found]
+        return classes
+
+    def shown(self, value: int) -> str:
+        """A value in words."""
+        return f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if self.coloured else str(value)
+
+
+def read_raw(path: Path, *, coloured: bool) -> Array:
+    """The values (h, w) of a mask file.
+
+    Raises:
+        ValueError: It is no mask of this kind.
+        OSError: It cannot be read.
+    """
+    if path.suffix.lower() in _LOSSY:
+        raise ValueError("its format changes pixels to save room; save masks as PNG")
+    with Image.open(path) as image:
+        if coloured:
+            pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+            return (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]
+        if image.mode not in _INDEX_MODES:
+            raise ValueError(
+                f"its pixels are colours (mode {image.mode}) and no numbers of classes; give the colours' "
+                "classes in a palette file"
+            )
+        return np.asarray(image).astype(np.int64)
+
+
+def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:
+    """Names of classes and how masks are written, from a CSV file.
+
+    Its columns are ``name`` and ``value`` (the number in the masks), or ``name,red,green,blue`` (the colour), or all
+    five: then masks hold numbers, and the colours are for showing. A class named void or ignore is not learned.
+
+    Raises:
+        DataError: It is no such file, or two classes have one value.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+            header = [(name or "").strip().lower() for name in rows[0]] if rows else []
+            rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
+        raise DataError(f"{path} cannot be read as CSV ({error}); save it as CSV in UTF-8.") from error
+    numbered, coloured = "value" in header, {"red", "green", "blue"} <= set(header)
+    if "name" not in header or not (numbered or coloured):
+        raise DataError(
+            f"{path} has the columns {header}; a palette needs name,value (numbers in the masks), "
+            "name,red,green,blue (colours), or all of them."
+        )
+    names: list[str] = []
+    values: list[int] = []
+    ignored: list[int] = []
+    palette: list[tuple[int, int, int]] = []
+    for number, row in enumerate(rows, start=2):
+        colour = _colour(path, number, row) if coloured else None
+        value = _number(path, number, row, "value", 65535) if numbered else _packed(colour or (0, 0, 0))
+        if value in values or value in ignored:
+            raise DataError(f"{path}, row {number}: the class {row['name']!r} has the value of another; give one each.")
+        if not row["name"] or row["name"] in names:
+            raise DataError(f"{path}, row {number}: the name {row['name']!r} is blank or there twice; give one each.")
+        if row["name"].lower() in VOID_NAMES:
+            ignored.append(value)
+            continue
+        names.append(row["name"])
+        values.append(value)
+        palette.append(colour or shade(len(palette)))
+    codes = Codes(tuple(values), tuple(ignored), not numbered, tuple(palette))
+    return tuple(names), codes
+
+
+def codes_of_values(values: Sequence[int], ignored: Sequence[int]) -> Codes:
+    """How masks of these index values are written."""
+    kept = tuple(sorted(set(values) - set(ignored)))
+    return Codes(kept, tuple(ignored), False, tuple(shade(k) for k in range(len(kept))))
+
+
+def shade(position: int) -> tuple[int, int, int]:
+    """A colour for the class at a position, far from its neighbours': bits of the number, dealt out to the channels."""
+    channels, number = [0, 0, 0], position + 1
+    for place in range(7, -1, -1):
+        for c in range(3):
+            channels[c] |= (number >> c & 1) << place
+        number >>= 3
+    return channels[0], channels[1], channels[2]
+
+
+def _packed(colour: tuple[int, int, int]) -> int:
+    return (colour[0] << 16) + (colour[1] << 8) + colour[2]
+
+
+def _colour(path: Path, number: int, row: Mapping[str, str]) -> tuple[int, int, int]:
+    red, green, blue = (_number(path, number, row, name, 255) for name in ("red", "green", "blue"))
+    return red, green, blue
+
+
+def _number(path: Path, number: int, row: Mapping[str, str], name: str, most: int) -> int:
+    text = row.get(name, "")
+    if not text.isdecimal() or int(text) > most:
+        raise DataError(f"{path}, row {number}: {name} is {text!r}; give a whole number from 0 to {most}.")
+    return int(text)

@@ -1,0 +1,44 @@
+"""What every head answers."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.stream import Stream
+
+Features: TypeAlias = "Tensor | tuple[Tensor, ...]"
+"""What a head reads: (B, num_features), or a grid (B, D, h, w) for each block it looks at."""
+
+
+class Graded(NamedTuple):
+    """Logits, and what they weigh in the training loss."""
+
+    weight: float
+    logits: Tensor
+
+
+class Head(nn.Module, abc.ABC):
+    """Reads what left some blocks, and says what the task wants to know.
+
+    Attributes:
+        taps: The blocks that it looks at besides the last, in rising order.
+        pooled_only: Whether nothing but pooling reads what leaves the last block.
+        linear: The layer whose start values are the method's, if there is such a layer.
+    """
+
+    taps: tuple[int, ...]
+    pooled_only: bool
+    linear: nn.Linear | None
+
+    @abc.abstractmethod
+    def read(self, backbone: Backbone, streams: Sequence[Stream]) -> Features:
+        """The features, from the streams as they left the blocks of :attr:`taps` and, at the end, the last block."""
+
+    def grade(self, features: Features) -> list[Graded]:
+        """The logits that a training loss is made of, the head's own first; by default those alone."""
+        return [Graded(1.0, self(features))]

@@ -1,0 +1,161 @@
+"""Segmentation: heads on grids of patches."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.choices import check_choices
+from trimtab.errors import ConfigError
+from trimtab.heads.base import Features, Head
+from trimtab.stream import Stream
+
+_TAPS = (10, 15, 20, 24)
+"""The blocks of 24 after which SETR looks, counted from 1; those of other depths are in proportion."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmenterConfig:
+    """What a segmentation head is."""
+
+    head: Literal["linear", "setr-pup", "dpt"] = "linear"
+    """linear: one layer on each patch. setr-pup: SETR's progressive upsampling of the last block, with auxiliary
+    heads on three more. dpt: segmentation_models_pytorch's DPT decoder on four blocks (extra `segmentation`)."""
+    channels: int | None = None
+    """Channels inside the head. Default: 256 (setr-pup), a quarter of the backbone's width up to 256 (dpt)."""
+    taps: tuple[int, ...] | None = None
+    """The blocks that are looked at, counted from 0: four, rising, the last of them the main one. Default: SETR's 9,
+    14, 19, 23 of 24 blocks, in proportion to the depth; in Swin where stages end."""
+    auxiliary_weight: float = 0.4
+    """Weight of each auxiliary head's loss in training (setr-pup); 0 leaves the heads out."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.channels is not None and self.channels < 1:
+            raise ConfigError(f"channels is {self.channels}; use at least 1.")
+        if self.auxiliary_weight < 0:
+            raise ConfigError(f"auxiliary_weight is {self.auxiliary_weight}; use 0 to leave the heads out, or more.")
+        one = self.head == "linear"
+        for name, value in (("channels", self.channels), ("taps", self.taps)):
+            if one and value is not None:
+                raise ConfigError(
+                    f"{name} is {value}, and the head 'linear' has none; leave it out, or choose another."
+                )
+        if self.taps is not None and (len(self.taps) != 4 or list(self.taps) != sorted(self.taps) or self.taps[0] < 0):
+            raise ConfigError(f"taps is {self.taps}; list four blocks in rising order, counted from 0.")
+
+
+class Segmenter(Head):
+    """A head that gives every pixel logits.
+
+    Prefix tokens and prompts never reach it: what it reads are grids of patches.
+
+    Args:
+        backbone: What it will look at; only its sizes are read.
+        num_classes: C.
+    """
+
+    pooled_only = False
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.taps: tuple[int, ...] = ()
+        self.linear: nn.Linear | None = None
+        self.image_size = backbone.image_size
+        self.num_classes = num_classes
+
+    def forward(self, features: Features) -> Tensor:
+        """Features to logits (B, C, height, width), one for each pixel of the backbone's input."""
+        return self.enlarged(self.predict(features))
+
+    @abc.abstractmethod
+    def predict(self, features: Features) -> Tensor:
+        """Features to logits (B, C, h, w) at the head's own resolution."""
+
+    def enlarged(self, logits: Tensor) -> Tensor:
+        """Logits at the size of the backbone's input."""
+        if logits.shape[-2:] == self.image_size:
+            return logits
+        return F.interpolate(logits, self.image_size, mode="bilinear", align_corners=False)
+
+
+class PatchClassifier(Segmenter):
+    """One linear layer on each normalised patch of the last block, and bilinear upsampling of the logits.
+
+    Adds ``num_classes * (width + 1)`` parameters.
+    """
+
+    linear: nn.Linear
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, num_classes)
+        self.linear = nn.Linear(backbone.widths[-1], num_classes)
+
+    def read(self, backbone: Backbone, streams: Sequence[Stream]) -> Tensor:
+        """The grid (B, D, h, w) after the final norm."""
+        return backbone.grid(streams[-1])
+
+    def predict(self, features: Features) -> Tensor:
+        """Logits (B, C, h, w), one for each patch."""
+        grid, layer = as_grids(features)[-1], self.linear
+        # As a convolution: one pass, without turning the grid about twice.
+        return F.conv2d(grid, layer.weight[:, :, None, None], layer.bias)
+
+
+class TappedSegmenter(Segmenter):
+    """A head on the grids of four blocks, as they left them: not normalised, not merged."""
+
+    def __init__(self, config: SegmenterConfig, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, num_classes)
+        self.tapped = config.taps or default_taps(backbone)
+        if self.tapped[-1] >= backbone.depth:
+            raise ConfigError(
+                f"taps is {self.tapped} and {backbone.name!r} has {backbone.depth} blocks; count them from 0."
+            )
+        self.taps = tuple(sorted(set(self.tapped)))
+
+    def read(self, backbone: Backbone, streams: Sequence[Stream]) -> tuple[Tensor, ...]:
+        """Four grids (B, D, h, w)."""
+        left = dict(zip(self.taps, streams, strict=False))
+        return tuple(backbone.raw_grid(left[i]) for i in self.tapped)
+
+
+def default_taps(backbone: Backbone) -> tuple[int, ...]:
+    """Four blocks to look at: SETR's in proportion to the depth, or the last blocks of the last stages.
+
+    A backbone with fewer has some of them twice.
+    """
+    ends = [stage.stop - 1 for stage in backbone.stages]
+    if len(ends) > 1:
+        ends = ends[-4:]
+        return tuple(ends[:1] * (4 - len(ends)) + ends)
+    return tuple(max(math.ceil(backbone.depth * tap / _TAPS[-1]), 1) - 1 for tap in _TAPS)
+
+
+def make_segmenter(config: SegmenterConfig, backbone: Backbone, num_classes: int) -> Segmenter:
+    """The head that ``config`` describes, on the CPU, with fresh start values.
+
+    Raises:
+        ConfigError: If it cannot be put on this backbone, or its package is not installed.
+    """
+    if config.head == "linear":
+        return PatchClassifier(backbone, num_classes)
+    if config.head == "setr-pup":
+        from trimtab.heads.setr import ProgressiveUpsampling
+
+        return ProgressiveUpsampling(config, backbone, num_classes)
+    from trimtab.heads.dpt import DensePrediction
+
+    return DensePrediction(config, backbone, num_classes)
+
+
+def as_grids(features: Features) -> tuple[Tensor, ...]:
+    """Features as the grids that they are."""
+    return (features,) if isinstance(features, Tensor) else features

@@ -1,0 +1,152 @@
+"""Classification: which class an image has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtab.backbone import Backbone
+from trimtab.data import (
+    ImageSet,
+    ImageStore,
+    Preprocess,
+    TrainingData,
+    named_splits,
+    open_split,
+    open_training,
+    stamp,
+    write_split,
+)
+from trimtab.errors import ConfigError
+from trimtab.heads import Graded
+from trimtab.tasks.base import AnyPreprocess, Gather, Tally, Task
+
+
+def classification_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C) and class indices (B,), summed over images."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Metrics over a whole set.
+
+    Args:
+        logits: (n, C).
+        targets: (n,) class indices.
+
+    Returns:
+        ``accuracy`` (top-1), ``mean_class_accuracy`` (over the classes that occur), ``loss`` (mean
+        cross-entropy) and ``calibration_error`` (expected, 15 bins), all but the loss in 0 to 1.
+    """
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+    logits, targets = logits.float().cpu(), targets.cpu()
+    classes = logits.shape[1]
+    per_class = multiclass_accuracy(logits, targets, num_classes=classes, average=None)
+    present = torch.bincount(targets, minlength=classes) > 0
+    return {
+        "accuracy": float(multiclass_accuracy(logits, targets, num_classes=classes, average="micro")),
+        "mean_class_accuracy": float(per_class[present].mean()),
+        "loss": float(classification_loss(logits, targets)) / targets.shape[0],
+        "calibration_error": float(multiclass_calibration_error(logits, targets, num_classes=classes)),
+    }
+
+
+class ClassificationTally(Tally):
+    """Keeps all logits: the calibration error is no sum over images."""
+
+    def __init__(self) -> None:
+        self.logits: list[Tensor] = []
+        self.targets: list[Tensor] = []
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Logits (B, C) and class indices (B,)."""
+        self.logits.append(logits)
+        self.targets.append(targets)
+
+    def metrics(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
+        """As :func:`classification_metrics`."""
+        logits, targets = torch.cat(self.logits), torch.cat(self.targets)
+        if gather is not None:
+            logits, targets = gather(logits), gather(targets)
+        return dict(classification_metrics(logits[:images], targets[:images]))
+
+
+class Classification(Task):
+    """One class an image, from folders or a CSV file."""
+
+    name = "classification"
+    watched = "accuracy"
+    told = ("accuracy", "loss")
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> Classification:
+        """It has no options."""
+        if options:
+            raise ConfigError(f"Classification has no options of its own; leave {', '.join(options)} out.")
+        return cls()
+
+    @classmethod
+    def of_saved(cls, values: Mapping[str, Any]) -> Classification:
+        """Nothing is saved of it."""
+        return cls()
+
+    def saved(self, images: ImageSet | None) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def open_training(self, path: str | Path, val_fraction: float, seed: int) -> TrainingData:
+        """Class folders or a CSV file."""
+        return open_training(path, val_fraction=val_fraction, seed=seed)
+
+    def open_split(self, path: str | Path, split: str, classes: Sequence[str], made: Path) -> ImageSet:
+        """Class folders or a CSV file."""
+        return open_split(path, split, classes, made=made)
+
+    def named_splits(self, path: str | Path) -> set[str]:
+        """Of class folders or a CSV file."""
+        return named_splits(path)
+
+    def write_split(self, path: Path, training: TrainingData) -> None:
+        """As a CSV file of images with labels."""
+        write_split(path, training)
+
+    def identity(self, images: ImageSet) -> list[tuple[Any, ...]]:
+        """Names and classes, and sizes of files."""
+        return [
+            (images.name, images.classes[label], *stamp(path))
+            for path, label in zip(images.paths, images.labels, strict=True)
+        ]
+
+    def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> Preprocess:
+        """At the backbone's image size."""
+        return Preprocess(image_size=backbone.image_size, **values)
+
+    def preprocess_of(self, values: Mapping[str, Any]) -> Preprocess:
+        """As saved."""
+        return Preprocess.from_dict(values)
+
+    def store(
+        self, images: ImageSet, preprocess: AnyPreprocess, *, cache_bytes: int, threads: int, whole: bool
+    ) -> ImageStore:
+        """Images with labels; all of an image is seen in any case."""
+        if not isinstance(preprocess, Preprocess):
+            raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with labels.")
+        return ImageStore(images, preprocess, cache_bytes=cache_bytes, threads=threads)
+
+    def loss(self, graded: Sequence[Graded], targets: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return classification_loss(graded[0].logits, targets)
+
+    def tally(self, classes: Sequence[str]) -> ClassificationTally:
+        """Of logits."""
+        return ClassificationTally()
+
+    def summary(self, images: ImageSet, classes: Sequence[str], tally: Tally) -> dict[str, Any]:
+        """The metrics, and how many classes occur."""
+        return {**tally.metrics(len(images)), "images": len(images), "classes": len(set(images.labels))}

@@ -1,0 +1,279 @@
+"""Semantic segmentation: which class every pixel has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtab.backbone import Backbone
+from trimtab.data import (
+    VOID,
+    Codes,
+    ImageSet,
+    MaskPreprocess,
+    MaskSet,
+    MaskStore,
+    TrainingData,
+    named_scene_splits,
+    open_scene_split,
+    open_scenes,
+    write_scene_split,
+)
+from trimtab.errors import CheckpointError, ConfigError, nearest
+from trimtab.heads import Graded
+from trimtab.heads.segmenter import SegmenterConfig
+from trimtab.recipe import Recipe
+from trimtab.sliding import Views, look
+from trimtab.tasks.base import AnyPreprocess, Gather, Tally, Task
+
+_BATCH = 16
+"""Images a step where the user does not say; methods' recipes are for classification."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationConfig(SegmenterConfig):
+    """Head, data and windows of a segmentation run."""
+
+    palette: str | None = None
+    """CSV of the classes: name,value (numbers in the masks), name,red,green,blue (colours in the masks), or all five.
+    Default: palette.csv in DATA, ADE20K's own list, or the values that occur in the training masks."""
+    ignore_label: int | None = None
+    """A value of pixels that are neither learned nor measured, besides 255."""
+    resize: Literal["shorter", "squash"] = "shorter"
+    """shorter: keep the aspect ratio and just cover the window (--image-size). squash: exactly the window."""
+    zoom: float = 1.0
+    """How many times larger than that images are made; windows slide over what they do not cover."""
+    jitter: tuple[float, ...] = (0.5, 2.0)
+    """The least and the greatest random factor on that size in training (where --augment crops)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ignore_label is not None and not 0 <= self.ignore_label <= 65535:
+            raise ConfigError(f"ignore_label is {self.ignore_label}; give a value of the masks, 0 to 65535.")
+
+
+def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C, h, w) and classes (B, h, w), summed over images.
+
+    Of an image it is the sum over its pixels that have a class, divided by the number of all its pixels: so every
+    pixel weighs the same, and a batch gives the same gradient whole or in parts.
+    """
+    total = F.cross_entropy(logits.float(), targets.long(), ignore_index=VOID, reduction="sum")
+    return total / (targets.shape[-2] * targets.shape[-1])
+
+
+def scores_of(matrix: Tensor) -> dict[str, Any]:
+    """Metrics of a confusion matrix (C, C), true classes by predicted ones.
+
+    Returns:
+        ``miou`` (mean over the classes that are there or predicted), ``pixel_accuracy``, ``mean_class_accuracy`` (over
+        the classes that are there) and ``iou`` (one a class, None where it is neither there nor predicted), 0 to 1.
+        None where no pixel has a class.
+    """
+    counts = matrix.double()
+    right, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+    union = true + predicted - right
+    iou = right / union
+    seen, there = union > 0, true > 0
+    some = bool(there.any())
+    return {
+        "miou": float(iou[seen].mean()) if some else None,
+        "pixel_accuracy": float(right.sum() / true.sum()) if some else None,
+        "mean_class_accuracy": float((right[there] / true[there]).mean()) if some else None,
+        "iou": [float(value) if known else None for value, known in zip(iou, seen, strict=True)],
+    }
+
+
+class SegmentationTally(Tally):
+    """A confusion matrix over all pixels of a set, and the metrics of each image.
+
+    Args:
+        classes: C.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.matrix = torch.zeros(classes, classes, dtype=torch.int64)
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self.images: list[dict[str, float | None]] = []
+        """``miou`` and ``pixel_accuracy`` of each image, in order."""
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Logits (B, C, H, W), enlarged to the size of the masks (B, h, w)."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        logits, targets = logits.float(), targets.long()
+        if logits.shape[-2:] != targets.shape[-2:]:
+            logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
+        self.loss += F.cross_entropy(logits, targets, ignore_index=VOID, reduction="sum").double().cpu()
+        predicted = logits.argmax(1)
+        for one, mask in zip(predicted, targets, strict=True):
+            matrix = multiclass_confusion_matrix(
+                one, mask, num_classes=self.matrix.shape[0], ignore_index=VOID, validate_args=False
+            ).cpu()
+            self.matrix += matrix
+            scores = scores_of(matrix)
+            self.images.append({name: scores[name] for name in ("miou", "pixel_accuracy")})
+
+    def metrics(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
+        """As :func:`scores_of`, and ``loss``, the mean over pixels; an image is never counted twice here."""
+        matrix, loss = self.matrix, self.loss
+        if gather is not None:
+            matrix, loss = gather(matrix[None]).sum(0), gather(loss[None]).sum(0)
+        pixels = int(matrix.sum())
+        return {**scores_of(matrix), "loss": float(loss) / pixels if pixels else None}
+
+
+class Segmentation(Task):
+    """A class for every pixel, from images with masks.
+
+    Args:
+        config: The options.
+        codes: How masks are written, where that is known already.
+        views: How whole images are looked at.
+    """
+
+    name = "segmentation"
+    watched = "miou"
+    told = ("miou", "pixel_accuracy", "loss")
+    eval_batch = 8
+    repeats = False
+    # Windows of whole images are more than one for each image.
+    features_once = False
+
+    def __init__(self, config: SegmentationConfig, codes: Codes | None = None, views: Views | None = None) -> None:
+        self.config, self.codes, self.views = config, codes, views or Views()
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> Segmentation:
+        """From the fields of :class:`SegmentationConfig`."""
+        known = [field.name for field in dataclasses.fields(SegmentationConfig)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"Segmentation has no option {name!r}.{nearest(name, known)}")
+        return cls(SegmentationConfig(**options))
+
+    @classmethod
+    def of_saved(cls, values: Mapping[str, Any]) -> Segmentation:
+        """From what :meth:`saved` gave."""
+        try:
+            head: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values["head"].items()}
+            return cls(SegmentationConfig(**head), Codes.from_dict(values["masks"]))
+        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise CheckpointError(
+                f"What the adapter says of its segmentation head cannot be used ({error}); it was changed, or saved by "
+                "another version of trimtab."
+            ) from error
+
+    def saved(self, images: ImageSet | None) -> dict[str, Any]:
+        """The head's options, and how masks are written."""
+        codes = masks_of(images).codes if images is not None else self.codes
+        if codes is None:
+            raise TypeError("Without images it is not known how masks are written.")
+        return {"head": dataclasses.asdict(self.head), "masks": codes.to_dict()}
+
+    def recorded(self) -> dict[str, Any]:
+        """All options."""
+        return dataclasses.asdict(self.config)
+
+    @property
+    def head(self) -> SegmenterConfig:
+        """The head's options alone."""
+        names = [field.name for field in dataclasses.fields(SegmenterConfig)]
+        return SegmenterConfig(**{name: getattr(self.config, name) for name in names})
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """With smaller batches: an image has many pixels."""
+        return dataclasses.replace(recipe, batch_size=min(recipe.batch_size, _BATCH))
+
+    def open_training(self, path: str | Path, val_fraction: float, seed: int) -> TrainingData:
+        """Folders of images and masks, or a CSV file."""
+        config = self.config
+        return open_scenes(
+            path, val_fraction=val_fraction, seed=seed, palette=config.palette, ignore_label=config.ignore_label
+        )
+
+    def open_split(self, path: str | Path, split: str, classes: Sequence[str], made: Path) -> MaskSet:
+        """Folders of images and masks, or a CSV file."""
+        if self.codes is None:
+            raise TypeError("It is not known how masks are written.")
+        return open_scene_split(path, split, classes, self.codes, made=made)
+
+    def named_splits(self, path: str | Path) -> set[str]:
+        """Of folders of images and masks, or a CSV file."""
+        return named_scene_splits(path)
+
+    def write_split(self, path: Path, training: TrainingData) -> None:
+        """As a CSV file of images with masks."""
+        write_scene_split(path, training)
+
+    def identity(self, images: ImageSet) -> list[tuple[Any, ...]]:
+        """Classes, and names and sizes of files."""
+        chosen = masks_of(images)
+        files = [
+            (chosen.name, path.name, path.stat().st_size, mask.stat().st_size)
+            for path, mask in zip(chosen.paths, chosen.masks, strict=True)
+        ]
+        return [(chosen.classes, chosen.codes.values, chosen.codes.ignored), *files]
+
+    def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> MaskPreprocess:
+        """Colours as given; sizes as the options say."""
+        kept = {name: values[name] for name in ("interpolation", "mean", "std", "augment") if name in values}
+        config = self.config
+        return MaskPreprocess(
+            image_size=backbone.image_size, resize=config.resize, zoom=config.zoom, jitter=config.jitter, **kept
+        )
+
+    def preprocess_of(self, values: Mapping[str, Any]) -> MaskPreprocess:
+        """As saved."""
+        return MaskPreprocess.from_dict(values)
+
+    def store(
+        self, images: ImageSet, preprocess: AnyPreprocess, *, cache_bytes: int, threads: int, whole: bool
+    ) -> MaskStore:
+        """Images with masks, in windows or whole."""
+        if not isinstance(preprocess, MaskPreprocess):
+            raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with masks.")
+        return MaskStore(masks_of(images), preprocess, cache_bytes=cache_bytes, threads=threads, whole=whole)
+
+    def loss(self, graded: Sequence[Graded], targets: Tensor) -> Tensor:
+        """Cross-entropy of the head and of its auxiliary heads, by their weights."""
+        total = segmentation_loss(graded[0].logits, targets)
+        for weight, logits in graded[1:]:
+            total = total + weight * segmentation_loss(logits, targets)
+        return total
+
+    def logits(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int]) -> Tensor:
+        """Of whole images, by windows."""
+        return look(forward, inputs, window, self.views)
+
+    def tally(self, classes: Sequence[str]) -> SegmentationTally:
+        """Of pixels."""
+        return SegmentationTally(len(classes))
+
+    def summary(self, images: ImageSet, classes: Sequence[str], tally: Tally) -> dict[str, Any]:
+        """The metrics, each class's by its name, each image's by its path."""
+        if not isinstance(tally, SegmentationTally):
+            raise TypeError(f"{type(tally).__name__} counts no pixels.")
+        metrics = tally.metrics(len(images))
+        return {
+            **metrics,
+            "iou": dict(zip(classes, metrics["iou"], strict=True)),
+            "images": len(images),
+            "classes": int((tally.matrix.sum(1) > 0).sum()),
+            "per_image": [
+                {"path": str(path), **scores} for path, scores in zip(images.paths, tally.images, strict=True)
+            ],
+        }
+
+
+def masks_of(images: ImageSet) -> MaskSet:
+    """The same set, known to have masks."""
+    if not isinstance(images, MaskSet):
+        raise TypeError(f"The set {images.name!r} has no masks.")
+    return images
