@@ -43,9 +43,10 @@ MAY_IMPORT = {
     "memory": "",
     "compiling": "errors",
     "probe": f"{_CORE} heads model tasks inputs optimizer",
+    "objective": f"{_CORE} heads model tasks",
     "tracking": "errors files progress run_folder",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
-    "progress tracking",
+    "objective progress tracking",
     "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress tracking",
     "segment": "errors files data model progress sliding",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder segment sliding progress",

@@ -261,7 +261,7 @@ def evaluate(
     store = task.store(images, predictor.preprocess, cache_bytes=0, threads=threads, whole=True)
     plan = _plan(len(images), min(batch_size, task.eval_batch), threads)
     tally = task.tally(predictor.labels)
-    with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
+    with progress.stage("Evaluating", len(images), "images") as advance:
         for pixels, labels in store.batches(plan):
             tally.add(predictor.logits(pixels), labels)
             advance(labels.shape[0])

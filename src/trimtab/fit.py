@@ -112,8 +112,7 @@ def fit(
     if folder.finished:
         progress.say(f"{out} is finished; nothing is left to do.")
         return _finished(folder.path)
-    trackers = config.tracker if accelerator.is_main_process else ()
-    tracking = Tracking(trackers, folder.path, run, resumed=folder.going_on, progress=progress)
+    tracking = _tracking(config, accelerator, folder, run, progress)
     job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking)
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
@@ -189,6 +188,13 @@ def _accelerator(config: FitConfig, task: Task) -> Accelerator:
     # Whatever the launcher's environment says: the loop accumulates by itself.
     accelerator.gradient_accumulation_steps = 1
     return accelerator
+
+
+def _tracking(
+    config: FitConfig, accelerator: Accelerator, folder: RunFolder, run: dict[str, Any], progress: Progress
+) -> Tracking:
+    trackers = config.tracker if accelerator.is_main_process else ()
+    return Tracking(trackers, folder.path, run, resumed=folder.going_on, progress=progress)
 
 
 def _begin(

@@ -28,6 +28,7 @@ from trimtab.inputs import Decoded, Features, Inputs, check_room, cut, join
 from trimtab.memory import Kept, kept_activations, peak_memory, size_of
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
+from trimtab.objective import Objective
 from trimtab.optimizer import make_optimizer
 from trimtab.probe import probe
 from trimtab.progress import Advance, Progress
@@ -36,35 +37,6 @@ from trimtab.run_folder import RunFolder, TrainState, restore_optimizer
 from trimtab.tasks import Task
 from trimtab.tasks.base import AnyPreprocess
 from trimtab.tracking import Tracking
-
-
-class _Objective(nn.Module):
-    """The summed loss of a part of a batch; what gets wrapped for several processes."""
-
-    def __init__(self, model: TunedModel, config: FitConfig, task: Task) -> None:
-        super().__init__()
-        self.task = task
-        self.model, self.precision, self.recompute = model, config.precision, config.recompute
-        self.from_features = False
-
-    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def forward(self, inputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
-        with self.autocast(inputs.device):
-            if self.from_features:
-                return self.task.loss(self.model.head.grade(inputs), targets)
-            graded, extra = self.model.graded(inputs, noise=noise, recompute=self.recompute)
-        return self.task.loss(graded, targets) + extra.float() * targets.shape[0]
-
-    @torch.no_grad()
-    def logits(self, inputs: Any) -> Tensor:
-        def forward(inputs: Tensor) -> Tensor:
-            with self.autocast(inputs.device):
-                logits: Tensor = self.model.head(inputs) if self.from_features else self.model(inputs)
-            return logits.float()
-
-        return self.task.logits(forward, inputs, self.model.backbone.image_size)
 
 
 class Job:
@@ -88,7 +60,7 @@ class Job:
         self.preprocess, self.progress, self.task = preprocess, progress, task
         self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
         self.started = time.monotonic()
-        self.objective = _Objective(model, config, task)
+        self.objective = Objective(model, config, task)
         self._decoded: tuple[Decoded, Decoded] | None = None
         self.memory: dict[str, int] = {}
         """Bytes by what they are for, where a report is wanted."""
@@ -188,7 +160,7 @@ class Job:
         )
         restored.load_trained(trained)
         self.model = restored
-        self.objective = _Objective(restored, self.config, self.task)
+        self.objective = Objective(restored, self.config, self.task)
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}

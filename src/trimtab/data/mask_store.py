@@ -78,7 +78,7 @@ class MaskStore(Store):
 
     def _load(self, index: int) -> Tensor:
         """An image and its mask as (4, h, w) uint8."""
-        path, mask = self.images.paths[index], self.images.masks[index]
+        path, mask = self.images.files[index], self.images.masks[index]
         pixels = self.preprocess.read(path)
         classes = self._classes(mask)
         if classes.shape != pixels.shape[1:]:

@@ -46,6 +46,11 @@ class MaskSet(ImageSet):
     masks: tuple[Path, ...]
     codes: Codes
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images, which are files."""
+        return tuple(path for path in self.paths if isinstance(path, Path))
+
     def select(self, positions: Iterable[int], name: str | None = None) -> MaskSet:
         """The images at ``positions``, in that order, with the same classes."""
         chosen = tuple(positions)
@@ -168,15 +173,15 @@ def write_scene_split(path: str | Path, data: TrainingData) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("path", "mask", "split"))
     for images in (data.train, data.val):
-        masks = images.masks if isinstance(images, MaskSet) else ()
-        writer.writerows((i.absolute(), m.absolute(), images.name) for i, m in zip(images.paths, masks, strict=True))
+        files, masks = (images.files, images.masks) if isinstance(images, MaskSet) else ((), ())
+        writer.writerows((i.absolute(), m.absolute(), images.name) for i, m in zip(files, masks, strict=True))
     write_text(Path(path), buffer.getvalue())
 
 
 def _made_split(path: Path, made: Path, wanted: str, classes: Sequence[str], codes: Codes) -> MaskSet:
     images = open_scene_split(made, wanted, classes, codes)
     there = {os.path.realpath(pair.image) for part in _pairs(path, {"train", ""}).values() for pair in part}
-    for image in images.paths:
+    for image in images.files:
         if os.path.realpath(image) not in there:
             raise DataError(
                 f"{path} has no {wanted!r} split, and {made} was made of other images, such as {image}; give the "

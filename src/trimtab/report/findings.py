@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab import checkpoint
 from trimtab.checkpoint import RUN
 from trimtab.data import ImageSet, ImageStore, Preprocess, open_split
-from trimtab.errors import DataError
+from trimtab.errors import ConfigError, DataError
 from trimtab.evaluate import Predictor, logits_of
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
@@ -91,10 +91,10 @@ def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Prog
     Raises:
         TrimtabError: If the images, the backbone or the adapter cannot be used.
     """
-    saved = checkpoint.read(run.folder)
+    saved, preprocess = run_saved(run)
     source, images = _images(run, asked, saved.labels)
     model = checkpoint.restore(saved, weights=asked.weights, device=_device(asked.device))
-    predictor = Predictor(model.fold(), saved.labels, saved.preprocess)
+    predictor = Predictor(model.fold(), saved.labels, preprocess)
     logits, targets = logits_of(
         predictor, images, batch_size=asked.batch_size, threads=asked.threads, progress=progress
     )
@@ -103,7 +103,7 @@ def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Prog
     wrong = (said != targets).nonzero()[:, 0]
     surest = wrong[probability[wrong].argsort(descending=True, stable=True)][:mistakes].tolist()
     typical = _first_of_classes(targets, examples)
-    store = ImageStore(images, saved.preprocess, cache_bytes=0, threads=asked.threads)
+    store = ImageStore(images, preprocess, cache_bytes=0, threads=asked.threads)
 
     def pictures(rows: list[int]) -> tuple[Picture, ...]:
         pixels = store.batch(rows)[0] if rows else torch.empty(0)
@@ -127,8 +127,23 @@ def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Prog
         confusion=torch.bincount(targets * classes + said, minlength=classes**2).view(classes, classes),
         mistakes=pictures(surest),
         examples=shown,
-        attention=_attention(model, saved.preprocess, shown),
+        attention=_attention(model, preprocess, shown),
     )
+
+
+def run_saved(run: Run) -> tuple[checkpoint.Saved, Preprocess]:
+    """The adapter, and how its images are prepared.
+
+    Raises:
+        ConfigError: If it is a segmenter.
+    """
+    saved = checkpoint.read(run.folder)
+    if not isinstance(saved.preprocess, Preprocess):
+        raise ConfigError(
+            f"{str(run.folder)!r} is a segmenter, and reports are of classifiers so far; trimtab eval has its numbers "
+            "by class and image."
+        )
+    return saved, saved.preprocess
 
 
 def _device(name: str) -> str:

@@ -217,7 +217,7 @@ class Segmentation(Task):
         chosen = masks_of(images)
         files = [
             (chosen.name, path.name, path.stat().st_size, mask.stat().st_size)
-            for path, mask in zip(chosen.paths, chosen.masks, strict=True)
+            for path, mask in zip(chosen.files, chosen.masks, strict=True)
         ]
         return [(chosen.classes, chosen.codes.values, chosen.codes.ignored), *files]
 

@@ -1,0 +1,47 @@
+"""What a training step computes: the loss of a part of a batch."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.model import TunedModel
+from trimtab.noise import Noise
+from trimtab.recipe import FitConfig
+from trimtab.tasks import Task
+
+
+class Objective(nn.Module):
+    """The summed loss of a part of a batch; what gets wrapped for several processes."""
+
+    def __init__(self, model: TunedModel, config: FitConfig, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        self.model, self.precision, self.recompute = model, config.precision, config.recompute
+        self.from_features = False
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """The arithmetic that was asked for."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def forward(self, inputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
+        """The task's loss and the method's own, summed over images."""
+        with self.autocast(inputs.device):
+            if self.from_features:
+                return self.task.loss(self.model.head.grade(inputs), targets)
+            graded, extra = self.model.graded(inputs, noise=noise, recompute=self.recompute)
+        return self.task.loss(graded, targets) + extra.float() * targets.shape[0]
+
+    @torch.no_grad()
+    def logits(self, inputs: Any) -> Tensor:
+        """Of whole images, or of features that stand for them."""
+
+        def forward(inputs: Tensor) -> Tensor:
+            with self.autocast(inputs.device):
+                logits: Tensor = self.model.head(inputs) if self.from_features else self.model(inputs)
+            return logits.float()
+
+        return self.task.logits(forward, inputs, self.model.backbone.image_size)
