@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -54,10 +55,24 @@ class Student(nn.Module):
         return self.class_token(x[:, 0]), self.patches(x[:, 1:]), self.logits(x[:, 0])
 
 
+def standardise_(backbone: Any, features: Tensor) -> None:
+    """Let pooled features have mean 0 and deviation 1 a channel on the images that gave ``features`` (n, 128).
+
+    A shift and a scale of the final norm, so the network knows no less; but a classifier on features that differ by a
+    tenth around means of one takes ten times as long to learn.
+    """
+    mean, deviation = features.mean(0), features.std(0)
+    with torch.no_grad():
+        backbone.norm.weight.div_(deviation)
+        backbone.norm.bias.sub_(mean).div_(deviation)
+
+
 def trained(work: Path) -> nn.Module:
-    """The averaged backbone of the training in ``work``, rounded to half precision as it is stored."""
+    """The averaged backbone of the training in ``work``, its features standardised, rounded to half precision."""
+    state = torch.load(work / "student.pt", weights_only=True)
     student = Student()
-    student.load_state_dict(torch.load(work / "student.pt", weights_only=True)["average"])
+    student.load_state_dict(state["average"])
+    standardise_(student.backbone, state["features"])
     return student.backbone.half().float().eval()
 
 

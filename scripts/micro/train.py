@@ -188,6 +188,13 @@ class Training:
         logits = torch.cat([self.average(normalise(self.images[rows]))[2] for rows in self.held_out.split(100)])
         return float((logits.argmax(1) == self.wanted[self.labels[self.held_out]]).float().mean())
 
+    @torch.inference_mode()
+    def features(self) -> Tensor:
+        """(500, 128): the averaged student's class tokens on the images held out."""
+        net = self.average.backbone
+        parts = [net(normalise(self.images[rows])) for rows in self.held_out.split(100)]
+        return torch.cat(parts).clone()
+
     def tell(self, progress: float, running: Tensor) -> None:
         """Print, and save everything."""
         entry = {
@@ -211,6 +218,7 @@ class Training:
             "step": self.step,
             "seen": self.seen,
             "cpu": self.cpu,
+            "features": self.features(),
         }
         torch.save(state, self.work / "student-part.pt")
         (self.work / "student-part.pt").replace(self.work / "student.pt")

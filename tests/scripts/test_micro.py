@@ -13,7 +13,7 @@ import pytest
 import torch
 from scripts.micro import probe, write
 from scripts.micro.card import write_card
-from scripts.micro.student import PREPROCESSING, Student, trained
+from scripts.micro.student import PREPROCESSING, Student, standardise_, trained
 from scripts.micro.train import Recipe
 
 from trimtab.embedded import embedded_model, embedded_weights
@@ -33,7 +33,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What training leaves."""
     folder = tmp_path_factory.mktemp("micro")
     torch.manual_seed(3)
-    torch.save({"average": Student().state_dict()}, folder / "student.pt")
+    torch.save({"average": Student().state_dict(), "features": 3 + torch.rand(50, 128)}, folder / "student.pt")
     curves = [{"minutes": m, "cpu_minutes": 2 * m, "images": 6300 * m, **CURVE} for m in (1, 2, 5)]
     (folder / "curves.json").write_text(json.dumps({"recipe": dataclasses.asdict(Recipe()), "curves": curves}))
     return folder
@@ -47,6 +47,15 @@ def pretended(digest: str) -> list[dict[str, Any]]:
         for j, name in enumerate(probe.SETS)
         for i, row in enumerate(probe.ROWS)
     ]
+
+
+def test_features_are_standardised_and_otherwise_the_same() -> None:
+    torch.manual_seed(1)
+    backbone, images = Student().backbone.eval(), torch.randn(40, 3, 64, 64)
+    before = backbone(images)
+    standardise_(backbone, before)
+    after = backbone(images)
+    torch.testing.assert_close(after, (before - before.mean(0)) / before.std(0), atol=1e-3, rtol=1e-3)
 
 
 class TestWrite:
