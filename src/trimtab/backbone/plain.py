@@ -191,10 +191,10 @@ def _residuals(
     if getattr(attn, "gate", None) is not None:
         attended = attended * attn.gate(normed).sigmoid()
     update = _layer_scale(block, 1, attn.proj(attended))
-    x = x + (update if keep is None else update * keep[0])
+    x = x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep[0])
     update = _layer_scale(block, 2, block.mlp(block.norm2(x)))
     beside = None if beside_mlp is None else beside_mlp(x)
-    x = x + (update if keep is None else update * keep[1])
+    x = x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep[1])
     return x if beside is None else x + beside
 
 

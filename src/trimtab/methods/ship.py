@@ -165,9 +165,11 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         parts = ([full] if keys.shape[2] > t else []) + ([inputs.context] if inputs.context else [])
         if not parts:
             return image
-        prompts = KeysValues.join(parts).expand(queries.shape[0])
+        joined = KeysValues.join(parts)
+        # The few values of the prompts are scaled, so that mixing is one step over the tokens.
+        prompts = KeysValues(joined.keys, scale * joined.values).expand(queries.shape[0])
         seen = F.scaled_dot_product_attention(queries, prompts.keys, prompts.values, scale=inputs.scale)
-        mixed = image + scale * seen if additive else (1.0 - scale) * image + scale * seen
+        mixed = torch.add(seen, image, alpha=1.0 if additive else 1.0 - scale)
         if inputs.queries.shape[2] == read:
             return mixed
         mask = None if inputs.mask is None else inputs.mask[:, :, t:]
