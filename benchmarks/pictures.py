@@ -13,21 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
 _STYLES = ("-", "--", "-.", ":")
 
 
 def draw(summary: Record, out: Path) -> list[Path]:
     """The pictures of a study, as SVG files in ``out``."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    # Text stays text, and the same numbers give the same file.
-    mpl.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "trimtab", "font.size": 9, "font.family": "sans-serif"}
-    )
+    use_svg()
     name = summary["study"]
     if name == "methods":
         figures = {"methods": _tradeoff(summary), "methods-sets": _tradeoff_of_sets(summary)}
@@ -43,7 +37,18 @@ def draw(summary: Record, out: Path) -> list[Path]:
     return paths
 
 
-def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def use_svg() -> None:
+    """Draw into files; text stays text, and the same numbers give the same file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "trimtab", "font.size": 9, "font.family": "sans-serif"}
+    )
+
+
+def new_figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels; the panels row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -58,13 +63,12 @@ def _looks(summary: Record) -> dict[str, dict[str, Any]]:
     """Colour and marker of every row, the same in all pictures; a colour comes back with another marker."""
     names = [row["name"] for row in summary["rows"]]
     return {
-        name: {"color": _COLOURS[k % len(_COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]}
-        for k, name in enumerate(names)
+        name: {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]} for k, name in enumerate(names)
     }
 
 
 def _tradeoff(summary: Record) -> Figure:
-    figure, (axes,) = _figure(1, 1, 7.0, 4.6)
+    figure, (axes,) = new_figure(1, 1, 7.0, 4.6)
     points = []
     for row in summary["rows"]:
         if row["mean"] is None or not row["trainable"]:
@@ -87,7 +91,7 @@ def _tradeoff(summary: Record) -> Figure:
 def _tradeoff_of_sets(summary: Record) -> Figure:
     sets = summary["sets"]
     columns = min(2, len(sets))
-    figure, axes = _figure(columns, math.ceil(len(sets) / columns), 8.0, 3.3 * math.ceil(len(sets) / columns))
+    figure, axes = new_figure(columns, math.ceil(len(sets) / columns), 8.0, 3.3 * math.ceil(len(sets) / columns))
     looks = _looks(summary)
     for k, (one, ax) in enumerate(zip(sets, axes, strict=False)):
         points = []
@@ -153,12 +157,12 @@ def _curves(summary: Record) -> Figure:
     """A panel an option, a thin line a set, and a thick line for their mean."""
     panels = list(dict.fromkeys(row["panel"] for row in summary["rows"] if row.get("panel")))
     columns = min(2, len(panels))
-    figure, axes = _figure(columns, math.ceil(len(panels) / columns), 8.0, 3.0 * math.ceil(len(panels) / columns))
+    figure, axes = new_figure(columns, math.ceil(len(panels) / columns), 8.0, 3.0 * math.ceil(len(panels) / columns))
     for panel, ax in zip(panels, axes, strict=False):
         rows = sorted((row for row in summary["rows"] if row.get("panel") == panel), key=lambda row: row["value"])
         for k, one in enumerate(summary["sets"]):
             line = [(x_of(row, one), 100 * row["sets"][one]["mean"]) for row in rows if one in row["sets"]]
-            look: dict[str, Any] = {"color": _COLOURS[k % len(_COLOURS)], "linestyle": _STYLES[k % len(_STYLES)]}
+            look: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "linestyle": _STYLES[k % len(_STYLES)]}
             ax.plot(*zip(*line, strict=True), marker=".", linewidth=1, label=one, **look)
         whole = [row for row in rows if row["mean"] is not None]
         middle = [statistics.fmean(x_of(row, one) for one in summary["sets"]) for row in whole]
@@ -185,11 +189,11 @@ def x_of(row: Record, one: str) -> float:
 def _bars(summary: Record) -> Figure:
     """Mean and interval of every row, top to bottom, with the sets as dots."""
     rows = summary["rows"]
-    figure, (axes,) = _figure(1, 1, 7.0, 0.8 + 0.34 * len(rows))
+    figure, (axes,) = new_figure(1, 1, 7.0, 0.8 + 0.34 * len(rows))
     for k, row in enumerate(rows):
         for number, one in enumerate(summary["sets"]):
             if one in row["sets"]:
-                dot: dict[str, Any] = {"color": _COLOURS[number], "marker": _MARKERS[number]}
+                dot: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number]}
                 label = one if k == 0 else None
                 axes.plot(100 * row["sets"][one]["mean"], k, markersize=4, linestyle="none", label=label, **dot)
         if row["mean"] is not None:

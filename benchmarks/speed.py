@@ -30,6 +30,7 @@ if not __package__:
     # Run as a file: the package is found from its parent, and its modules not as top-level ones.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.speed_pictures import draw_speed
 from benchmarks.subjects import LIKE_SHIP, MODELS, Setting, forward, make, saved_bytes, training_step
 
 FORWARD = ("plain", "concatenated", "vpt", "folded vpt", "ship", "folded ship", "svpt", "folded svpt", "folded lora")
@@ -48,15 +49,18 @@ def measure(kind: str, subjects: list[str], setting: Setting, rounds: int) -> li
     for subject in subjects:
         module = make(subject, setting)
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        run = (forward if kind == "forward" else training_step)(module, images, setting.dtype)
+        step = forward if kind == "forward" else training_step
+        run = step(module, images, setting.dtype)
         with FlopCounterMode(display=False) as counter:
             run()
         record = {"kind": kind, "subject": subject, **dataclasses.asdict(setting), "flops": counter.get_total_flops()}
         record["trainable"] = trainable
         if kind == "training":
             record["saved_bytes"] = saved_bytes(run, module)
-        if setting.compiled:
+        if setting.compiled and kind == "forward":
             module.compile()
+        elif setting.compiled:
+            run = training_step(module, images, setting.dtype, compiled=True)
         runs[subject], records[subject] = run, record
         run()
     seconds = interleaved(runs, rounds, setting.device)
@@ -185,7 +189,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--kinds", nargs="+", choices=sorted(RATIO_TO), default=sorted(RATIO_TO))
     parser.add_argument("--subjects", nargs="+", help="only these (the reference is always there)")
-    parser.add_argument("--compiled", action="store_true", help="also compiled, for the forward pass")
+    parser.add_argument("--compiled", action="store_true", help="also compiled")
     parser.add_argument("--memory", action="store_true", help="also peak memory, in a process for each subject")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, help="by default torch's own number")
@@ -214,8 +218,6 @@ def main(arguments: list[str] | None = None) -> int:
     modes = (False, True) if parsed.compiled else (False,)
     grid = itertools.product(parsed.models, parsed.prompts, parsed.images, parsed.dtypes, modes, parsed.kinds)
     for model, prompts, image, dtype, compiled, kind in grid:
-        if compiled and kind == "training":
-            continue
         setting = Setting(model, prompts, image, parsed.batch_size, dtype, parsed.device, compiled)
         everyone = FORWARD if kind == "forward" else TRAINING
         subjects = [s for s in everyone if not parsed.subjects or s in (*parsed.subjects, RATIO_TO[kind])]
@@ -248,6 +250,7 @@ def _keep(out: Path, found: list[dict[str, Any]]) -> None:
     kept |= {tuple(r[n] for n in names): r for r in found}
     path.write_text(json.dumps(list(kept.values()), indent=1) + "\n", encoding="utf-8")
     (out / "speed.md").write_text(table(list(kept.values())), encoding="utf-8")
+    draw_speed(list(kept.values()), out)
 
 
 if __name__ == "__main__":

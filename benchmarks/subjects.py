@@ -118,9 +118,11 @@ def forward(module: nn.Module, images: Tensor, dtype: str) -> Callable[[], Any]:
     return run
 
 
-def training_step(module: nn.Module, images: Tensor, dtype: str) -> Callable[[], Any]:
+def training_step(module: nn.Module, images: Tensor, dtype: str, *, compiled: bool = False) -> Callable[[], Any]:
     """One step: forward, backward, AdamW."""
     module.train()
+    run_model = module.outputs if isinstance(module, TunedModel) else module
+    run_model = torch.compile(run_model) if compiled else run_model
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     labels = torch.arange(images.shape[0], device=images.device) % CLASSES
@@ -129,9 +131,9 @@ def training_step(module: nn.Module, images: Tensor, dtype: str) -> Callable[[],
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bf16"):
             if isinstance(module, TunedModel):
-                logits, extra = module.outputs(images)
+                logits, extra = run_model(images)
             else:
-                logits, extra = module(images), torch.zeros((), device=images.device)
+                logits, extra = run_model(images), torch.zeros((), device=images.device)
             loss = F.cross_entropy(logits.float(), labels) + extra
         loss.backward()
         optimizer.step()

@@ -1,0 +1,68 @@
+"""Pictures of what benchmarks/speed.py measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pictures import COLOURS, MARKERS, new_figure, use_svg
+
+_AXES = {"prompts": "prompts a block", "image_size": "image size in pixels"}
+
+
+def draw_speed(records: list[dict[str, Any]], out: Path) -> list[Path]:
+    """Speed beside the reference and operations by prompts and by image size, as SVG files in ``out``.
+
+    Of a backbone and a kind of pass, only eager float32 is drawn, at the image size or number of prompts that has most
+    records; with fewer than two points there is no picture.
+    """
+    use_svg()
+    paths = []
+    for by in _AXES:
+        figures = [
+            (kind, model, points)
+            for kind in ("forward", "training")
+            for model in ("tiny", "small", "base")
+            if len(points := _points(records, kind, model, by)) > 0
+        ]
+        if not figures:
+            continue
+        figure, axes = new_figure(2, len(figures), 8.0, 2.6 * len(figures))
+        for k, (kind, model, points) in enumerate(figures):
+            _panel(axes[2 * k], points, by, "speed_to_reference", f"ViT-{model.title()}, {kind}: speed")
+            _panel(axes[2 * k + 1], points, by, "flops_to_reference", "operations")
+        axes[0].legend(fontsize=7, frameon=False)
+        path = out / f"speed-by-{by.replace('_', '-')}.svg"
+        figure.savefig(path, metadata={"Date": None})
+        paths.append(path)
+    return paths
+
+
+def _points(records: list[dict[str, Any]], kind: str, model: str, by: str) -> dict[str, list[dict[str, Any]]]:
+    """By subject, its records in the order of what is varied; empty if there is nothing to vary."""
+    other = next(name for name in _AXES if name != by)
+    same = [r for r in records if (r["kind"], r["model"], r["dtype"], r["compiled"]) == (kind, model, "fp32", False)]
+    values = [r[other] for r in same]
+    if not values:
+        return {}
+    common = max(sorted(set(values)), key=values.count)
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for record in sorted((r for r in same if r[other] == common), key=lambda r: float(r[by])):
+        lines.setdefault(record["subject"], []).append(record)
+    return {subject: line for subject, line in lines.items() if len(line) > 1}
+
+
+def _panel(axes: Any, points: dict[str, list[dict[str, Any]]], by: str, what: str, title: str) -> None:
+    for k, (subject, line) in enumerate(points.items()):
+        axes.plot(
+            [r[by] for r in line],
+            [r[what] for r in line],
+            color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k % len(MARKERS)],
+            markersize=4,
+            linewidth=1.2,
+            label=subject,
+        )
+    axes.axhline(1.0, color="grey", linewidth=0.8)
+    axes.set_title(f"{title} beside the reference", fontsize=9)
+    axes.set_xlabel(_AXES[by])
