@@ -187,13 +187,9 @@ def predict_to_folder(
     paths, unmatched = find_images(patterns)
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
-    files = [path for path in paths if isinstance(path, Path)]
-    if len(files) < len(paths):
-        made = next(path for path in paths if not isinstance(path, Path))
-        raise DataError(f"{made} lies in no file, and masks are written for files; write it with `trimtab data` first.")
-    names = _names(files)
+    names = _names([Path(str(path)) for path in paths])
     rows, skipped = [], []
-    for name, prediction in zip(names, predictor.iterate(files, threads=threads, progress=progress), strict=True):
+    for name, prediction in zip(names, predictor.iterate(paths, threads=threads, progress=progress), strict=True):
         if prediction.mask is None or prediction.overlay is None:
             skipped.append((str(prediction.path), str(prediction.error)))
             rows.append([prediction.path, "", "", prediction.error])

@@ -10,7 +10,18 @@ import pytest
 from PIL import Image
 from tests.scenes import COLOURS, data, scene, write
 
-from trimtab.data import Codes, MaskSet, named_scene_splits, open_scene_split, open_scenes, write_scene_split
+from trimtab.data import (
+    BuiltInImage,
+    Codes,
+    MaskPreprocess,
+    MaskSet,
+    MaskStore,
+    named_scene_splits,
+    open_scene_split,
+    open_scenes,
+    write_scene_split,
+)
+from trimtab.data.drawing import SHAPES
 from trimtab.errors import ConfigError, DataError
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
@@ -210,3 +221,37 @@ def test_words_that_are_no_split() -> None:
         open_scene_split(data(), "dev", found.classes, found.codes)
     with pytest.raises(ConfigError, match="val_fraction is 1"):
         open_scenes(data(), val_fraction=1.0)
+
+
+# --- sets that come with trimtab ------------------------------------------------------------------
+
+
+def test_sprites_have_masks_and_digits_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    training = open_scenes("sprites/shape")
+    assert isinstance(training.train, MaskSet)
+    assert training.train.classes == ("background", *SHAPES)
+    assert (len(training.train), len(training.val)) == (800, 200)
+    test = open_scene_split("sprites/shape", "test", training.train.classes, training.train.codes)
+    assert not set(test.paths) & {*training.train.paths, *training.val.paths}
+    with pytest.raises(DataError, match=r"The images of digits have no masks; those of sprites/colour, "):
+        open_scenes("digits")
+
+
+def test_a_folder_goes_before_a_set_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sprites" / "shape").mkdir(parents=True)
+    with pytest.raises(DataError, match="has no folders of images and masks"):
+        open_scenes("sprites/shape")
+
+
+def test_the_store_draws_the_masks_of_sprites() -> None:
+    images = open_scenes("sprites/count").train
+    assert isinstance(images, MaskSet)
+    preprocess = MaskPreprocess(image_size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), augment="none")
+    ((pixels, masks),) = MaskStore(images, preprocess, cache_bytes=0, whole=True).batches([[3, 5]])
+    assert pixels.shape == (2, 3, 64, 64)
+    for image, mask in zip((images.paths[3], images.paths[5]), masks, strict=True):
+        assert isinstance(image, BuiltInImage)
+        assert np.array_equal(mask.numpy(), np.asarray(image.mask()))
+        assert 0 < (mask > 0).float().mean() < 0.5

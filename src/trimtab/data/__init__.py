@@ -7,10 +7,11 @@ from trimtab.data.digits import Digits
 from trimtab.data.folders import find_images, list_images
 from trimtab.data.images import BuiltInImage, BuiltInSet, ImageSource, open_image, stamp
 from trimtab.data.joint import MaskPreprocess
+from trimtab.data.mask_set import MaskSet
 from trimtab.data.mask_store import MaskStore
 from trimtab.data.masks import VOID, Codes
 from trimtab.data.preprocess import Preprocess, why_unreadable
-from trimtab.data.scenes import MaskSet, named_scene_splits, open_scene_split, open_scenes, write_scene_split
+from trimtab.data.scenes import named_scene_splits, open_scene_split, open_scenes, write_scene_split
 from trimtab.data.sources import (
     ImageSet,
     TrainingData,

@@ -38,6 +38,11 @@ class BuiltInSet(abc.ABC):
         """The names of the classes, sorted."""
 
     @property
+    def things(self) -> tuple[str, ...]:
+        """The kinds of things in masks, by their numbers; nothing for a set without masks."""
+        return ()
+
+    @property
     @abc.abstractmethod
     def sizes(self) -> Mapping[str, int]:
         """How many images each split has."""

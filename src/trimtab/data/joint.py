@@ -6,7 +6,6 @@ import dataclasses
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from trimtab.data.images import ImageSource, open_image
 from trimtab.data.masks import VOID
 from trimtab.data.preprocess import (
     LONGEST,
@@ -102,8 +102,8 @@ class MaskPreprocess:
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"The saved preprocessing cannot be used: {error}") from error
 
-    def read(self, path: str | Path) -> Tensor:
-        """Reads an image file, upright and in colour, at its own size.
+    def read(self, path: str | ImageSource) -> Tensor:
+        """Reads an image, upright and in colour, at its own size.
 
         Returns:
             (3, h, w) uint8.
@@ -112,7 +112,7 @@ class MaskPreprocess:
             DataError: The file cannot be read as an image.
         """
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return self.from_image(image)
         except Exception as error:
             raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error

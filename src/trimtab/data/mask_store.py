@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.data.images import ImageSource
 from trimtab.data.joint import MaskPreprocess
+from trimtab.data.mask_set import MaskSet
 from trimtab.data.masks import read_raw
 from trimtab.data.preprocess import why_unreadable
-from trimtab.data.scenes import MaskSet
 from trimtab.data.store import Store
 from trimtab.errors import DataError
 
@@ -78,7 +79,7 @@ class MaskStore(Store):
 
     def _load(self, index: int) -> Tensor:
         """An image and its mask as (4, h, w) uint8."""
-        path, mask = self.images.files[index], self.images.masks[index]
+        path, mask = self.images.paths[index], self.images.masks[index]
         pixels = self.preprocess.read(path)
         classes = self._classes(mask)
         if classes.shape != pixels.shape[1:]:
@@ -87,17 +88,18 @@ class MaskStore(Store):
             raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
         return torch.cat([pixels, classes[None]])
 
-    def _classes(self, mask: Path) -> Tensor:
+    def _classes(self, mask: ImageSource) -> Tensor:
         codes = self.images.codes
         try:
-            return torch.from_numpy(np.ascontiguousarray(codes.classes_of(read_raw(mask, coloured=codes.coloured))))
+            raw = read_raw(mask, coloured=codes.coloured) if isinstance(mask, Path) else np.asarray(mask.mask())
+            return torch.from_numpy(np.ascontiguousarray(codes.classes_of(raw)))
         except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
             reason = why_unreadable(error)
             # What a list of faults shows is the cause, and has to say that it is not the image's.
             raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
 
 
-def _unusable(mask: Path, reason: str) -> str:
+def _unusable(mask: ImageSource, reason: str) -> str:
     return f"The mask {mask} cannot be used: {reason}; replace or remove it."
 
 

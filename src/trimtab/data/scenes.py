@@ -9,18 +9,20 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from trimtab.data.built_in import built_in_set
 from trimtab.data.folders import is_image, scan, walk
 from trimtab.data.found import SPLIT_WORDS, some
+from trimtab.data.mask_set import MaskSet, built_in_masks, with_masks
 from trimtab.data.masks import VOID, Codes, codes_of_values, read_palette, read_raw
 from trimtab.data.preprocess import why_unreadable
-from trimtab.data.sources import ImageSet, TrainingData, stratified_split
+from trimtab.data.sources import TrainingData, stratified_split
 from trimtab.errors import ConfigError, DataError
 from trimtab.files import write_text
 
@@ -32,34 +34,6 @@ _LAYOUTS = (
     "a folder with images/ and masks/ (or annotations/) of the same names, perhaps each with train/, val/ and test/, "
     "or a .csv file with the columns path,mask[,split]"
 )
-
-
-@dataclass(frozen=True)
-class MaskSet(ImageSet):
-    """Images with masks; ``labels`` is empty.
-
-    Attributes:
-        masks: For each image, the file of its mask.
-        codes: How masks are written.
-    """
-
-    masks: tuple[Path, ...]
-    codes: Codes
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The images, which are files."""
-        return tuple(path for path in self.paths if isinstance(path, Path))
-
-    def select(self, positions: Iterable[int], name: str | None = None) -> MaskSet:
-        """The images at ``positions``, in that order, with the same classes."""
-        chosen = tuple(positions)
-        return dataclasses.replace(
-            self,
-            name=self.name if name is None else name,
-            paths=tuple(self.paths[position] for position in chosen),
-            masks=tuple(self.masks[position] for position in chosen),
-        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +54,8 @@ def open_scenes(
     """Reads the training and validation images of a data set with masks; its test images are not looked at.
 
     Args:
-        path: A folder with ``images/`` and ``masks/``, or a CSV file.
+        path: A folder with ``images/`` and ``masks/``, a CSV file, or the name of a set with masks that comes with
+            trimtab.
         val_fraction: The share to hold out where the data has no validation images.
         seed: Which images are held out.
         palette: A CSV file of classes (see `read_palette`). Without it: ``palette.csv`` in the folder, ADE20K's own
@@ -93,6 +68,11 @@ def open_scenes(
     """
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; as a share it must be at least 0 and below 1.")
+    built_in = built_in_set(path)
+    if built_in is not None:
+        train, val = (built_in_masks(built_in, split) for split in ("train", "val"))
+        note = f"{built_in.name} comes with trimtab; its test images are left for the evaluation."
+        return TrainingData(train, val, "built-in", False, (note,))
     path = _existing(Path(path))
     splits = _pairs(path, {"train", "val", ""})
     pairs = splits.get("train") or splits.get("") or []
@@ -138,6 +118,9 @@ def open_scene_split(
     wanted = "all" if split == "all" else SPLIT_WORDS.get(split.lower())
     if wanted is None:
         raise ConfigError(f"split is {split!r}; use 'train', 'val', 'test' or 'all'.")
+    built_in = built_in_set(path)
+    if built_in is not None:
+        return dataclasses.replace(built_in_masks(built_in, wanted), classes=tuple(classes), codes=codes)
     path = _existing(Path(path))
     named = named_scene_splits(path)
     held_out = made is not None and made.is_file() and "val" not in named
@@ -157,6 +140,9 @@ def named_scene_splits(path: str | Path) -> set[str]:
     Raises:
         DataError: The data cannot be used.
     """
+    built_in = built_in_set(path)
+    if built_in is not None:
+        return set(built_in.sizes)
     path = _existing(Path(path))
     if path.is_file():
         return {split for split, _, _ in _rows(path) if split}
@@ -173,7 +159,9 @@ def write_scene_split(path: str | Path, data: TrainingData) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("path", "mask", "split"))
     for images in (data.train, data.val):
-        files, masks = (images.files, images.masks) if isinstance(images, MaskSet) else ((), ())
+        # Only of files a split is made: what comes with trimtab has its own.
+        masks = [m for m in images.masks if isinstance(m, Path)] if isinstance(images, MaskSet) else []
+        files = images.files if isinstance(images, MaskSet) else ()
         writer.writerows((i.absolute(), m.absolute(), images.name) for i, m in zip(files, masks, strict=True))
     write_text(Path(path), buffer.getvalue())
 
@@ -266,7 +254,7 @@ def _existing(path: Path) -> Path:
         return path
     if path.exists():
         raise DataError(f"{path} is neither a folder nor a .csv file; give {_LAYOUTS}.")
-    raise DataError(f"{path} does not exist; give {_LAYOUTS}.")
+    raise DataError(f"{path} does not exist; give {_LAYOUTS}, or one of {with_masks()}, which come with trimtab.")
 
 
 def _pairs(path: Path, wanted: set[str]) -> dict[str, list[_Pair]]:

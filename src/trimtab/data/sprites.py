@@ -89,6 +89,11 @@ class Sprites(BuiltInSet):
         """One picture, in RGB."""
         return self.scene(split, number).image()
 
+    @property
+    def things(self) -> tuple[str, ...]:
+        """The background, then the shapes."""
+        return ("background", *SHAPES)
+
     def mask(self, split: str, number: int) -> Image.Image:
         """Its mask: 0 where the background is, else the shape's position in ``SHAPES`` and 1."""
         return self.scene(split, number).mask()

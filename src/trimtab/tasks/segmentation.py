@@ -23,6 +23,7 @@ from trimtab.data import (
     named_scene_splits,
     open_scene_split,
     open_scenes,
+    stamp,
     write_scene_split,
 )
 from trimtab.errors import CheckpointError, ConfigError, nearest
@@ -216,8 +217,7 @@ class Segmentation(Task):
         """Classes, and names and sizes of files."""
         chosen = masks_of(images)
         files = [
-            (chosen.name, path.name, path.stat().st_size, mask.stat().st_size)
-            for path, mask in zip(chosen.files, chosen.masks, strict=True)
+            (chosen.name, *stamp(path), *stamp(mask)[1:]) for path, mask in zip(chosen.paths, chosen.masks, strict=True)
         ]
         return [(chosen.classes, chosen.codes.values, chosen.codes.ignored), *files]
 
