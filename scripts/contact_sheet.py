@@ -13,7 +13,8 @@ from trimtab.data import BUILT_IN, BuiltInImage
 
 SHEET = Path(__file__).parents[1] / "docs" / "data.png"
 COLUMNS = 8
-ROWS = ("sprites/shape", "sprites/orientation", "sprites/position", "sprites/colour", "sprites/count", "digits")
+_SPRITES = ("shape", "orientation", "position", "colour", "count", "middle")
+ROWS = (*(f"sprites/{factor}" for factor in _SPRITES), "digits")
 _MASK_COLOURS = mpl.colors.ListedColormap(["black", *mpl.color_sequences["tab10"][:6]])
 
 
@@ -40,7 +41,7 @@ def show(axes: Axes, image: np.ndarray, title: str, **options: object) -> None:
 
 def main() -> None:
     """Draw the sheet."""
-    figure, grid = plt.subplots(len(ROWS) + 1, COLUMNS, figsize=(9.6, 9.4), layout="constrained")
+    figure, grid = plt.subplots(len(ROWS) + 1, COLUMNS, figsize=(9.6, 10.7), layout="constrained")
     rows = [*ROWS[:-1], None, ROWS[-1]]
     for axes, name in zip(grid, rows, strict=True):
         for one, (image, label) in zip(axes, chosen(name or "sprites/count"), strict=True):

@@ -14,6 +14,8 @@ from trimtab.data.sprites import FACTORS
 
 MEANS = [[87.978, 75.265, 88.708], [42.279, 43.377, 47.132], [47.454, 61.839, 46.995]]
 
+ALONE = [factor for factor in FACTORS if factor not in ("count", "middle")]
+
 each_factor = pytest.mark.parametrize("factor", FACTORS)
 
 
@@ -45,17 +47,32 @@ def test_labels_are_what_is_drawn(factor: str) -> None:
             assert f"row{row}-column{column}" == label
         else:
             hue = 360 * colorsys.rgb_to_hsv(*(part / 255 for part in first.colour))[0]
-            middle = {"red": 0, "orange": 28, "yellow": 54, "green": 120, "cyan": 180, "blue": 225}
-            middle |= {"purple": 272, "pink": 325}
-            assert min(middle, key=lambda name: abs((hue - middle[name] + 180) % 360 - 180)) == label
+            hues = {"red": 0, "orange": 28, "yellow": 54, "green": 120, "cyan": 180, "blue": 225}
+            hues |= {"purple": 272, "pink": 325}
+            assert min(hues, key=lambda name: abs((hue - hues[name] + 180) % 360 - 180)) == label
+
+
+def test_others_around_the_middle_one_say_nothing_of_its_colour() -> None:
+    shared, seen = 0, set()
+    for number in range(800):
+        first, *others = Sprites("middle").scene("train", number).sprites
+        assert max(abs(first.x - 32), abs(first.y - 32)) < 64 / 6
+        assert all(max(abs(one.x - 32), abs(one.y - 32)) > 64 / 6 for one in others)
+        assert 3 <= len(others) <= 5
+        seen.add(len(others))
+        hue = colorsys.rgb_to_hsv(*first.colour)[0]
+        apart = (abs((hue - colorsys.rgb_to_hsv(*one.colour)[0] + 0.5) % 1 - 0.5) for one in others)
+        shared += sum(one < 13 / 360 for one in apart)
+    assert seen == {3, 4, 5}
+    # An eighth of four others each; within four standard deviations.
+    assert abs(shared - 400) < 4 * 20
 
 
 def test_factors_are_independent() -> None:
     """Chi-square of every pair of factors, against a bound that one in a million would pass by chance."""
     from scipy.stats import chi2_contingency
 
-    factors = [factor for factor in FACTORS if factor != "count"]
-    for one, other in itertools.combinations(factors, 2):
+    for one, other in itertools.combinations(ALONE, 2):
         table = np.zeros((len(FACTORS[one]), len(FACTORS[other])))
         for a, b in zip(Sprites(one).labels("train"), Sprites(other).labels("train"), strict=True):
             table[FACTORS[one].index(a), FACTORS[other].index(b)] += 1
@@ -63,10 +80,10 @@ def test_factors_are_independent() -> None:
 
 
 def test_lone_sprites_share_their_pictures() -> None:
-    scenes = {Sprites(factor).scene("test", 5) for factor in FACTORS if factor != "count"}
+    scenes = {Sprites(factor).scene("test", 5) for factor in ALONE}
     assert len(scenes) == 1
-    assert len(scenes.pop().sprites) == 1
-    assert Sprites("count").scene("test", 5) not in scenes
+    assert len(next(iter(scenes)).sprites) == 1
+    assert not scenes & {Sprites(factor).scene("test", 5) for factor in ("count", "middle")}
 
 
 def test_splits_are_disjoint() -> None:
@@ -79,7 +96,7 @@ def test_splits_are_disjoint() -> None:
     assert len(set(seen)) == len(seen)
 
 
-@pytest.mark.parametrize("factor", ["shape", "count"])
+@pytest.mark.parametrize("factor", ["shape", "count", "middle"])
 def test_sprites_are_whole_and_apart(factor: str) -> None:
     for number in range(200):
         drawn = Sprites(factor).scene("val", number).sprites
@@ -89,7 +106,7 @@ def test_sprites_are_whole_and_apart(factor: str) -> None:
             assert math.dist((one.x, one.y), (other.x, other.y)) >= one.radius + other.radius
 
 
-@pytest.mark.parametrize("factor", ["shape", "count"])
+@pytest.mark.parametrize("factor", ["shape", "count", "middle"])
 def test_masks_agree_with_pictures(factor: str) -> None:
     sprites = Sprites(factor, clutter=False)
     for number in range(30):

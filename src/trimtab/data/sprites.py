@@ -34,6 +34,7 @@ _MARGIN = 13.0
 FACTORS: Mapping[str, tuple[str, ...]] = {
     "colour": tuple(_HUES),
     "count": tuple("123456"),
+    "middle": tuple(_HUES),
     "orientation": tuple(f"{45 * k:03}" for k in range(8)),
     "position": tuple(f"row{row}-column{column}" for row in range(1, _GRID + 1) for column in range(1, _GRID + 1)),
     "shape": SHAPES,
@@ -46,7 +47,8 @@ class Sprites(BuiltInSet):
     """Pictures of 64x64 pixels with drawn shapes, labelled by one of the factors they are made from.
 
     ``shape``, ``position``, ``orientation`` and ``colour`` ask four questions about the same pictures, of one
-    sprite each. ``count`` has its own, of one to six sprites. Whatever is not asked for varies freely: also size,
+    sprite each. ``count`` has its own, of one to six sprites, and so has ``middle``, which asks for the colour of the
+    sprite in the middle, with three to five others around it. Whatever is not asked for varies freely: also size,
     background, and up to four faint lines behind the sprites. In every split each factor's classes are equally
     frequent (to one picture) and independent of the other factors'.
 
@@ -100,15 +102,17 @@ class Sprites(BuiltInSet):
 
     def scene(self, split: str, number: int) -> Scene:
         """What is in a picture, in numbers."""
-        alone = self.factor != "count"
-        # Not by the factor: those of lone sprites share their pictures.
-        draw = randomness("sprites", "alone" if alone else "count", self.seed, split, number)
+        alone = self.factor not in ("count", "middle")
+        # Those of lone sprites share their pictures.
+        draw = randomness("sprites", "alone" if alone else self.factor, self.seed, split, number)
 
         def value(factor: str) -> str:
             return FACTORS[factor][_values(factor, self.seed, split)[number]]
 
         if alone:
             sprites: tuple[Sprite, ...] = (_lone(draw, *map(value, ("shape", "position", "orientation", "colour"))),)
+        elif self.factor == "middle":
+            sprites = _several(draw, 4 + int(draw.random() * 3), value("middle"))
         else:
             sprites = _several(draw, int(value("count")))
         base = _background(draw, [sprite.colour for sprite in sprites])
@@ -146,15 +150,22 @@ def _lone(draw: random.Random, shape: str, position: str, orientation: str, colo
     )
 
 
-def _several(draw: random.Random, count: int) -> tuple[Sprite, ...]:
-    """Sprites of any shape, colour and direction in some of nine fields, so that none covers another."""
+def _several(draw: random.Random, count: int, middle: str | None = None) -> tuple[Sprite, ...]:
+    """Sprites of any shape, colour and direction in some of nine fields, so that none covers another.
+
+    With ``middle``, the first is in the middle and has this colour.
+    """
     fields = sorted(range(9), key=lambda field: (draw.random(), field))
-    sprites = []
+    if middle is not None:
+        fields.remove(4)
+        fields.insert(0, 4)
+    sprites: list[Sprite] = []
     for field in fields[:count]:
         radius = _between(draw, 5.5, 9)
         free = SIDE / 6 - radius
         x, y = (SIDE / 3 * (line + 0.5) + _between(draw, -free, free) for line in (field % 3, field // 3))
         shape, colour = _pick(draw, SHAPES), _pick(draw, tuple(_HUES))
+        colour = middle if middle is not None and not sprites else colour
         sprites.append(Sprite(shape, x, y, radius, _between(draw, 0, 360), _colour(draw, colour)))
     return tuple(sprites)
 
