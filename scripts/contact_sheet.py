@@ -44,7 +44,7 @@ def main() -> None:
     figure, grid = plt.subplots(len(ROWS) + 1, COLUMNS, figsize=(9.6, 10.7), layout="constrained")
     rows = [*ROWS[:-1], None, ROWS[-1]]
     for axes, name in zip(grid, rows, strict=True):
-        for one, (image, label) in zip(axes, chosen(name or "sprites/count"), strict=True):
+        for one, (image, label) in zip(axes, chosen(name or "sprites/middle"), strict=True):
             if name is None:
                 show(one, np.asarray(image.mask()), "", cmap=_MASK_COLOURS, vmin=0, vmax=6)
             else:
