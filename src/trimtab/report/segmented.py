@@ -201,8 +201,8 @@ def _gallery(found: Segmented, title: str, end: str, scenes: Sequence[Scene]) ->
         return []
     text = (
         f"The {'image' if len(scenes) == 1 else f'{len(scenes)} images'} of the {end} mIoU, counted in each image "
-        "alone: the image, its classes, what the model says, and in orange where the two differ. Under them the classes "
-        "that are there or said to be, the worst first, with their IoU."
+        "alone: the image, its classes, what the model says, and in orange where the two differ. Under them the "
+        "classes that are there or said to be, the worst first, with their IoU."
     )
     return [Gallery(title, text, tuple(_card(found, one) for one in scenes))]
 
