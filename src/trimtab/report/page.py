@@ -119,7 +119,7 @@ def _overview(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[
         drawn.append((pictures.losses(runs), "Loss by epoch."))
         curve = pictures.watched(runs)
         if curve is not None:
-            drawn.append((curve, f"{_called(runs[0].task)} on the validation images by epoch."))
+            drawn.append((curve, f"Validation {runs[0].task.shares[runs[0].task.watched]} by epoch."))
     what, points = _points(runs, findings)
     if len(points) > 1:
         error = "" if all(point[3] is None for point in points) else "; ± one standard error"
@@ -128,11 +128,6 @@ def _overview(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[
     if measured:
         drawn += measured[0][1].side_by_side(measured)
     return drawn
-
-
-def _called(task: Task) -> str:
-    called = task.shares[task.watched]
-    return called[:1].upper() + called[1:]
 
 
 def _points(

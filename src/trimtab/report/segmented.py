@@ -181,10 +181,10 @@ def _pairs(found: Segmented) -> Table:
     counts, labels = found.confusion, [shown(label) for label in found.labels]
     total, of_class = int(counts.sum()), counts.sum(1).tolist()
     rows = [
-        (labels[was], labels[said], f"{100 * count / total:.2f} %", f"{100 * count / of_class[was]:.1f} % of the class")
+        (labels[was], labels[said], f"{100 * count / total:.2f} %", f"{100 * count / of_class[was]:.1f} %")
         for was, said, count in pictures.confused(counts, _PAIRS)
     ]
-    columns = (("it was", ""), ("the model said", ""), ("of all pixels", "number"), ("", "small"))
+    columns = (("it was", ""), ("the model said", ""), ("of all pixels", "number"), ("of the class", "number"))
     return Table("Confused most often", columns, tuple(rows))
 
 
@@ -229,7 +229,8 @@ def _card(found: Segmented, one: Scene) -> Card:
 def _classes(labels: Sequence[str], iou: Sequence[float | None]) -> str:
     """The classes of one image with their IoU, the worst first."""
     known = sorted((value, k) for k, value in enumerate(iou) if value is not None)
-    told = [f"{shown(labels[k], 24)} {percent(value)}" for value, k in known[:_NAMED]]
+    # A number and its unit stay on one line.
+    told = [f"{shown(labels[k], 24)} " + percent(value).replace(" ", "\u00a0") for value, k in known[:_NAMED]]
     more = len(known) - len(told)
     return ", ".join(told) + (f", and {more} better" if more else "")
 
