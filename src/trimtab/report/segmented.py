@@ -129,11 +129,11 @@ def find(looked: Looked, *, mistakes: int, examples: int, progress: Progress) ->
 
 
 def _ends(values: Sequence[float | None], low: int, high: int) -> tuple[list[int], list[int]]:
-    """The places of the lowest values and of the highest, none twice; ``None`` is neither."""
+    """The places of the lowest values and of the highest, half of all at most; ``None`` is neither."""
     known = [(value, row) for row, value in enumerate(values) if value is not None]
     order = [row for _, row in sorted(known)]
-    rest = order[low:]
-    return order[:low], rest[::-1][:high]
+    half = (len(order) + 1) // 2
+    return order[: min(low, half)], order[half:][::-1][:high]
 
 
 def _spread(count: int, some: int) -> list[int]:
