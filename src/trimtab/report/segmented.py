@@ -230,7 +230,7 @@ def _classes(labels: Sequence[str], iou: Sequence[float | None]) -> str:
     """The classes of one image with their IoU, the worst first."""
     known = sorted((value, k) for k, value in enumerate(iou) if value is not None)
     # A number and its unit stay on one line.
-    told = [f"{shown(labels[k], 24)} " + percent(value).replace(" ", "\u00a0") for value, k in known[:_NAMED]]
+    told = [f"{shown(labels[k], 24)}: " + percent(value).replace(" ", "\u00a0") for value, k in known[:_NAMED]]
     more = len(known) - len(told)
     return ", ".join(told) + (f", and {more} better" if more else "")
 
