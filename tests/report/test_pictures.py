@@ -23,10 +23,13 @@ def _looks() -> Iterator[None]:
         yield
 
 
+def svg(drawing: Drawing) -> ET.Element:
+    return ET.fromstring(base64.b64decode(drawing.uri.partition(",")[2]))
+
+
 def texts(drawing: Drawing | None) -> list[str]:
     assert drawing is not None
-    root = ET.fromstring(base64.b64decode(drawing.uri.partition(",")[2]))
-    return ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    return ["".join(node.itertext()) for node in svg(drawing).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_curves_of_one_run_and_of_several() -> None:
@@ -127,6 +130,9 @@ def test_bars_name_every_class_that_has_one() -> None:
     found = texts(drawing)
     assert {"low", "high", "25.0", "75.0"} <= set(found)
     assert "gone" not in found
+    # Each number has paper of its own: the line of the mean does not cross it out.
+    papers = [one for one in svg(drawing).iter() if "fill: var(--paper)" in one.get("style", "")]
+    assert len(papers) == 2
     assert pictures.bars(["a"], [None], None).alt == "IoU by class, mean not measured. No class is there."
 
 

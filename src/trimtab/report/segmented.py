@@ -70,7 +70,7 @@ class Segmented(Findings):
         if few:
             under = (
                 "A row is a class, a column what the model said; number and colour are the part of the row's pixels in "
-                "per cent. Empty: none."
+                "per cent. Empty: less than half of one."
             )
             drawn.append((pictures.confusion(self.confusion, self.labels, "pixels"), under))
         layout = Layout(sets, self.attention)
