@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
@@ -23,13 +24,16 @@ def _looks() -> Iterator[None]:
         yield
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
 def svg(drawing: Drawing) -> ET.Element:
     return ET.fromstring(base64.b64decode(drawing.uri.partition(",")[2]))
 
 
 def texts(drawing: Drawing | None) -> list[str]:
     assert drawing is not None
-    return ["".join(node.itertext()) for node in svg(drawing).iter("{http://www.w3.org/2000/svg}text")]
+    return ["".join(node.itertext()) for node in svg(drawing).iter(f"{SVG}text")]
 
 
 def test_curves_of_one_run_and_of_several() -> None:
@@ -38,6 +42,16 @@ def test_curves_of_one_run_and_of_several() -> None:
     several = pictures.losses([one, run("linear")])
     assert {"vpt", "linear"} <= set(texts(several))
     assert f"vpt {one.history[-1]['train_loss']:.3g}" in several.alt
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_single_epoch_is_seen(count: int) -> None:
+    one = run("vpt")
+    short = {**one.described, "metrics": {**one.metrics, "history": one.history[:1]}}
+    drawing = pictures.losses([dataclasses.replace(one, described=short, name=str(k)) for k in range(count)])
+    colours = {mark.get("style") for mark in svg(drawing).iter(f"{SVG}use") if "var(--s" in mark.get("style", "")}
+    # Training and validation have a colour each, and so has each run.
+    assert len(colours) >= 2
 
 
 def test_the_kept_epoch_is_told() -> None:

@@ -27,11 +27,11 @@ def losses(runs: Sequence[Run]) -> Drawing:
         look = _look(k)
         train, val = _curve(run, "train_loss"), _curve(run, "val_loss")
         if len(runs) == 1:
-            axes.plot(*train, color=SERIES[1], linestyle="--", label="training")
-            axes.plot(*val, color=SERIES[0], label="validation")
+            axes.plot(*train, **_dot(train), color=SERIES[1], linestyle="--", label="training")
+            axes.plot(*val, **_dot(val), color=SERIES[0], label="validation")
         else:
-            axes.plot(*train, color=look["color"], linewidth=1.0, alpha=0.8, linestyle=":")
-            axes.plot(*val, **look, label=shown(run.name, 24))
+            axes.plot(*train, **_dot(train), color=look["color"], linewidth=1.0, alpha=0.8, linestyle=":")
+            axes.plot(*val, **_dot(val), **look, label=shown(run.name, 24))
     _dress(axes, "epoch", "loss")
     if len(runs) > 1:
         axes.set_title("validation (dotted: training)")
@@ -259,8 +259,10 @@ def dots(labels: Sequence[str], runs: Sequence[tuple[str, Sequence[float | None]
             [place for _, place in seen],
             color=SERIES[number % len(SERIES)],
             marker=MARKERS[(number + number // len(SERIES)) % len(MARKERS)],
-            markersize=5.5,
-            alpha=0.85,
+            # Hollow: where runs agree, all of them are seen.
+            markersize=6,
+            markerfacecolor="none",
+            markeredgewidth=1.5,
             linestyle="none",
             label=shown(name, 32),
         )
@@ -331,6 +333,11 @@ def _ranges(blocks: Sequence[int]) -> str:
 
 def _look(k: int) -> dict[str, Any]:
     return {"color": SERIES[k % len(SERIES)], "linestyle": STYLES[k % len(STYLES)]}
+
+
+def _dot(curve: tuple[list[float], list[float]]) -> dict[str, Any]:
+    """A mark for a curve of one epoch, which has no line."""
+    return {"marker": "o", "markersize": 4} if len(curve[0]) == 1 else {}
 
 
 def _legend_rows(names: Sequence[str]) -> int:
