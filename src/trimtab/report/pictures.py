@@ -30,7 +30,7 @@ def losses(runs: Sequence[Run]) -> Drawing:
             axes.plot(*train, **_dot(train), color=SERIES[1], linestyle="--", label="training")
             axes.plot(*val, **_dot(val), color=SERIES[0], label="validation")
         else:
-            axes.plot(*train, **_dot(train), color=look["color"], linewidth=1.0, alpha=0.8, linestyle=":")
+            axes.plot(*train, color=look["color"], linewidth=1.0, alpha=0.8, linestyle=":")
             axes.plot(*val, **_dot(val), **look, label=shown(run.name, 24))
     _dress(axes, "epoch", "loss")
     if len(runs) > 1:
