@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder segment sliding progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",
-    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate",
+    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate sliding",
     "cli": "errors files data methods options progress show catalogue checkpoint sliding fit evaluate export cost "
     "report",
     "__main__": "cli",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.errors import ConfigError
-from trimtab.sliding import Views, look, slide
+from trimtab.sliding import Views, enlarged, look, slide
 
 WINDOW = (8, 12)
 
@@ -97,3 +97,10 @@ def test_what_no_view_thinks_possible_stays_finite() -> None:
 def test_what_cannot_work_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         Views(**options)
+
+
+def test_logits_of_the_size_asked_for_are_left_alone() -> None:
+    logits = torch.randn(1, 2, 4, 6)
+    assert enlarged(logits, (4, 6)) is logits
+    expected = F.interpolate(logits, (9, 13), mode="bilinear", align_corners=False)
+    assert torch.equal(enlarged(logits, [9, 13]), expected)

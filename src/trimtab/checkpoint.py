@@ -132,15 +132,9 @@ def read(directory: str | Path) -> Saved:
     """
     from safetensors.torch import load as load_tensors
 
-    from trimtab.errors import ConfigError
-    from trimtab.tasks import saved_task
-
     directory = Path(directory)
     config = read_config(directory)
-    try:
-        task = saved_task(config.get("task", "classification"), config)
-    except ConfigError as error:
-        raise CheckpointError(f"{CONFIG} in {str(directory)!r}: {error} A newer trimtab may have saved it.") from error
+    task = task_of(directory)
     raw = _tensors(directory, config)
     backbone = config["backbone"]
     height, width = backbone["image_size"]
@@ -186,6 +180,22 @@ def read_config(directory: Path) -> dict[str, Any]:
             "changed. Copy the folder again or train anew."
         )
     return config
+
+
+def task_of(directory: str | Path) -> Task:
+    """What an adapter was trained for.
+
+    Raises:
+        CheckpointError: As :func:`read`.
+    """
+    from trimtab.errors import ConfigError
+    from trimtab.tasks import saved_task
+
+    config = read_config(Path(directory))
+    try:
+        return saved_task(config.get("task", "classification"), config)
+    except ConfigError as error:
+        raise CheckpointError(f"{CONFIG} in {str(directory)!r}: {error} A newer trimtab may have saved it.") from error
 
 
 def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.device | str = "cpu") -> TunedModel:

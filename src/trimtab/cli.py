@@ -303,7 +303,11 @@ def _add_predict(parser: _Parser) -> None:
 def _add_inspect(parser: _Parser) -> None:
     parser.add_argument("directory", metavar="DIR", help="result folder of fit")
     parser.add_argument("--json", action="store_true", help="print JSON, with nothing left out")
-    parser.add_argument("--cost", action="store_true", help="also count operations of an image, parameters and bytes")
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="also count operations of an image (of a window in segmentation), parameters and bytes",
+    )
 
 
 def _add_export(parser: _Parser) -> None:

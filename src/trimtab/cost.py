@@ -24,9 +24,10 @@ def cost(directory: str | Path) -> dict[str, Any]:
     Shapes decide everything: no weights are read and nothing is computed.
 
     Returns:
-        ``flops`` of one image (a multiplication and an addition are two): ``plain`` for timm's own backbone up to the
-        pooled features, ``tuned`` for the model as it was trained, ``folded``. ``parameters`` of the backbone and those
-        trained. ``bytes`` in float32 of the backbone, of what was trained, and of what folding stores.
+        ``flops`` of one image, of a segmenter of one window (a multiplication and an addition are two): ``plain`` for
+        timm's own backbone up to the pooled features, ``tuned`` for the model as it was trained, ``folded``.
+        ``parameters`` of the backbone and those trained. ``bytes`` in float32 of the backbone, of what was trained, and
+        of what folding stores.
 
     Raises:
         CheckpointError: If the folder is broken or needs a method that is not installed.

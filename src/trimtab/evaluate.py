@@ -20,8 +20,6 @@ from torch import Tensor
 from trimtab import checkpoint
 from trimtab.data import (
     BuiltInImage,
-    ImageSet,
-    ImageStore,
     MaskPreprocess,
     Preprocess,
     find_images,
@@ -37,7 +35,7 @@ from trimtab.progress import Progress
 from trimtab.run_folder import SPLIT
 from trimtab.segment import MaskCounts, MaskPredictor, check_folder, predict_to_folder
 from trimtab.sliding import Views
-from trimtab.tasks import Segmentation, Task, saved_task
+from trimtab.tasks import Segmentation, Task
 
 _VIEWS_FOR = "Stride, scales and flip are for segmentation, and this adapter classifies; leave them out."
 
@@ -119,7 +117,7 @@ class Predictor:
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
         """As :meth:`predict`, one after another, holding no more than two batches in memory."""
-        batches = [pictures[rows.start : rows.stop] for rows in _plan(len(pictures), batch_size, threads)]
+        batches = [pictures[rows.start : rows.stop] for rows in batches_of(len(pictures), batch_size, threads)]
         with (
             ThreadPoolExecutor(threads) as pool,
             (progress or Progress()).stage("Predicting", len(pictures), "images") as advance,
@@ -177,8 +175,12 @@ def _pictures(picture: Any) -> Sequence[Any]:
     return named_images(os.fspath(picture)) or [picture]
 
 
-def _plan(count: int, batch_size: int, threads: int) -> list[range]:
-    """The positions of every batch."""
+def batches_of(count: int, batch_size: int, threads: int) -> list[range]:
+    """The positions of every batch.
+
+    Raises:
+        ConfigError: If these are no numbers of images and threads.
+    """
     if batch_size < 1 or threads < 1:
         raise ConfigError(f"batch_size is {batch_size} and threads is {threads}; use at least 1 of each.")
     return [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
@@ -259,7 +261,7 @@ def evaluate(
         progress.say(hidden)
     images = task.open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
     store = task.store(images, predictor.preprocess, cache_bytes=0, threads=threads, whole=True)
-    plan = _plan(len(images), min(batch_size, task.eval_batch), threads)
+    plan = batches_of(len(images), min(batch_size, task.eval_batch), threads)
     tally = task.tally(predictor.labels)
     with progress.stage("Evaluating", len(images), "images") as advance:
         for pixels, labels in store.batches(plan):
@@ -272,37 +274,13 @@ def evaluate(
     }
 
 
-def logits_of(
-    predictor: Predictor,
-    images: ImageSet,
-    *,
-    batch_size: int = 64,
-    threads: int = 2,
-    progress: Progress | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What a classifier says of a set of labelled images: logits (n, C) and class indices (n,).
-
-    Raises:
-        DataError: If an image cannot be read.
-    """
-    store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
-    logits, targets = [], []
-    with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
-        for pixels, labels in store.batches(_plan(len(images), batch_size, threads)):
-            logits.append(predictor.logits(pixels))
-            targets.append(labels)
-            advance(labels.shape[0])
-    return torch.cat(logits), torch.cat(targets)
-
-
 def split_to_measure(directory: str | Path, data: str | Path) -> str:
     """The split of the training data on which an adapter is best measured: the test images where there are any.
 
     Raises:
         DataError: If the data cannot be used.
     """
-    config = checkpoint.read_config(Path(directory))
-    named = saved_task(config.get("task", "classification"), config).named_splits(data)
+    named = checkpoint.task_of(directory).named_splits(data)
     if "test" in named:
         return "test"
     return "val" if "val" in named or (Path(directory) / SPLIT).is_file() else "all"

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import write_bytes, write_text
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
-from trimtab.sliding import Views, look
+from trimtab.sliding import Views, enlarged, look
 
 _LIST = "predictions.csv"
 _OPACITY = 0.5
@@ -126,9 +125,7 @@ class MaskPredictor:
             return f"An image cannot be read: {why_unreadable(error)}; replace or remove it."
 
     def _predicted(self, path: str | None, pixels: Tensor) -> MaskPrediction:
-        logits = self.logits(self.preprocess.whole(pixels)[None])
-        if logits.shape[-2:] != pixels.shape[-2:]:
-            logits = F.interpolate(logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        logits = enlarged(self.logits(self.preprocess.whole(pixels)[None]), pixels.shape[-2:])
         mask = logits.argmax(1)[0].to(torch.uint8).numpy()
         return MaskPrediction(path, mask, overlay(pixels.numpy().transpose(1, 2, 0), mask, self.codes))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -101,3 +101,10 @@ def _positions(length: int, window: int, stride: float) -> list[int]:
     step = max(int(window * stride), 1)
     count = math.ceil(max(length - window, 0) / step) + 1
     return [min(k * step, length - window) for k in range(count)]
+
+
+def enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, C, H, W) at the size of the file, at which they are measured and predicted."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)

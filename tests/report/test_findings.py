@@ -1,4 +1,4 @@
-"""What a run's model says of images, against what it predicts."""
+"""Which images a run's model is asked about."""
 
 from __future__ import annotations
 
@@ -6,54 +6,24 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests import job
+from tests import job, scenes
 from tests.report import made
-from trimtab.errors import DataError
-from trimtab.evaluate import evaluate, load
+from trimtab.errors import ConfigError, DataError
 from trimtab.progress import Progress
-from trimtab.report.findings import Asked, Findings, find
+from trimtab.report.find import FINDERS, find
+from trimtab.report.findings import Asked, Findings
 from trimtab.report.runs import read_runs
+from trimtab.tasks import TASKS
 
 
-def found(folder: Path, *, mistakes: int = 100, examples: int = 2, **asked: object) -> Findings:
+def found(folder: Path, **asked: object) -> Findings:
     (run,) = read_runs([folder])
-    return find(run, Asked(**asked), mistakes=mistakes, examples=examples, progress=Progress())  # type: ignore[arg-type]
+    return find(run, Asked(**asked), mistakes=2, examples=2, progress=Progress())  # type: ignore[arg-type]
 
 
-def test_counts_and_metrics_are_those_of_evaluate() -> None:
-    findings = found(job.finished("vpt"))
-    measured = evaluate(job.finished("vpt"), job.data(), split="val")
-    assert findings.split == "val"
-    assert findings.images == 9
-    assert findings.metrics == {name: measured[name] for name in findings.metrics}
-    assert findings.wrong == 9 - round(9 * measured["accuracy"])
-    assert findings.confusion.sum(1).tolist() == [3, 3, 3]
-
-
-def test_mistakes_are_the_wrong_ones_and_the_surest_first() -> None:
-    folder = job.finished("vpt")
-    predicted = {Path(str(p.path)).name: p for p in load(folder).predict(job.data() / "val")}
-    mistakes = found(folder).mistakes
-    assert mistakes
-    assert {one.name for one in mistakes} == {
-        name for name, p in predicted.items() if p.label != Path(str(p.path)).parent.name
-    }
-    sure = [one.probability for one in mistakes]
-    assert sure == sorted(sure, reverse=True)
-    for one in mistakes:
-        assert one.said == predicted[one.name].label
-        assert one.probability == pytest.approx(predicted[one.name].probability, abs=1e-5)
-    assert found(folder, mistakes=1).mistakes[0].name == mistakes[0].name
-
-
-def test_examples_are_the_first_of_their_classes() -> None:
-    findings = found(job.finished("vpt"), examples=3)
-    assert [one.name for one in findings.examples] == ["blue0.png", "green0.png", "red0.png"]
-    assert [one.name for one in found(job.finished("vpt"), examples=2).examples] == ["blue0.png", "red0.png"]
-    assert findings.attention.saliency.shape[0] == 3
-    assert findings.examples[0].pixels.shape == (3, 32, 32)
+def test_every_task_has_somebody_who_looks() -> None:
+    assert FINDERS.keys() == TASKS.keys()
 
 
 def test_validation_images_that_training_set_aside_are_found_from_anywhere(
@@ -80,8 +50,16 @@ def test_images_that_are_gone_are_an_error(tmp_path: Path) -> None:
         found(folder)
 
 
-def test_examples_are_spread_over_many_classes() -> None:
-    findings = found(made.many(), examples=4)
-    assert [one.target for one in findings.examples] == [
-        findings.labels[k] for k in torch.linspace(0, 59, 4).round().int()
-    ]
+@pytest.mark.parametrize("asked", [{"batch_size": 0}, {"threads": 0}])
+def test_numbers_of_nothing_are_refused(asked: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="use at least"):
+        found(job.finished("linear"), **asked)
+
+
+def test_masks_that_training_set_aside_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scenes.write(tmp_path / "data", [("", 6)])
+    made.segment("linear", tmp_path / "run", Path("data"), val_fraction=0.34)
+    monkeypatch.chdir(tmp_path / "run")
+    findings = found(Path())
+    assert (findings.source, findings.split, findings.images) == ("data", "val", 2)

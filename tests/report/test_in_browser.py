@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="needs chromium and chromedriver"),
 ]
+PAGES = ("one", "compared", "hostile", "many", "segmenter", "segmenters", "hostile-scenes", "many-scenes")
 _FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
@@ -67,13 +68,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "compared": [job.finished(method) for method in ("linear", "vpt", "ship")],
         "hostile": [made.hostile()],
         "many": [made.many()],
+        "segmenter": [made.segmenter("ship")],
+        "segmenters": [made.segmenter(method) for method in ("linear", "vpt", "ship")],
+        "hostile-scenes": [made.hostile_scenes()],
+        "many-scenes": [made.many_scenes()],
     }
     return {name: report(folders, out=home / f"{name}.html").file for name, folders in runs.items()}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("name", ["one", "compared", "hostile", "many"])
+@pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_missing_cut_off_or_fetched(
     browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str
 ) -> None:

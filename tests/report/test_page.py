@@ -61,6 +61,38 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
     return out.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def segmenters(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("pages") / "segmenters.html"
+    report([made.segmenter(), made.segmenter("linear")], out=out)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def hostile_scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("pages") / "hostile-scenes.html"
+    report(made.hostile_scenes(), out=out)
+    return out.read_text(encoding="utf-8")
+
+
+def test_segmenters_are_told_in_their_own_metrics(segmenters: str) -> None:
+    page = Reader(segmenters)
+    assert page.open == []
+    text = " ".join(page.texts)
+    for words in (
+        "validation mIoU",
+        "validation pixel accuracy",
+        "The worst images",
+        "The best images",
+        "mIoU by epoch",
+    ):
+        assert words in text
+    # mIoU is no mean over independent images.
+    assert "±" not in text
+    assert "validation accuracy" not in text
+    assert any(picture["alt"].startswith("IoU by class. 0: vpt ") for picture in page.all("img"))
+
+
 def test_every_run_has_a_row_and_a_section(compared: str) -> None:
     page = Reader(compared)
     assert page.open == []
@@ -73,8 +105,8 @@ def test_every_run_has_a_row_and_a_section(compared: str) -> None:
         assert method in text
 
 
-def test_nothing_is_fetched(compared: str, hostile: str) -> None:
-    for text in (compared, hostile):
+def test_nothing_is_fetched(compared: str, hostile: str, segmenters: str, hostile_scenes: str) -> None:
+    for text in (compared, hostile, segmenters, hostile_scenes):
         page = Reader(text)
         assert {attributes["src"].partition(":")[0] for attributes in page.all("img")} == {"data"}
         assert not page.all("link")
@@ -93,16 +125,18 @@ def test_the_policy_lets_in_the_pages_own_style_alone(compared: str) -> None:
     assert not any("style" in attributes for _, attributes in Reader(compared).found)
 
 
-def test_every_picture_says_what_it_shows(compared: str) -> None:
-    pictures = Reader(compared).all("img")
-    assert len(pictures) > 30
+def test_every_picture_says_what_it_shows(compared: str, segmenters: str) -> None:
+    pictures = Reader(compared).all("img") + Reader(segmenters).all("img")
+    assert len(pictures) > 60
     for attributes in pictures:
         assert len(attributes["alt"]) > 10
         assert int(attributes["width"]) > 0
         assert int(attributes["height"]) > 0
 
 
-def test_what_users_wrote_is_text(hostile: str) -> None:
+@pytest.mark.parametrize("name", ["hostile", "hostile_scenes"])
+def test_what_users_wrote_is_text(name: str, request: pytest.FixtureRequest) -> None:
+    hostile: str = request.getfixturevalue(name)
     page = Reader(hostile)
     assert page.open == []
     assert not any(name.startswith("on") for _, attributes in page.found for name in attributes)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import job
+from tests.report import made
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.report.runs import read_runs
 
@@ -56,3 +57,10 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         read_runs([tmp_path / "nowhere"])
     with pytest.raises(ConfigError, match="at least one result folder"):
         read_runs([])
+
+
+def test_runs_of_two_tasks_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"is a run of classification and '.*' one of segmentation.* report them apart"
+    ):
+        read_runs([job.finished("vpt"), made.segmenter()])

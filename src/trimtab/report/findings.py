@@ -1,24 +1,30 @@
-"""What a run's model says of labelled images."""
+"""A run's model before labelled images, and what it says of them whatever its task."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab import checkpoint
 from trimtab.checkpoint import RUN
-from trimtab.data import ImageSet, ImageStore, Preprocess, open_split
-from trimtab.errors import ConfigError, DataError
-from trimtab.evaluate import Predictor, logits_of
+from trimtab.data import ImageSet, Store
+from trimtab.errors import DataError
+from trimtab.evaluate import batches_of
+from trimtab.methods.base import PromptSet
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
 from trimtab.report.attention import Attention, look
+from trimtab.report.parts import Captioned, Shown
 from trimtab.report.runs import Run
 from trimtab.run_folder import SPLIT
-from trimtab.tasks import classification_metrics
+from trimtab.tasks import Task
+from trimtab.tasks.base import AnyPreprocess
 
 _AT_ONCE = 8
 """Images looked at together: enough for speed, and few enough for wide backbones."""
@@ -37,113 +43,101 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """One image with what is known of it."""
-
-    pixels: Tensor
-    """(3, height, width) uint8, as the model sees it before normalisation."""
-    name: str
-    target: str
-    said: str
-    probability: float
-    """What the model gives to the class it says."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Findings:
+class Findings(abc.ABC):
     """What one model says of one set of images."""
 
     source: str
     """Where the images came from."""
     split: str
     labels: tuple[str, ...]
-    metrics: dict[str, float]
+    images: int
+    """How many were looked at."""
+    metrics: dict[str, Any]
+    """As ``evaluate`` has them."""
     confusion: Tensor
     """(C, C) counts: row the class, column what was said."""
-    mistakes: tuple[Picture, ...]
-    """Wrong ones, the surest first."""
-    examples: tuple[Picture, ...]
-    """The first image of some classes."""
     attention: Attention
-    """Of the examples."""
+    """Of some of the images."""
 
-    @property
-    def images(self) -> int:
-        """How many were looked at."""
-        return int(self.confusion.sum())
+    @abc.abstractmethod
+    def shown(self, sets: Sequence[PromptSet]) -> Shown:
+        """What the page shows of it, where a method has these prompts."""
 
-    @property
-    def wrong(self) -> int:
-        """How many the model is wrong about."""
-        return self.images - int(self.confusion.diagonal().sum())
+    @abc.abstractmethod
+    def side_by_side(self, others: Sequence[tuple[str, Findings]]) -> list[Captioned]:
+        """Pictures of these and of others of the same task, each with the name of its run, this one among them."""
 
 
-def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Progress) -> Findings:
-    """Run a model over labelled images.
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """A run's model, and the images that it is asked about."""
+
+    task: Task
+    model: TunedModel
+    """As it was trained, so that prompts can be seen."""
+    folded: TunedModel
+    labels: tuple[str, ...]
+    preprocess: AnyPreprocess
+    source: str
+    images: ImageSet
+    store: Store
+    batch_size: int
+    threads: int
+
+    def answers(self, plan: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pixels, targets and logits of the images at those positions, batch by batch."""
+        backbone = self.model.backbone
+        for pixels, targets in self.store.batches(plan):
+            with torch.inference_mode():
+                inputs = self.preprocess.normalise(pixels.to(backbone.device))
+                logits = self.task.logits(self.folded, inputs, backbone.image_size).float().cpu()
+            yield pixels, targets, logits
+
+    def everything(self, progress: Progress) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """:meth:`answers` on all images."""
+        count = len(self.images)
+        plan = batches_of(count, min(self.batch_size, self.task.eval_batch), self.threads)
+        with progress.stage("Evaluating", count, "images") as advance:
+            for pixels, targets, logits in self.answers(plan):
+                yield pixels, targets, logits
+                advance(targets.shape[0])
+
+    def attention(self, pictures: Sequence[Tensor]) -> Attention:
+        """What is looked at in images (3, height, width) uint8 of the model's size."""
+        pixels = torch.stack(list(pictures)).to(self.model.backbone.device)
+        return Attention.join([look(self.model, self.preprocess.normalise(some)) for some in pixels.split(_AT_ONCE)])
+
+    def name(self, row: int) -> str:
+        """What the image at a position is called."""
+        return Path(str(self.images.paths[row])).name
+
+
+def open_run(run: Run, asked: Asked) -> Looked:
+    """A run's model before images.
 
     Args:
         run: Whose model.
         asked: Which images; without data, those that the run was validated on.
-        mistakes: How many of the surest mistakes to keep.
-        examples: How many images to look at closely.
-        progress: Who is told how far it is.
 
     Raises:
         TrimtabError: If the images, the backbone or the adapter cannot be used.
     """
-    saved, preprocess = run_saved(run)
-    source, images = _images(run, asked, saved.labels)
-    model = checkpoint.restore(saved, weights=asked.weights, device=_device(asked.device))
-    predictor = Predictor(model.fold(), saved.labels, preprocess)
-    logits, targets = logits_of(
-        predictor, images, batch_size=asked.batch_size, threads=asked.threads, progress=progress
-    )
-    probability, said = logits.softmax(-1).max(-1)
-    classes = len(saved.labels)
-    wrong = (said != targets).nonzero()[:, 0]
-    surest = wrong[probability[wrong].argsort(descending=True, stable=True)][:mistakes].tolist()
-    typical = _first_of_classes(targets, examples)
-    store = ImageStore(images, preprocess, cache_bytes=0, threads=asked.threads)
-
-    def pictures(rows: list[int]) -> tuple[Picture, ...]:
-        pixels = store.batch(rows)[0] if rows else torch.empty(0)
-        return tuple(
-            Picture(
-                pixels[k],
-                Path(str(images.paths[row])).name,
-                saved.labels[int(targets[row])],
-                saved.labels[int(said[row])],
-                float(probability[row]),
-            )
-            for k, row in enumerate(rows)
-        )
-
-    shown = pictures(typical)
-    return Findings(
-        source=source,
-        split=images.name,
-        labels=saved.labels,
-        metrics=classification_metrics(logits, targets),
-        confusion=torch.bincount(targets * classes + said, minlength=classes**2).view(classes, classes),
-        mistakes=pictures(surest),
-        examples=shown,
-        attention=_attention(model, preprocess, shown),
-    )
-
-
-def run_saved(run: Run) -> tuple[checkpoint.Saved, Preprocess]:
-    """The adapter, and how its images are prepared.
-
-    Raises:
-        ConfigError: If it is a segmenter.
-    """
     saved = checkpoint.read(run.folder)
-    if not isinstance(saved.preprocess, Preprocess):
-        raise ConfigError(
-            f"{str(run.folder)!r} is a segmenter, and reports are of classifiers so far; trimtab eval has its numbers "
-            "by class and image."
-        )
-    return saved, saved.preprocess
+    source, images = _images(run, saved.task, asked, saved.labels)
+    model = checkpoint.restore(saved, weights=asked.weights, device=_device(asked.device))
+    store = saved.task.store(images, saved.preprocess, cache_bytes=0, threads=asked.threads, whole=True)
+    return Looked(
+        task=saved.task,
+        model=model,
+        folded=model.fold(),
+        labels=saved.labels,
+        preprocess=saved.preprocess,
+        source=source,
+        images=images,
+        store=store,
+        batch_size=asked.batch_size,
+        threads=asked.threads,
+    )
 
 
 def _device(name: str) -> str:
@@ -152,27 +146,13 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _images(run: Run, asked: Asked, labels: tuple[str, ...]) -> tuple[str, ImageSet]:
+def _images(run: Run, task: Task, asked: Asked, labels: tuple[str, ...]) -> tuple[str, ImageSet]:
     """The images to look at, and where they come from in words."""
     made = run.folder / SPLIT
     if asked.data is None and made.is_file() and asked.split in ("train", "val"):
         # The split that training made names its images itself, wherever the data was named from.
-        return str(run.record.get("data", made)), open_split(made, asked.split, labels)
+        return str(run.record.get("data", made)), task.open_split(made, asked.split, labels, made)
     data = run.record.get("data") if asked.data is None else asked.data
     if data is None:
         raise DataError(f"{RUN} in {str(run.folder)!r} does not say what was trained on; name images with --data.")
-    return str(data), open_split(data, asked.split, labels, made=made)
-
-
-def _first_of_classes(targets: Tensor, count: int) -> list[int]:
-    """The first image of each of ``count`` classes, spread over those that occur."""
-    present = targets.unique(sorted=True)
-    count = min(count, len(present))
-    chosen = present[torch.linspace(0, len(present) - 1, count).round().long()]
-    return [int((targets == label).nonzero()[0, 0]) for label in chosen]
-
-
-def _attention(model: TunedModel, preprocess: Preprocess, pictures: tuple[Picture, ...]) -> Attention:
-    pixels = torch.stack([picture.pixels for picture in pictures]).to(model.backbone.device)
-    parts = [look(model, preprocess.normalise(some)) for some in pixels.split(_AT_ONCE)]
-    return Attention.join(parts)
+    return str(data), task.open_split(data, asked.split, labels, made)

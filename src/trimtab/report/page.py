@@ -12,7 +12,9 @@ from trimtab.report import pictures
 from trimtab.report.drawing import Drawing, shown
 from trimtab.report.findings import Findings
 from trimtab.report.runs import Run
-from trimtab.report.sections import Section, accuracy, duration, error_of, size
+from trimtab.report.sections import Section
+from trimtab.report.words import duration, percent, size
+from trimtab.tasks import Task
 
 _HERE = Path(__file__).parent
 
@@ -52,18 +54,20 @@ def _table(
     runs: Sequence[Run], findings: Sequence[Findings | None]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
     """Columns with the class of their cells, and a row a run."""
-    columns = [("run", ""), ("method", ""), ("backbone", ""), ("validation accuracy", "number")]
-    other = next((found.split for found in findings if found is not None and found.split != "val"), None)
-    if other is not None:
-        columns.append((f"{other} accuracy", "number"))
+    task, other = runs[0].task, _other(findings)
+    columns = [("run", ""), ("method", ""), ("backbone", "")]
+    columns += [(f"validation {called}", "number") for called in task.shares.values()]
+    columns += [(f"{other} {called}", "number") for called in task.shares.values() if other is not None]
     columns += [(name, "number") for name in ("trained numbers", "adapter size", "time", "epochs")]
     rows = []
     for run, found in zip(runs, findings, strict=True):
         metrics = run.metrics
         cells = [run.name, run.described["method"], run.described["backbone"]["name"]]
-        cells.append(accuracy(metrics.get("val_accuracy"), metrics.get("val_images")))
+        cells += [_score(task, key, metrics.get(f"val_{key}"), metrics.get("val_images")) for key in task.shares]
         if other is not None:
-            cells.append(accuracy(found.metrics["accuracy"], found.images) if found else "not measured")
+            cells += [
+                _score(task, key, found.metrics[key], found.images) if found else "not measured" for key in task.shares
+            ]
         cells += [
             f"{run.trainable:,}",
             size(run.described["bytes"]["tensors"]),
@@ -72,6 +76,17 @@ def _table(
         ]
         rows.append(tuple(shown(cell) for cell in cells))
     return columns, rows
+
+
+def _other(findings: Sequence[Findings | None]) -> str | None:
+    """The split of images that were not validated on, if some were looked at."""
+    return next((found.split for found in findings if found is not None and found.split != "val"), None)
+
+
+def _score(task: Task, key: str, value: float | None, images: int | None) -> str:
+    """A metric with its standard error, where there is one."""
+    known = value is not None and images and key == task.watched
+    return percent(value, task.error(value, images) if known and value is not None and images else None)
 
 
 def _lead(runs: Sequence[Run]) -> str:
@@ -84,10 +99,13 @@ def _lead(runs: Sequence[Run]) -> str:
 
 def _notes(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[str]:
     notes = []
-    if any(run.metrics.get("val_accuracy") is not None for run in runs):
+    task = runs[0].task
+    if any(run.metrics.get(f"val_{task.watched}") is not None for run in runs):
+        error = "± is one standard error, of images drawn at random; it knows nothing of seeds. "
         notes.append(
-            "± is one standard error, of images drawn at random; it knows nothing of seeds. Validation images chose "
-            "the epoch, so their accuracy is a little optimistic. Epochs: the one kept, of all."
+            (error if task.error(0.5, 1) is not None else "")
+            + f"Validation images chose the epoch, so their {task.shares[task.watched]} is a little optimistic. "
+            "Epochs: the one kept, of all."
         )
     if len({str(run.record.get("identity", {}).get("images")) for run in runs}) > 1:
         notes.append("The runs were trained on different images, or on other splits of the same.")
@@ -99,26 +117,33 @@ def _overview(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[
     drawn: list[tuple[Drawing, str]] = []
     if any(run.history for run in runs):
         drawn.append((pictures.losses(runs), "Loss by epoch."))
-        curve = pictures.accuracies(runs)
+        curve = pictures.watched(runs)
         if curve is not None:
-            drawn.append((curve, "Accuracy on the validation images by epoch."))
-    measured = [found for found in findings if found is not None]
-    splits = {found.split for found in measured}
-    if len(measured) == len(runs) and len(splits) == 1 and splits != {"val"}:
-        what = f"{splits.pop()} accuracy"
-        values = [(found.metrics["accuracy"], found.images) for found in measured]
-        points = [(run.name, run.trainable, *_with_error(*value)) for run, value in zip(runs, values, strict=True)]
-    else:
-        what = "validation accuracy"
-        points = [
-            (run.name, run.trainable, *_with_error(run.metrics["val_accuracy"], run.metrics["val_images"]))
-            for run in runs
-            if run.metrics.get("val_accuracy") is not None
-        ]
+            drawn.append((curve, f"Validation {runs[0].task.shares[runs[0].task.watched]} by epoch."))
+    what, points = _points(runs, findings)
     if len(points) > 1:
-        drawn.append((pictures.tradeoff(points, what), "What was trained, and what it gives; ± one standard error."))
+        error = "" if all(point[3] is None for point in points) else "; ± one standard error"
+        drawn.append((pictures.tradeoff(points, what), f"What was trained, and what it gives{error}."))
+    measured = [(run.name, found) for run, found in zip(runs, findings, strict=True) if found is not None]
+    if measured:
+        drawn += measured[0][1].side_by_side(measured)
     return drawn
 
 
-def _with_error(value: float, images: int) -> tuple[float, float]:
-    return value, error_of(value, images)
+def _points(
+    runs: Sequence[Run], findings: Sequence[Findings | None]
+) -> tuple[str, list[tuple[str, int, float, float | None]]]:
+    """The watched metric of the runs that have it, with trained numbers and standard errors; before it what it is."""
+    task = runs[0].task
+    measured = [found for found in findings if found is not None]
+    splits = {found.split for found in measured}
+    if len(measured) == len(runs) and len(splits) == 1 and splits != {"val"}:
+        split, values = splits.pop(), [(found.metrics[task.watched], found.images) for found in measured]
+    else:
+        split = "validation"
+        values = [(run.metrics.get(f"val_{task.watched}"), run.metrics.get("val_images", 0)) for run in runs]
+    return f"{split} {task.shares[task.watched]}", [
+        (run.name, run.trainable, value, task.error(value, images))
+        for run, (value, images) in zip(runs, values, strict=True)
+        if value is not None
+    ]

@@ -17,6 +17,7 @@ from trimtab.checkpoint import RUN
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.methods import METHODS
 from trimtab.methods.base import Hierarchy, PromptSet
+from trimtab.tasks import Task
 from trimtab.weights import blank_model, resolve
 
 
@@ -27,6 +28,7 @@ class Run:
     folder: Path
     name: str
     """What it is called on the page, no two alike."""
+    task: Task
     described: dict[str, Any]
     """As :func:`trimtab.checkpoint.describe` has it."""
     record: dict[str, Any]
@@ -61,16 +63,25 @@ def read_runs(folders: Iterable[str | Path]) -> list[Run]:
 
     Raises:
         CheckpointError: If one is none.
-        ConfigError: If there are none.
+        ConfigError: If there are none, or they are of different tasks.
     """
     paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
     if not paths:
         raise ConfigError("A report needs at least one result folder; name those that 'trimtab fit' wrote.")
-    return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    runs = [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    first = runs[0]
+    for run in runs:
+        if run.task.name != first.task.name:
+            raise ConfigError(
+                f"{str(first.folder)!r} is a run of {first.task.name} and {str(run.folder)!r} one of {run.task.name}, "
+                "whose numbers cannot stand side by side; report them apart, a page for each task."
+            )
+    return runs
 
 
 def _read(folder: Path, name: str) -> Run:
     described = checkpoint.describe(folder)
+    task = checkpoint.task_of(folder)
     notes: list[str] = []
     try:
         record = json.loads((folder / RUN).read_text(encoding="utf-8"))
@@ -84,7 +95,7 @@ def _read(folder: Path, name: str) -> Run:
         depth, sets, hierarchy = _structure(folder)
     except (TrimtabError, RuntimeError, TypeError, ValueError) as error:
         notes.append(f"Where prompts enter is missing: {error}")
-    return Run(folder, name, described, record, depth, sets, hierarchy, tuple(notes))
+    return Run(folder, name, task, described, record, depth, sets, hierarchy, tuple(notes))
 
 
 def _structure(folder: Path) -> tuple[int, tuple[PromptSet, ...], Hierarchy | None]:

@@ -10,7 +10,8 @@ from trimtab.errors import CheckpointError, TrimtabError
 from trimtab.files import write_text
 from trimtab.progress import Progress
 from trimtab.report.drawing import looks, shown
-from trimtab.report.findings import Asked, Findings, find
+from trimtab.report.find import find
+from trimtab.report.findings import Asked, Findings
 from trimtab.report.page import page
 from trimtab.report.runs import Run, read_runs
 from trimtab.report.sections import section

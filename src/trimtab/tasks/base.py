@@ -45,6 +45,8 @@ class Task(abc.ABC):
     """The metric of the validation images that chooses the epoch; more is better."""
     told: ClassVar[tuple[str, ...]]
     """The metrics of the validation images that the history keeps."""
+    shares: ClassVar[Mapping[str, str]]
+    """Metrics of 0 to 1 that pages show, with what they are called; first the one that is watched."""
     eval_batch: ClassVar[int] = 64
     """Images at once, where nothing is trained."""
     repeats: ClassVar[bool] = True
@@ -140,6 +142,10 @@ class Task(abc.ABC):
     def logits(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int]) -> Tensor:
         """Logits of normalised images; ``forward`` takes those of the size ``window``."""
         return forward(inputs)
+
+    def error(self, value: float, images: int) -> float | None:
+        """One standard error of the watched metric, from its value over so many images, where that tells it."""
+        return None
 
     @abc.abstractmethod
     def tally(self, classes: Sequence[str]) -> Tally:

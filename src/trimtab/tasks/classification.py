@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,7 @@ class Classification(Task):
     name = "classification"
     watched = "accuracy"
     told = ("accuracy", "loss")
+    shares: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> Classification:
@@ -142,6 +144,10 @@ class Classification(Task):
     def loss(self, graded: Sequence[Graded], targets: Tensor) -> Tensor:
         """Cross-entropy."""
         return classification_loss(graded[0].logits, targets)
+
+    def error(self, value: float, images: int) -> float:
+        """Of independent images."""
+        return math.sqrt(value * (1 - value) / images)
 
     def tally(self, classes: Sequence[str]) -> ClassificationTally:
         """Of logits."""

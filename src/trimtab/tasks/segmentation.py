@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.heads import Graded
 from trimtab.heads.segmenter import SegmenterConfig
 from trimtab.recipe import Recipe
-from trimtab.sliding import Views, look
+from trimtab.sliding import Views, enlarged, look
 from trimtab.tasks.base import AnyPreprocess, Gather, Tally, Task
 
 _BATCH = 16
@@ -109,8 +109,7 @@ class SegmentationTally(Tally):
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
         logits, targets = logits.float(), targets.long()
-        if logits.shape[-2:] != targets.shape[-2:]:
-            logits = F.interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)
+        logits = enlarged(logits, targets.shape[-2:])
         self.loss += F.cross_entropy(logits, targets, ignore_index=VOID, reduction="sum").double().cpu()
         predicted = logits.argmax(1)
         for one, mask in zip(predicted, targets, strict=True):
@@ -142,6 +141,7 @@ class Segmentation(Task):
     name = "segmentation"
     watched = "miou"
     told = ("miou", "pixel_accuracy", "loss")
+    shares: ClassVar[Mapping[str, str]] = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
     eval_batch = 8
     repeats = False
     # Windows of whole images are more than one for each image.

@@ -1,0 +1,20 @@
+"""What all tasks answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from trimtab.tasks import TASKS, make_task
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_pages_show_is_measured_and_the_watched_comes_first(name: str) -> None:
+    task = make_task(name)
+    assert next(iter(task.shares)) == task.watched
+    assert set(task.shares) <= set(task.told)
+
+
+def test_only_a_mean_over_images_has_a_standard_error() -> None:
+    assert make_task("classification").error(0.5, 100) == pytest.approx(0.05)
+    assert make_task("classification").error(1.0, 100) == 0
+    assert make_task("segmentation").error(0.5, 100) is None
