@@ -79,7 +79,7 @@ def opened(path: Path) -> Iterator[Container]:
             with tarfile.open(path) as tarred:
                 yield _Tar(tarred)
     except _BROKEN as error:
-        raise DataError(f"{path} cannot be read ({error or type(error).__name__}); fetch it again.") from error
+        raise DataError(f"{path} cannot be read ({str(error) or type(error).__name__}); fetch it again.") from error
 
 
 def real_names(container: Container) -> list[str]:
@@ -96,16 +96,13 @@ class Fetched:
         downloads: Where it is kept if it is downloaded.
         given: The user's folder, if there is one; an archive there goes before downloading. It may have another of the
             usual endings, be unpacked into a folder of its name, or be named after the task.
-        revision: For archives of the hub, which revision in place of the catalogue's.
 
     Raises:
         DataError: It is not there, and only a person can fetch it, or its server does not answer.
     """
 
-    def __init__(
-        self, task: BenchmarkTask, archive: Archive, downloads: Path, given: Path | None, revision: str | None = None
-    ) -> None:
-        self._archive, self._downloads = archive, downloads
+    def __init__(self, task: BenchmarkTask, archive: Archive, downloads: Path, given: Path | None) -> None:
+        self._archive, self._downloads, self._found = archive, downloads, ""
         self._own = None if given is None else _given(given, archive, task)
         self._repository: Repository | None = None
         self.path = self._own or downloads / archive.file
@@ -113,7 +110,7 @@ class Fetched:
             self.bytes = 0
         elif archive.hub:
             name, _, pinned = archive.hub.partition("@")
-            self._repository = Repository(name, revision or pinned or None)
+            self._repository = Repository(name, pinned or None)
             file = self._repository.files.get(archive.file)
             if file is None:
                 raise DataError(f"The hub's data set {archive.hub} has no {archive.file}; {_by_hand(archive, given)}.")
@@ -142,21 +139,20 @@ class Fetched:
         Raises:
             DataError: It cannot be had, or is another file.
         """
-        known = self._archive.checksum
-        if self._own is not None:
-            # Under its own name it has to be that very file; another name may be another packing.
-            if self._own.is_file() and self._own.name == self._archive.file:
-                check(self._own, known, progress)
-            return
         self._downloads.mkdir(parents=True, exist_ok=True)
+        known = self._archive.checksum
+        if not self.path.exists() and self._repository is not None:
+            self._repository.fetch(self._archive.file, self._downloads / "hub", progress).replace(self.path)
+        elif not self.path.exists():
+            fetch_url(self._archive.url, self.path, progress)
         if self.path.is_file():
-            return
-        if self._repository is not None:
-            fetched = self._repository.fetch(self._archive.file, self._downloads / "hub", progress)
-            check(fetched, known, progress)
-            fetched.replace(self.path)
-        else:
-            fetch_url(self._archive.url, self.path, progress, known)
+            # Under its own name it has to be that very file; another name may be another packing.
+            wanted = known if self._own is None or self._own.name == self._archive.file else ""
+            self._found = check(self.path, wanted, progress, remove=self._own is None)
+
+    def facts(self) -> dict[str, object]:
+        """What the manifest says of the file; a folder has no checksum."""
+        return {"name": self.path.name, "bytes": self.size(), "checksum": self._found}
 
     def remove(self) -> None:
         """Remove what was downloaded; never what the user has."""
