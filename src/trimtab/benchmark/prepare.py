@@ -53,10 +53,12 @@ class Prepared:
 
     Attributes:
         folders: The prepared task folders by name, those from before included.
+        variants: What each task's images are: ``"lossless"``, ``"original"`` or ``"jpeg"``.
         new: The names of those that were prepared now.
     """
 
     folders: dict[str, Path]
+    variants: dict[str, str]
     new: tuple[str, ...]
 
 
@@ -111,7 +113,13 @@ def prepare(
     if failed:
         raise DataError(_failure(failed, len(chosen)))
     _tidy(home, suite)
-    return Prepared(folders, tuple(task.name for task in missing))
+    variants = {name: str(read_manifest(folder)["variant"]) for name, folder in folders.items()}
+    if damaged := [name for name, variant in variants.items() if variant == "jpeg"]:
+        listener.say(
+            f"JPEG copies, marked as such: {', '.join(damaged)}. Their pixels are not the benchmark's, so their "
+            "numbers do not belong beside those of the lossless images."
+        )
+    return Prepared(folders, variants, tuple(task.name for task in missing))
 
 
 def _tidy(home: Path, suite: str) -> None:

@@ -43,6 +43,11 @@ class Verdict:
     images: int
     wrong: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """All of it in a line."""
+        return f"wrong: {'; '.join(self.wrong)}" if self.wrong else f"{self.variant}, {self.images} images, all right"
+
 
 def verify(path: str | Path, *, threads: int = 2, progress: Progress | None = None) -> list[Verdict]:
     """Decode every image of prepared tasks and compare with manifest, table and sizes.

@@ -75,7 +75,7 @@ class Repository:
         with progress.stage(f"Downloading {name}", _megabytes(wanted.bytes), "MB") as advance:
             # Releases that cannot be told how to show progress show their own.
             given = inspect.signature(hf_hub_download).parameters
-            bar = {"tqdm_class": _bar(_Counted(advance))} if "tqdm_class" in given else {}
+            bar: dict[str, Any] = {"tqdm_class": _bar(_Counted(advance))} if "tqdm_class" in given else {}
             try:
                 path = Path(
                     hf_hub_download(
@@ -85,7 +85,7 @@ class Repository:
                         revision=self.revision,
                         local_dir=folder,
                         endpoint=self._endpoint,
-                        **bar,  # type: ignore[arg-type]
+                        **bar,
                     )
                 )
             except Exception as error:
