@@ -190,7 +190,7 @@ def _go_on(url: str, part: Path, progress: Progress) -> None:
             edition.unlink(missing_ok=True)
         title = f"Downloading {part.name.removesuffix('.part')}"
         with progress.stage(title, _megabytes(total), "MB", have // _MEGABYTE) as advance:
-            counted = _Counted(advance)
+            counted = _Counted(advance, have)
             with part.open("ab" if goes_on else "wb") as file:
                 while block := answer.read(_BLOCK):
                     file.write(block)
@@ -216,8 +216,8 @@ def _edition(part: Path) -> Path:
 class _Counted:
     """Bytes told as whole megabytes."""
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance, self._rest = advance, 0
+    def __init__(self, advance: Callable[[int], None], before: int = 0) -> None:
+        self._advance, self._rest = advance, before % _MEGABYTE
 
     def __call__(self, count: int) -> None:
         whole, self._rest = divmod(self._rest + count, _MEGABYTE)
