@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
+import pyarrow as pa
 from PIL import Image
+from pyarrow import parquet as arrow_parquet
 
 from trimtab.benchmark import catalog
 from trimtab.benchmark.catalog import BenchmarkTask
@@ -64,17 +64,24 @@ def parquet(
 ) -> bytes:
     """A file of the hub as `datasets` writes it: bytes and path of an image, a label, and the names in the metadata."""
     image = [{"bytes": picture(seed_of(split, place), kind), "path": None} for place in places]
-    table = pyarrow.table(
+    table = pa.table(
         {
-            "image": pyarrow.array(image, pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
-            "label": pyarrow.array([place % CLASSES for place in places], pyarrow.int64()),
+            "image": pa.array(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "label": pa.array([place % CLASSES for place in places], pa.int64()),
         }
     )
     label = {"names": list(names), "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
     features = {"image": {"_type": "Image"}, "label": label}
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, row_group_size=2)
+    arrow_parquet.write_table(table, buffer, row_group_size=2)
+    return buffer.getvalue()
+
+
+def columns(**values: list[object]) -> bytes:
+    """A parquet file of columns."""
+    buffer = io.BytesIO()
+    arrow_parquet.write_table(pa.table(values), buffer)
     return buffer.getvalue()
 
 
@@ -95,7 +102,11 @@ def repository(
 
 
 def noah_tree(
-    home: Path, task: BenchmarkTask, kind: str = "JPEG", folder: str = "", images: Mapping[str, list[bytes]] | None = None
+    home: Path,
+    task: BenchmarkTask,
+    kind: str = "JPEG",
+    folder: str = "",
+    images: Mapping[str, list[bytes]] | None = None,
 ) -> Path:
     """A task of a tree as NOAH's converter writes it, and its folder."""
     suffix, own = {"JPEG": ".jpg", "PNG": ".png"}[kind], home / (folder or task.folders[0])
@@ -131,7 +142,9 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def lists(labels: tuple[int | str, ...] = (1, 2, 12), paths: str = "{label}.kind/{split}_{place}.jpg") -> dict[str, bytes]:
+def lists(
+    labels: tuple[int | str, ...] = (1, 2, 12), paths: str = "{label}.kind/{split}_{place}.jpg"
+) -> dict[str, bytes]:
     """The three split files of a task of FGVC."""
     return {
         f"{split}.json": json.dumps(
