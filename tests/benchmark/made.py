@@ -90,10 +90,13 @@ def repository(
 ) -> dict[str, bytes]:
     """The files of a data set: also the splits that are not wanted, and training images in two parts."""
     half = sizes["train800"] // 2
-    train = [range(half), range(half, sizes["train800"])]
+    parts = {
+        f"data/train800-0000{k}-of-00002.parquet": parquet("train", places, kind, names)
+        for k, places in enumerate((range(half), range(half, sizes["train800"])))
+    }
     return {
         "README.md": b"what it is",
-        **{f"data/train800-0000{k}-of-00002.parquet": parquet("train", part, kind, names) for k, part in enumerate(train)},
+        **parts,
         "data/val200-00000-of-00001.parquet": parquet("val", range(sizes["val200"]), kind, names),
         "data/test-00000-of-00001.parquet": parquet("test", range(sizes["test"]), kind, names),
         "data/train800val200-00000-of-00001.parquet": b"not wanted",

@@ -146,7 +146,7 @@ def test_a_server_out_of_order_is_asked_again_and_a_refusal_is_final(server: Ser
     with pytest.raises(DataError, match=r"none\.zip cannot be downloaded \(HTTP Error 404.*none\.zip by hand"):
         fetch_url(f"{server.address}/none.zip", tmp_path / "none.zip", QUIET)
     assert len(server.got("none.zip")) == 1
-    with pytest.raises(DataError, match="does not answer.*none.zip by hand"):
+    with pytest.raises(DataError, match=r"does not answer.*none\.zip by hand"):
         size_of_url(f"{server.address}/none.zip")
     with pytest.raises(DataError, match="is no http address"):
         fetch_url("file:///etc/hostname", tmp_path / "x", QUIET)
@@ -217,7 +217,7 @@ def test_what_the_hub_refuses_is_told(server: Server, tmp_path: Path) -> None:
 
 def test_no_hub_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match="does not answer or refuses .*; check the network"):
+    with pytest.raises(DataError, match=r"does not answer or refuses .*; check the network"):
         Repository("o/set")
 
 
