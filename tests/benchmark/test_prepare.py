@@ -196,8 +196,8 @@ def test_what_was_begun_keeps_its_revision(
         asked = self.asked[-1][1]
         return begun if begun in asked else moved(self, name)[::-1]
 
+    monkeypatch.setattr(Server, "revision", lambda self, name: "abcd")
     with pytest.raises(DataError, match=f"was begun from hub data set {hub} at {begun}, and this is .* at abcd"):
-        monkeypatch.setattr(Server, "revision", lambda self, name: "abcd")
         prepare("vtab1k", tmp_path, tasks=["svhn"], revision="abcd")
     monkeypatch.setattr(Server, "revision", two)
     folder = prepare("vtab1k", tmp_path, tasks=["svhn"]).folders["svhn"]

@@ -186,7 +186,7 @@ def test_a_file_of_the_hub_that_breaks_off_is_gone_on_with(server: Server, tmp_p
     server.repositories["o/set"] = {"a.parquet": CONTENT}
     server.breaks["a.parquet"] = 2_000_000
     assert Repository("o/set").fetch("a.parquet", tmp_path, QUIET).read_bytes() == CONTENT
-    assert any(asked.startswith("bytes=2000000-") for asked in server.got("a.parquet"))
+    assert len(server.got("a.parquet")) == 2
 
 
 def test_a_file_of_the_hub_that_was_damaged_on_the_disk_is_removed(server: Server, tmp_path: Path) -> None:
