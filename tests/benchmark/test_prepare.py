@@ -464,17 +464,17 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
     assert len(prepare("vtab1k", tmp_path, tasks=["svhn", "dtd"]).new) == 2
 
 
-def test_what_is_there_already_needs_no_room(
-    tasks: Tasks, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_there_already_needs_no_room(tasks: Tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "_AT_ONCE", 1)
-    server.repositories[tasks["vtab1k"]["svhn"].hub] = repository()
+    own = noah_tree(tmp_path / "tree", tasks["vtab1k"]["svhn"])
     with pytest.raises(KeyboardInterrupt):
-        prepare("vtab1k", tmp_path, tasks=["svhn"], progress=Heard(11))
-    usage = namedtuple("usage", "total used free")
-    most = len(repository()["data/test-00000-of-00001.parquet"])
-    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage(1, 1, preparing._SPARE + 2 * most))
-    prepare("vtab1k", tmp_path, tasks=["svhn"])
+        prepare("vtab1k", tmp_path / "a", tasks=["svhn"], given=tmp_path / "tree", progress=Heard(11))
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    two = 2 * (own / "images" / "test" / "000000.jpg").stat().st_size
+    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage(1, 1, preparing._SPARE + two))
+    prepare("vtab1k", tmp_path / "a", tasks=["svhn"], given=tmp_path / "tree")
+    with pytest.raises(DataError, match="make room"):
+        prepare("vtab1k", tmp_path / "b", tasks=["svhn"], given=tmp_path / "tree")
 
 
 def test_a_folder_of_the_users_is_left_alone(tasks: Tasks, server: Server, tmp_path: Path) -> None:
@@ -506,6 +506,6 @@ def test_records_that_cannot_be_read_are_told(
 def test_an_image_that_cannot_be_decoded_is_named(tasks: Tasks, tmp_path: Path) -> None:
     own = noah_tree(tmp_path / "tree", tasks["vtab1k"]["svhn"])
     whole = (own / "images" / "val200" / "000001.jpg").read_bytes()
-    (own / "images" / "val200" / "000001.jpg").write_bytes(whole[: len(whole) // 2])
+    (own / "images" / "val200" / "000001.jpg").write_bytes(whole[:-20])
     with pytest.raises(DataError, match=r"images/val/00001\.jpg of tree of NOAH's layout is no image that can be read"):
         prepare("vtab1k", tmp_path, tasks=["svhn"], given=tmp_path / "tree")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.benchmark.catalog import TASKS
@@ -19,6 +19,7 @@ seen = st.builds(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(seen, unique_by=lambda one: one.key, max_size=6), cut=st.integers(0, 200))
 def test_lines_are_read_as_they_were_written_and_half_ones_left_out(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Seen], cut: int

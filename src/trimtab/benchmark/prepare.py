@@ -303,5 +303,7 @@ def versions() -> dict[str, Any]:
 
 
 def _failure(failed: dict[str, str], total: int) -> str:
+    if total == 1:
+        return next(iter(failed.values()))
     told = " ".join(f"{name}: {reason}" for name, reason in failed.items())
-    return f"{len(failed)} of {total} tasks are not prepared; the others are. {told}" if total > 1 else told
+    return f"{len(failed)} of {total} tasks are not prepared; the others are. {told}"

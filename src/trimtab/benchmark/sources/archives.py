@@ -79,7 +79,8 @@ def opened(path: Path) -> Iterator[Container]:
             with tarfile.open(path) as tarred:
                 yield _Tar(tarred)
     except _BROKEN as error:
-        raise DataError(f"{path} cannot be read ({str(error) or type(error).__name__}); fetch it again.") from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(f"{path} cannot be read ({reason.rstrip(':')}); fetch it again.") from error
 
 
 def real_names(container: Container) -> list[str]:
