@@ -469,7 +469,7 @@ def test_what_is_there_already_needs_no_room(tasks: Tasks, tmp_path: Path, monke
     own = noah_tree(tmp_path / "tree", tasks["vtab1k"]["svhn"])
     with pytest.raises(KeyboardInterrupt):
         prepare("vtab1k", tmp_path / "a", tasks=["svhn"], given=tmp_path / "tree", progress=Heard(11))
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     two = 2 * (own / "images" / "test" / "000000.jpg").stat().st_size
     monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage(1, 1, preparing._SPARE + two))
     prepare("vtab1k", tmp_path / "a", tasks=["svhn"], given=tmp_path / "tree")
