@@ -111,7 +111,10 @@ class Fetched:
             self.bytes = 0
         elif archive.hub:
             name, _, pinned = archive.hub.partition("@")
-            self._repository = Repository(name, pinned or None)
+            try:
+                self._repository = Repository(name, pinned or None)
+            except DataError as error:
+                raise DataError(f"{error} Or {_by_hand(archive, given)}.") from error
             file = self._repository.files.get(archive.file)
             if file is None:
                 raise DataError(f"The hub's data set {archive.hub} has no {archive.file}; {_by_hand(archive, given)}.")
@@ -178,6 +181,6 @@ def _stem(name: str) -> str:
 
 
 def _by_hand(archive: Archive, given: Path | None) -> str:
-    how = archive.by_hand or f"fetch {archive.file} from wherever it is"
+    how = archive.by_hand or f"fetch {archive.file} yourself"
     where = f"put it there as {given / archive.file}" if given else f"put it as {archive.file} into a folder DIR"
     return f"{how}, {where}, and run the same command {'again' if given else 'with --from DIR'}"
