@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from trimtab.benchmark import catalog
 from trimtab.benchmark import prepare as preparing
 from trimtab.benchmark.pixels import look_at, together
 from trimtab.benchmark.prepare import prepare
+from trimtab.benchmark.sources.noah import NoahTree
 from trimtab.benchmark.verify import verify
 from trimtab.data import open_scenes, open_split, open_training
 from trimtab.errors import ConfigError, DataError
@@ -501,6 +503,19 @@ def test_records_that_cannot_be_read_are_told(
     (folder / ".source.json").write_text("{")
     with pytest.raises(DataError, match=r"\.source\.json cannot be read .*remove .* to begin anew"):
         prepare("vtab1k", tmp_path, tasks=["svhn"])
+
+
+def test_a_source_that_gives_fewer_images_than_it_says_is_refused(
+    tasks: Tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = NoahTree.pictures
+    monkeypatch.setattr(NoahTree, "pictures", lambda self, done: islice(whole(self, done), 11))
+    noah_tree(tmp_path / "tree", tasks["vtab1k"]["svhn"])
+    with pytest.raises(
+        DataError, match="has {'train': 5, 'val': 3, 'test': 3} images and svhn .*the source lacks some"
+    ):
+        prepare("vtab1k", tmp_path, tasks=["svhn"], given=tmp_path / "tree")
+    assert not (tmp_path / "vtab1k" / "svhn" / "manifest.json").exists()
 
 
 def test_an_image_that_cannot_be_decoded_is_named(tasks: Tasks, tmp_path: Path) -> None:

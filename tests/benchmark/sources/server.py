@@ -28,6 +28,7 @@ class Server:
         breaks: After how many bytes an answer breaks off, by the name of the file; once each.
         ranges: Whether parts of files are served.
         sized: Whether answers say how long they are.
+        stamped: Whether answers say which edition of a file they are.
         failing: How many requests are answered by "out of order".
         asked: Method, path and range of every request.
     """
@@ -38,7 +39,7 @@ class Server:
         self.files: dict[str, bytes] = {}
         self.gated: set[str] = set()
         self.breaks: dict[str, int] = {}
-        self.ranges, self.sized, self.failing = True, True, 0
+        self.ranges, self.sized, self.stamped, self.failing = True, True, True, 0
         self.asked: list[tuple[str, str, str]] = []
 
     def revision(self, name: str) -> str:
@@ -103,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _give(self, content: bytes, name: str, headers: dict[str, str]) -> None:
         etag = f'"{_sha256(content)}"'
-        headers = {**headers, "ETag": etag}
+        headers = {**headers, "ETag": etag} if self.state.stamped else headers
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if start and self.state.ranges and self.headers.get("If-Range", etag) == etag:
             begin = int(start[1])

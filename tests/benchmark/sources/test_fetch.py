@@ -116,6 +116,14 @@ def test_another_file_at_the_address_comes_from_its_beginning(server: Server, tm
     assert (tmp_path / "set.zip").read_bytes() == CONTENT[::-1]
 
 
+def test_what_may_be_another_file_is_not_gone_on_with(server: Server, tmp_path: Path) -> None:
+    server.stamped = False
+    broken(server, tmp_path)
+    fetch_url(f"{server.address}/set.zip", tmp_path / "set.zip", QUIET)
+    assert server.got("set.zip") == ["", ""]
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+
+
 def test_a_server_that_serves_no_parts_sends_all(server: Server, tmp_path: Path) -> None:
     broken(server, tmp_path)
     server.ranges = False
