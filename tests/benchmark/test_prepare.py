@@ -512,7 +512,7 @@ def test_a_source_that_gives_fewer_images_than_it_says_is_refused(
     monkeypatch.setattr(NoahTree, "pictures", lambda self, done: islice(whole(self, done), 11))
     noah_tree(tmp_path / "tree", tasks["vtab1k"]["svhn"])
     with pytest.raises(
-        DataError, match="has {'train': 5, 'val': 3, 'test': 3} images and svhn .*the source lacks some"
+        DataError, match=r"has {'train': 5, 'val': 3, 'test': 3} images and svhn .*the source lacks some"
     ):
         prepare("vtab1k", tmp_path, tasks=["svhn"], given=tmp_path / "tree")
     assert not (tmp_path / "vtab1k" / "svhn" / "manifest.json").exists()
