@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "tracking": "errors files progress run_folder",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
     "objective progress tracking",
-    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder loop progress tracking",
+    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs loop progress tracking",
     "segment": "errors files data model progress sliding",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder segment sliding progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
