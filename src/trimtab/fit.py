@@ -228,10 +228,7 @@ def _open(
 ) -> TrainingData:
     if not named:
         progress.say(_UNNAMED.format(config.backbone))
-    if isinstance(data, TrainingData):
-        training = data
-    else:
-        training = task.open_training(data, config.val_fraction, config.seed)
+    training = data if isinstance(data, TrainingData) else task.open_training(data, config.val_fraction, config.seed)
     for note in training.notes:
         progress.say(note)
     if config.limit is None:
