@@ -53,8 +53,10 @@ MAY_IMPORT = {
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",
     "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate",
+    "benchmark": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer progress show fit "
+    "evaluate report",
     "cli": "errors files data methods options progress show catalogue checkpoint sliding fit evaluate export cost "
-    "report",
+    "report benchmark",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""
