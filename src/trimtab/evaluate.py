@@ -279,13 +279,16 @@ def logits_of(
     batch_size: int = 64,
     threads: int = 2,
     progress: Progress | None = None,
+    store: ImageStore | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What a classifier says of a set of labelled images: logits (n, C) and class indices (n,).
+
+    ``store`` has the same set as this classifier sees it; by default no image is kept.
 
     Raises:
         DataError: If an image cannot be read.
     """
-    store = ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
+    store = store or ImageStore(images, predictor.preprocess, cache_bytes=0, threads=threads)
     logits, targets = [], []
     with (progress or Progress()).stage("Evaluating", len(images), "images") as advance:
         for pixels, labels in store.batches(_plan(len(images), batch_size, threads)):
