@@ -108,13 +108,11 @@ def fit(
     # Nobody writes before all have looked.
     accelerator.wait_for_everyone()
     training = _open(data, config, progress, asked, named="backbone" in options)
-    shared = shared or Shared()
-    backbone = _backbone(config, accelerator.device, shared)
+    backbone = _backbone(config, accelerator.device, shared or Shared())
     preprocess = make_preprocess(config, backbone, asked)
     torch.manual_seed(config.seed)
     model = build(backbone, method_config, len(training.train.classes), asked.head)
-    name = data.train.name if isinstance(data, TrainingData) else str(data)
-    run = _record(config, recipe, model, training, preprocess, command, name, accelerator.num_processes, asked)
+    run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
     folder.check(run)
     if folder.finished:
         progress.say(f"{out} is finished; nothing is left to do.")
@@ -123,12 +121,16 @@ def fit(
     job = Job(
         config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
     )
+    _go(job, run)
+    return _finished(folder.path)
+
+
+def _go(job: Job, run: dict[str, Any]) -> None:
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
-    run = _begin(folder, run, training, accelerator, asked)
-    with tracking:
+    run = _begin(job.folder, run, job.training, job.accelerator, job.task)
+    with job.tracking:
         job.finish(job.train(), run)
-    return _finished(folder.path)
 
 
 def _fit_config(options: dict[str, Any]) -> FitConfig:
@@ -248,7 +250,7 @@ def _record(
     training: TrainingData,
     preprocess: AnyPreprocess,
     command: str | None,
-    data: str,
+    data: str | Path | TrainingData,
     processes: int,
     task: Task,
 ) -> dict[str, Any]:
@@ -263,7 +265,7 @@ def _record(
     return {
         "trimtab": __version__,
         "command": command,
-        "data": data,
+        "data": data.train.name if isinstance(data, TrainingData) else str(data),
         "options": dataclasses.asdict(config),
         "train_images": len(training.train),
         "val_images": len(training.val),

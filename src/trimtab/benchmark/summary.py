@@ -174,14 +174,14 @@ def _compare(rows: Sequence[Record]) -> list[Record]:
     for one, other in itertools.combinations([row for row in rows if row["whole"]], 2):
         if one["seeds"] != other["seeds"]:
             continue
-        means = [[row["tasks"][name]["mean"] for name in one["tasks"]] for row in (one, other)]
+        ours, theirs = ([row["tasks"][name]["mean"] for name in one["tasks"]] for row in (one, other))
         found.append(
             {
                 "row": label(one),
                 "against": label(other),
                 **difference(one["task_seeds"], other["task_seeds"]),
                 "p_seeds": paired_test(one["task_seeds"], other["task_seeds"]),
-                "p_tasks": signed_rank_test(*means),
+                "p_tasks": signed_rank_test(ours, theirs),
             }
         )
     for name in ("p_seeds", "p_tasks"):

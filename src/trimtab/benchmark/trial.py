@@ -21,6 +21,7 @@ from trimtab.benchmark.results import Record
 if TYPE_CHECKING:
     from trimtab.data import ImageSet, TrainingData
     from trimtab.evaluate import Predictor
+    from trimtab.fit import FitResult
     from trimtab.inputs import Shared
     from trimtab.loop import Watch
 
@@ -174,8 +175,13 @@ def _train(trial: Trial, place: Place, watch: Watch) -> Record:
         cache_gb=running.cache_gb,
         **trial.fit,
     )
-    config = json.loads((place.out / "adapter_config.json").read_text(encoding="utf-8"))
-    metrics = json.loads((place.out / "metrics.json").read_text(encoding="utf-8"))
+    return _measured(place.out, result)
+
+
+def _measured(out: Path, result: FitResult) -> Record:
+    """What a finished training says of itself."""
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     last = metrics["history"][-1]
     return {
         "val_accuracy": last.get("val_accuracy"),
@@ -183,13 +189,13 @@ def _train(trial: Trial, place: Place, watch: Watch) -> Record:
         "train_loss": last["train_loss"],
         "seconds": result.seconds,
         "trainable": result.trainable,
-        "trainable_method": result.trainable - head_numbers(place.out),
+        "trainable_method": result.trainable - head_numbers(out),
         "adapter_bytes": result.adapter_bytes,
         "peak_memory": result.peak_memory,
         "method_config": config["method_config"],
         "facts": config.get("facts", {}),
         "classes": len(config["labels"]),
-        "model": model_digest(place.out),
+        "model": model_digest(out),
     }
 
 
