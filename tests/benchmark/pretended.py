@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -132,3 +133,21 @@ def go(suite: Path, out: Path, pool: Inline, *methods: str, **options: Any) -> O
 
 def results_of(out: Path) -> Results:
     return Results(out / command.RESULTS)
+
+
+def prepare(root: Path, suite: str, task: str, variant: str = "lossless") -> Path:
+    """A prepared task of empty files; a class has no training image, as in the real ones."""
+    folder = root / suite / task
+    lines = ["path,label,split"]
+    for split, labels in (("train", ("00", "01")), ("val", ("00", "02")), ("test", ("00", "01", "02"))):
+        for label in labels:
+            for k in range(3):
+                name = f"images/{SECRET if split == 'test' else split}-{label}-{k}.png"
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
+                lines.append(f"{name},{label},{split}")
+    (folder / "splits.csv").write_text("\n".join(lines) + "\n")
+    facts = {"format": 1, "suite": suite, "task": task, "variant": variant, "classes": ["00", "01", "02"]}
+    splits = {split: {"images": 6, "sha256": task + split} for split in ("train", "val", "test")}
+    (folder / "manifest.json").write_text(json.dumps({**facts, "splits": splits}))
+    return root

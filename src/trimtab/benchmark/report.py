@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.benchmark.page import page
 from trimtab.benchmark.results import Record
 from trimtab.benchmark.summary import summarise
 from trimtab.benchmark.text import csv_of, text_of
@@ -44,6 +45,7 @@ def bench_report(folders: Sequence[str | Path], *, out: str | Path | None = None
     text = text_of(summary)
     write_json(out / "summary.json", summary)
     write_text(out / "report.txt", text)
+    write_text(out / "report.html", page(summary))
     for name, content in csv_of(summary).items():
         write_text(out / name, content)
     return BenchReport(out, text, summary)

@@ -17,13 +17,21 @@ NONE = "-"
 def text_of(summary: Record) -> str:
     """Tables with what they rest on."""
     parts = [f"{summary['suite']}: test accuracy in %, mean and 95 % interval over seeds."]
-    parts += [f"{group}\n{_table(*_of_group(summary, group))}" for group in summary["groups"]]
-    parts += [f"means\n{_table(*_of_means(summary))}", rests_on(summary)]
-    if summary["comparisons"]:
-        parts.append(f"differences in points\n{_table(*_of_comparisons(summary))}\n{summary['tests']}")
-    if summary["published"]:
-        parts.append(f"published\n{_table(*_of_published(summary))}")
+    for title, header, rows, note in tables_of(summary):
+        parts.append(f"{title}\n{_table(header, rows)}" + (f"\n{note}" if note else ""))
+    parts.append(rests_on(summary))
     return "\n\n".join(parts) + "\n"
+
+
+def tables_of(summary: Record) -> list[tuple[str, list[str], list[list[str]], str]]:
+    """Every table: title, header, rows, and a note."""
+    found = [(group, *_of_group(summary, group), "") for group in summary["groups"]]
+    found.append(("means", *_of_means(summary), ""))
+    if summary["comparisons"]:
+        found.append(("differences in points", *_of_comparisons(summary), summary["tests"]))
+    if summary["published"]:
+        found.append(("published", *_of_published(summary), ""))
+    return found
 
 
 def rests_on(summary: Record) -> str:
@@ -57,7 +65,7 @@ def _of_group(summary: Record, group: str) -> tuple[list[str], list[list[str]]]:
 
 def _of_means(summary: Record) -> tuple[list[str], list[list[str]]]:
     groups = summary["groups"]
-    header = ["row", *groups, f"mean of {len(groups)} groups", f"mean of {len(summary['tasks'])} tasks", "parameters"]
+    header = ["row", *groups, "mean of groups", "mean of tasks", "parameters"]
     lines = []
     for row in summary["rows"]:
         means = [share(row["groups"].get(group)) for group in groups]
