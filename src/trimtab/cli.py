@@ -375,7 +375,7 @@ def _add_bench(commands: Any, words: list[str] | None) -> None:
     parser.usage = "trimtab bench SUITE --methods NAME... --out DIR [options]\n       trimtab bench report DIR..."
     help_ = "vtab1k, fgvc, or a CSV file with the columns task,data and perhaps group"
     parser.add_argument("suite", metavar="SUITE", help=help_)
-    help_ = "how to tune; with options of a method as vpt:deep=false,num_prompts=20"
+    help_ = "how to tune; with options of its own as vpt:deep=false,num_prompts=20 or linear:epochs=50"
     parser.add_argument("--methods", metavar="NAME", nargs="+", required=True, help=help_)
     parser.add_argument("--tasks", metavar="NAME", nargs="+", default=[], help="only these tasks of the suite")
     help_ = "folder for the results; the same command again goes on there"

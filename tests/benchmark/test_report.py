@@ -120,7 +120,7 @@ def test_unfinished_rows_have_no_mean(out: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_to_report_on(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no results.jsonl"):
+    with pytest.raises(DataError, match=r"has no results\.jsonl"):
         bench_report([tmp_path])
     suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
     with pytest.raises(KeyboardInterrupt):
@@ -186,9 +186,9 @@ def test_damaged_and_whole_images_never_share_a_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cifar100, .* were stored again as JPEG and .*\(lossless\) were not"):
         bench_report([first, second])
     prepare(tmp_path / "a" / "root", "vtab1k", "svhn", "jpeg")
+    options: dict[str, Any] = {"root": str(tmp_path / "a" / "root"), "tasks": ["cifar100", "svhn"]}
     with pytest.raises(ConfigError, match="svhn were stored again as JPEG"):
-        vtab_again = {"root": str(tmp_path / "a" / "root"), "tasks": ["cifar100", "svhn"], "seeds": 1, "trials": 2}
-        go(Path("vtab1k"), tmp_path / "a" / "other", Inline(), "linear", **vtab_again)
+        go(Path("vtab1k"), tmp_path / "a" / "other", Inline(), "linear", **options)
 
 
 def test_other_images_are_not_added_to_a_folder(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ from trimtab.options import read_options
 from trimtab.progress import Progress
 
 RESULTS = "results.jsonl"
+_OPTIONS = "trimtab.benchmark.config:BenchConfig"
+_OF_A_ROW = ("epochs", "warmup_epochs", "batch_size", "probe_epochs")
+"""Options of the training that a row may have of its own."""
 
 
 def bench(
@@ -42,7 +45,8 @@ def bench(
 
     Args:
         suite: ``"vtab1k"``, ``"fgvc"``, or a CSV file with the columns task and data, perhaps group.
-        methods: Names of methods, each perhaps with options: ``"vpt"``, ``"vpt:deep=false,num_prompts=20"``.
+        methods: Names of methods, each perhaps with options of its own or of the training: ``"vpt"``,
+            ``"vpt:deep=false,num_prompts=20"``, ``"linear:epochs=50"``.
         out: Folder for the results. One with results takes more methods, tasks and seeds of the same setup.
         tasks: Only these of the suite.
         progress: Who is told how far it is.
@@ -87,7 +91,9 @@ def read_row(text: str) -> Row:
         ConfigError: If there is no such method or option, or a value is none of the option's.
     """
     method, _, rest = text.partition(":")
-    options = {option.name: option for option in read_options(METHODS.locate(method) + "Config")}
+    own = {option.name: option for option in read_options(METHODS.locate(method) + "Config")}
+    training = {option.name: option for option in read_options(_OPTIONS) if option.name in _OF_A_ROW}
+    options = training | own
     values: dict[str, Any] = {}
     # A comma stands between options, or between the entries of one.
     for part in re.split(r",(?=[\w-]+=)", rest) if rest else ():
@@ -96,13 +102,14 @@ def read_row(text: str) -> Row:
         if option is None or not equals:
             raise ConfigError(
                 f"{text!r}: {method} has no option {name!r}; write METHOD:option=value, with any of "
-                f"{', '.join(options) or 'none'}."
+                f"{', '.join(options)}."
             )
         try:
             values[option.name] = _truth(value) if option.type is bool else option.parse(value)
         except argparse.ArgumentTypeError as error:
             raise ConfigError(f"{text!r}: {error}") from None
-    return Row(text, method, values)
+    fit = {name: value for name, value in values.items() if name not in own}
+    return Row(text, method, {name: value for name, value in values.items() if name in own}, fit)
 
 
 def _truth(text: str) -> bool:

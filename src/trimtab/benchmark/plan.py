@@ -55,7 +55,7 @@ class Trials:
 
     def make(self, row: Row, task: SuiteTask, part: str, seed: int, setting: Record) -> Trial:
         """The trial of a setting, with what replaces a recipe's values in all rows."""
-        fit = {**setting["fit"], **self.config.overrides}
+        fit = {**setting["fit"], **self.config.overrides, **row.fit}
         resolved = self._resolve(row, setting["options"], fit)
         final = part == "final"
         return Trial(

@@ -20,6 +20,9 @@ class Row:
     name: str
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the method; they are not searched."""
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    """Of the training, in place of those that all rows have."""
 
 
 class Protocol(abc.ABC):
