@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trimtab import __version__
-from trimtab.errors import ConfigError, TrainingError, TrimtabError, nearest
+from trimtab.errors import ConfigError, DataError, TrainingError, TrimtabError, nearest
 from trimtab.files import write_json
 from trimtab.methods import METHODS
 from trimtab.options import Option, add_options, given_options, read_options, summary
@@ -204,6 +204,41 @@ def _bench_report(args: argparse.Namespace) -> None:
     show({"result": str(written.out)})
 
 
+def _prepare(args: argparse.Namespace) -> None:
+    if args.list:
+        from trimtab.benchmark.listing import lines
+
+        print("\n".join(lines(args.suite)))
+        return
+    if args.suite is None or args.root is None:
+        raise ConfigError("A suite and a folder are needed: trimtab data prepare SUITE --root DIR; --list shows them.")
+    from trimtab.benchmark.prepare import prepare
+
+    done = prepare(
+        args.suite,
+        args.root,
+        tasks=args.tasks,
+        given=args.given,
+        revision=args.revision,
+        threads=args.threads,
+        progress=default_progress(),
+    )
+    facts = {name: f"{folder} ({done.variants[name]})" for name, folder in done.folders.items()}
+    show(facts, follow_up=["trimtab", "data", "verify", str(Path(args.root) / args.suite)])
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from trimtab.benchmark.verify import verify
+
+    found = verify(args.directory, threads=args.threads, progress=default_progress())
+    show({one.task: one.text for one in found})
+    if wrong := [one.task for one in found if one.wrong]:
+        raise DataError(
+            f"{len(wrong)} of {len(found)} tasks are not as they should be: {', '.join(wrong)}; remove the folder of "
+            "each and prepare it again."
+        )
+
+
 def _backbones(args: argparse.Namespace) -> None:
     from trimtab.catalogue import entries, search, table
 
@@ -243,7 +278,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     _add_predict(_command(commands, "predict", _predict, "Label images with a tuned model."))
     _add_inspect(_command(commands, "inspect", _inspect, "Show what a result folder holds."))
     _add_export(_command(commands, "export", _export, "Write a tuned model as ONNX or a torch program."))
-    _add_data(_command(commands, "data", _data, "List the data that comes with trimtab, or write it as PNG files."))
+    _add_data(
+        _command(commands, "data", _data, "List the data that comes with trimtab, or write it as PNG files."), own
+    )
     _add_report(_command(commands, "report", _write_report, "Write a page with pictures on one run or several."))
     _add_bench(commands, own if command == ["bench"] else None)
     _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
@@ -345,9 +382,53 @@ def _add_export(parser: _Parser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
 
 
-def _add_data(parser: _Parser) -> None:
+def _add_data(parser: _Parser, words: list[str]) -> None:
+    """``words`` are those after the command; the first may be an action with options of its own."""
+    if words[:1] == ["prepare"]:
+        _add_prepare(parser)
+        return
+    if words[:1] == ["verify"]:
+        _add_verify(parser)
+        return
+    parser.epilog = (
+        "trimtab data prepare SUITE --root DIR brings the images of a benchmark into DIR (vtab1k, fgvc, ade20k);\n"
+        "trimtab data verify DIR decodes them again and compares. Each has its own --help."
+    )
     parser.add_argument("name", metavar="NAME", nargs="?", help="which to write; without a name all are listed")
     parser.add_argument("--out", metavar="DIR", help="folder to write: train/, val/ and test/, a folder a class")
+
+
+def _add_prepare(parser: _Parser) -> None:
+    _add_action(parser, "prepare", _prepare, "Bring the images of a benchmark into a folder that fit takes.")
+    parser.add_argument("suite", metavar="SUITE", nargs="?", help="vtab1k, fgvc or ade20k")
+    parser.add_argument("--list", action="store_true", help="show the tasks instead, with classes, sizes and sources")
+    parser.add_argument("--tasks", metavar="NAME", nargs="+", default=(), help="which of its tasks (default: all)")
+    parser.add_argument("--root", metavar="DIR", help="folder to write; a task becomes DIR/SUITE/TASK")
+    parser.add_argument(
+        "--from",
+        dest="given",
+        metavar="PATH",
+        help="what you have: for vtab1k a tree of NOAH's layout (folder or zip), else a folder of the makers' archives",
+    )
+    parser.add_argument("--revision", metavar="REV", help="of the hub's data set, for one task of vtab1k")
+    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="that decode images (default: 2)")
+    parser.epilog = (
+        "A killed preparation goes on with the same command; what is there is not fetched or written again.\n"
+        "docs/benchmarks-data.md says where each task comes from, and what has to be fetched by hand."
+    )
+
+
+def _add_verify(parser: _Parser) -> None:
+    _add_action(parser, "verify", _verify, "Decode prepared images again and compare them with their manifests.")
+    parser.add_argument("directory", metavar="DIR", help="what `trimtab data prepare` wrote: all, a suite, or a task")
+    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="that decode images (default: 2)")
+
+
+def _add_action(parser: _Parser, name: str, run: Any, text: str) -> None:
+    """Make the parser of a command that of one of its actions."""
+    parser.prog, parser.description = f"{parser.prog} {name}", text
+    parser.add_argument("action", choices=[name], help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
 
 
 def _add_report(parser: _Parser) -> None:
@@ -566,9 +647,9 @@ def _sentence(error: BaseException, way_on: str) -> str:
 
 
 def _way_on(words: list[str], started: float) -> str:
-    """How an interrupted fit or bench goes on."""
-    if words[:1] == ["bench"] and words[1:2] != ["report"]:
-        return " The same command goes on from here."
+    """How what was interrupted goes on."""
+    if words[:2] == ["data", "prepare"] or (words[:1] == ["bench"] and words[1:2] != ["report"]):
+        return " The same command goes on."
     if words[:1] != ["fit"]:
         return ""
     again = [word for word in words[1:] if word not in ("--overwrite", "--resume")]

@@ -150,7 +150,6 @@ def test_rows_are_read(tmp_path: Path) -> None:
         ({"protocol": "lenient"}, "protocol is 'lenient'"),
         ({"seeds": 0}, "seeds is 0"),
         ({"val_fraction": 0.0}, "something to choose on"),
-        ({"share": 0.5}, "name the cluster with --ray"),
         ({"sed": 3}, "bench has no option 'sed'"),
         ({"tasks": ["mops"]}, "has no task 'mops'. Did you mean 'maps'"),
         ({"methods": ("linear", "linear")}, "named twice"),

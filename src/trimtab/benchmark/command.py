@@ -51,7 +51,7 @@ def bench(
         tasks: Only these of the suite.
         progress: Who is told how far it is.
         command: The command line, for the record.
-        pool: Who works; by default processes of this machine, or what ``ray`` says.
+        pool: Who works; by default processes of this machine.
         options: Fields of :class:`~trimtab.benchmark.config.BenchConfig`.
 
     Raises:
@@ -78,7 +78,6 @@ def bench(
         backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device="cpu")
         _check_setup(results, config, found, backbone.fingerprint, out)
         trials = Trials(config, backbone)
-        pool = pool or _pool(config)
         run = Run(rows, found, config, trials, results, out, progress, pool)
         _begin(results, config, found, backbone.fingerprint, command)
         return run.go()
@@ -177,7 +176,3 @@ def _begin(
             results.append("task", {"task": task.name, "suite": task.suite, **facts})
     facts = {**provenance(), "computer": computer()}
     results.append("run", {"command": command, "options": dataclasses.asdict(config), **facts})
-
-
-def _pool(config: BenchConfig) -> Pool | None:
-    return None

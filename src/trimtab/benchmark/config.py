@@ -31,10 +31,6 @@ class BenchConfig:
     """Processes at work, of one thread each. Default: as many as memory and processor hold."""
     keep_models: bool = False
     """Keep the final adapters, in DIR/models; by default they are removed once they are measured."""
-    ray: str | None = None
-    """Run on a Ray cluster: its address, or local for one on this machine (the package ray has to be installed)."""
-    share: float | None = None
-    """On Ray, the part of a GPU that one training gets. Default: a whole one where the cluster has any, else none."""
     backbone: str = "trimtab-micro"
     """What to tune, as for fit."""
     weights: str | None = None
@@ -66,14 +62,12 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("seeds", "trials", "workers", "share"):
+        for name in ("seeds", "trials", "workers"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0.")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction is {self.val_fraction}; there must be something to choose on.")
-        if self.share is not None and self.ray is None:
-            raise ConfigError("share is a part of a GPU of a Ray cluster; name the cluster with --ray.")
 
     @property
     def overrides(self) -> dict[str, Any]:

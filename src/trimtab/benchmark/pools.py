@@ -1,4 +1,4 @@
-"""Who works: processes of this machine, or a Ray cluster."""
+"""Who works: processes of this machine."""
 
 from __future__ import annotations
 

@@ -53,10 +53,12 @@ class Prepared:
 
     Attributes:
         folders: The prepared task folders by name, those from before included.
+        variants: What each task's images are: ``"lossless"``, ``"original"`` or ``"jpeg"``.
         new: The names of those that were prepared now.
     """
 
     folders: dict[str, Path]
+    variants: dict[str, str]
     new: tuple[str, ...]
 
 
@@ -90,8 +92,8 @@ def prepare(
     """
     listener = progress or Progress()
     chosen = _chosen(suite, tasks)
-    if revision is not None and (len(chosen) != 1 or (suite, given) != (suite, None) or suite == "ade20k"):
-        raise ConfigError("--revision is of one data set of the hub; give it with one task of --tasks, without --from.")
+    if revision is not None and (suite != "vtab1k" or len(chosen) != 1 or given is not None):
+        raise ConfigError("--revision is of one data set of the hub: give it with vtab1k, one of --tasks, no --from.")
     home = Path(root) / suite
     folders = {task.name: home / task.name for task in chosen}
     before = [name for name, folder in folders.items() if (folder / MANIFEST).is_file()]
@@ -99,7 +101,7 @@ def prepare(
         listener.say(f"Prepared already: {', '.join(before)}.")
     missing = [task for task in chosen if task.name not in before]
     failed: dict[str, str] = {}
-    sources = _sources(missing, home / DOWNLOADS, None if given is None else Path(given), revision, failed, listener)
+    sources = _sources(missing, home, None if given is None else Path(given), revision, failed, listener)
     _check_space(home, sources)
     with listener.stage(f"Preparing {suite}", len(chosen), "tasks", len(before)) as advance:
         for source in sources:
@@ -110,8 +112,21 @@ def prepare(
                 failed[source.task.name] = str(error)
     if failed:
         raise DataError(_failure(failed, len(chosen)))
-    shutil.rmtree(home / DOWNLOADS, ignore_errors=True)
-    return Prepared(folders, tuple(task.name for task in missing))
+    _tidy(home, suite)
+    variants = {name: str(read_manifest(folder)["variant"]) for name, folder in folders.items()}
+    if damaged := [name for name, variant in variants.items() if variant == "jpeg"]:
+        listener.say(
+            f"JPEG copies, marked as such: {', '.join(damaged)}. Their pixels are not the benchmark's, so their "
+            "numbers do not belong beside those of the lossless images."
+        )
+    return Prepared(folders, variants, tuple(task.name for task in missing))
+
+
+def _tidy(home: Path, suite: str) -> None:
+    """Remove what was downloaded, unless tasks that are not prepared yet may need some of it."""
+    whole = all((home / name / MANIFEST).is_file() for name in catalog.TASKS[suite])
+    if whole or not _size(home / DOWNLOADS):
+        shutil.rmtree(home / DOWNLOADS, ignore_errors=True)
 
 
 def _chosen(suite: str, names: Sequence[str]) -> list[BenchmarkTask]:
@@ -126,7 +141,7 @@ def _chosen(suite: str, names: Sequence[str]) -> list[BenchmarkTask]:
 
 def _sources(
     tasks: Sequence[BenchmarkTask],
-    downloads: Path,
+    home: Path,
     given: Path | None,
     revision: str | None,
     failed: dict[str, str],
@@ -137,7 +152,10 @@ def _sources(
     with progress.stage("Looking for the sources", len(tasks), "tasks") as advance:
         for task in tasks:
             try:
-                sources.append(source_of(task, downloads, given, revision))
+                # What was begun goes on with its own revision, whatever the newest is by now.
+                begun = _begun(home / task.name) if given is None else {}
+                known = revision or (begun.get("revision") if "hub" in begun.get("source", "") else None)
+                sources.append(source_of(task, home / DOWNLOADS, given, known))
             except DataError as error:
                 failed[task.name] = str(error)
             advance(note=task.name)
@@ -146,15 +164,20 @@ def _sources(
 
 def _check_space(home: Path, sources: Sequence[Source]) -> None:
     """Refuse to begin what the disk cannot hold: all images, and the largest download beside them."""
-    sizes = [source.bytes() for source in sources]
-    needed = sum(images for _, images in sizes) + max((fetched for fetched, _ in sizes), default=0)
+    needed = sum(max(0, source.bytes_needed()[1] - _size(home / source.task.name)) for source in sources)
+    needed += max(0, max((source.bytes_needed()[0] for source in sources), default=0) - _size(home / DOWNLOADS))
     disk = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(disk).free
     if needed + _SPARE > free:
         raise DataError(
-            f"{disk} has {free / 1e9:.1f} GB free and the {len(sources)} tasks need about {(needed + _SPARE) / 1e9:.1f} "
-            "GB; make room, name another --root, or fewer --tasks."
+            f"{disk} has {free / 1e9:.1f} GB free, and {len(sources)} tasks need about {(needed + _SPARE) / 1e9:.1f} "
+            "GB more; make room, name another --root, or fewer --tasks."
         )
+
+
+def _size(folder: Path) -> int:
+    """How much the files in a folder take; nothing if it is not there."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _prepare_task(source: Source, folder: Path, threads: int, progress: Progress) -> None:
@@ -165,7 +188,7 @@ def _prepare_task(source: Source, folder: Path, threads: int, progress: Progress
     with progress.stage(f"Writing {source.task.name}", total, "images", len(seen)) as advance:
         for chunk in _written(source, folder, {one.key for one in seen}, threads):
             if not seen:
-                _check_mixture(source, folder, chunk)
+                _check_mixture(source, folder, [one.format for one in chunk])
             seen += chunk
             advance(len(chunk))
     _finish(source, folder, classes)
@@ -174,26 +197,35 @@ def _prepare_task(source: Source, folder: Path, threads: int, progress: Progress
 
 def _begin(source: Source, folder: Path) -> list[Seen]:
     """Open or reopen a task's folder, and say what is in it already."""
-    facts = {"source": source.name, "revision": source.revision}
-    record = folder / _BEGUN
-    if record.is_file():
-        begun = json.loads(record.read_text(encoding="utf-8"))
-        if begun != facts:
-            raise DataError(
-                f"{folder} was begun from {begun.get('source')} at {begun.get('revision')}, and this is {source.name} "
-                f"at {source.revision}; go on with that, or remove the folder to begin anew."
-            )
-    elif folder.exists() and any(folder.iterdir()):
+    facts, begun = {"source": source.name, "revision": source.revision}, _begun(folder)
+    if begun and begun != facts:
+        raise DataError(
+            f"{folder} was begun from {begun.get('source')} at {begun.get('revision')}, and this is {source.name} "
+            f"at {source.revision}; go on with that, or remove the folder to begin anew."
+        )
+    if not begun and folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} has files in it that are not of an interrupted preparation; move them away.")
     folder.mkdir(parents=True, exist_ok=True)
     remove_drafts(folder, (MANIFEST, SPLITS, PIXELS, _BEGUN))
     if not (folder / PIXELS).is_file():
         write_text(folder / PIXELS, ",".join(COLUMNS) + "\n")
-    write_json(record, facts)
-    seen = [one for one in read_seen(folder) if (folder / one.path).is_file()]
+    write_json(folder / _BEGUN, facts)
+    there = {one.key: one for one in read_seen(folder) if (folder / one.path).is_file()}
+    seen = list(there.values())
     # Written anew: a killed process may have left half a line.
     write_text(folder / PIXELS, ",".join(COLUMNS) + "\n" + "".join(map(seen_line, seen)))
     return seen
+
+
+def _begun(folder: Path) -> dict[str, str]:
+    """The source that an unfinished folder is made from; empty if nothing was begun."""
+    try:
+        begun = json.loads((folder / _BEGUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / _BEGUN} cannot be read ({error}); remove {folder} to begin anew.") from error
+    return dict(begun)
 
 
 def _written(source: Source, folder: Path, done: set[tuple[str, int]], threads: int) -> Iterator[list[Seen]]:
@@ -218,9 +250,9 @@ def _written(source: Source, folder: Path, done: set[tuple[str, int]], threads: 
             yield seen
 
 
-def _check_mixture(source: Source, folder: Path, first: Iterable[Seen]) -> None:
+def _check_mixture(source: Source, folder: Path, formats: Iterable[str]) -> None:
     """Refuse to put damaged copies beside undamaged ones: their numbers must not meet in one table."""
-    new = variant_of(source.task, {one.format for one in first}, copy=source.copy)
+    new = variant_of(source.task, formats, copy=source.copy)
     for path in sorted(folder.parent.glob(f"*/{MANIFEST}")):
         other = read_manifest(path.parent)
         if (other["variant"] == "jpeg") != (new == "jpeg"):
@@ -242,6 +274,7 @@ def _finish(source: Source, folder: Path, classes: tuple[str, ...]) -> None:
     if not any(one.mask for one in seen):
         write_text(folder / SPLITS, splits_text(seen))
     formats = [one.format for one in seen]
+    _check_mixture(source, folder, formats)
     manifest = {
         "format": FORMAT,
         "suite": task.suite,
@@ -270,5 +303,7 @@ def versions() -> dict[str, Any]:
 
 
 def _failure(failed: dict[str, str], total: int) -> str:
+    if total == 1:
+        return next(iter(failed.values()))
     told = " ".join(f"{name}: {reason}" for name, reason in failed.items())
-    return f"{len(failed)} of {total} tasks are not prepared; the others are. {told}" if total > 1 else told
+    return f"{len(failed)} of {total} tasks are not prepared; the others are. {told}"

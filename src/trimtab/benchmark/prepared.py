@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.benchmark.catalog import TASKS, BenchmarkTask
+from trimtab.benchmark import catalog
+from trimtab.benchmark.catalog import BenchmarkTask
 from trimtab.benchmark.pixels import LOSSLESS_FORMATS, together
 from trimtab.errors import DataError
 
@@ -127,6 +128,6 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         raise DataError(f"{path} cannot be read ({error!r}); remove {folder} and prepare it again.") from error
     if version != FORMAT:
         raise DataError(f"{path} has the format {version} and this trimtab reads {FORMAT}; take a newer trimtab.")
-    if known[1] not in TASKS.get(known[0], {}):
+    if known[1] not in catalog.TASKS.get(known[0], {}):
         raise DataError(f"{path} is of the task {known[1]!r} of {known[0]!r}, which this trimtab does not know.")
     return manifest  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.benchmark.catalog import TASKS
+from trimtab.benchmark import catalog
 from trimtab.benchmark.pixels import look_at
 from trimtab.benchmark.prepare import versions
 from trimtab.benchmark.prepared import (
@@ -43,6 +43,11 @@ class Verdict:
     images: int
     wrong: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """All of it in a line."""
+        return f"wrong: {'; '.join(self.wrong)}" if self.wrong else f"{self.variant}, {self.images} images, all right"
+
 
 def verify(path: str | Path, *, threads: int = 2, progress: Progress | None = None) -> list[Verdict]:
     """Decode every image of prepared tasks and compare with manifest, table and sizes.
@@ -53,9 +58,10 @@ def verify(path: str | Path, *, threads: int = 2, progress: Progress | None = No
         progress: Who is told.
 
     Raises:
-        DataError: There is nothing prepared, or a manifest cannot be read.
+        DataError: There is nothing prepared.
     """
-    listener, top = progress or Progress(), Path(path)
+    # Names of suite and task are taken from the folders, so they have to be in the path.
+    listener, top = progress or Progress(), Path(path).absolute()
     found = [folder for depth in ("", "*/", "*/*/") for folder in sorted(top.glob(f"{depth}{PIXELS}"))]
     if not found:
         raise DataError(f"{top} has no prepared tasks in it; make some with `trimtab data prepare`.")
@@ -63,13 +69,14 @@ def verify(path: str | Path, *, threads: int = 2, progress: Progress | None = No
 
 
 def _verdict(folder: Path, threads: int, progress: Progress) -> Verdict:
+    name, wrong = f"{folder.parent.name}/{folder.name}", list[str]()
     if not (folder / MANIFEST).is_file():
-        return Verdict(
-            f"{folder.parent.name}/{folder.name}", "", 0, ("it is unfinished; go on with `trimtab data prepare`",)
-        )
-    manifest, listed = read_manifest(folder), read_seen(folder)
+        return Verdict(name, "", 0, ("it is unfinished; go on with `trimtab data prepare`",))
+    try:
+        manifest, listed = read_manifest(folder), read_seen(folder)
+    except DataError as error:
+        return Verdict(name, "", 0, (str(error),))
     name = f"{manifest['suite']}/{manifest['task']}"
-    wrong: list[str] = []
     seen = _looked_at(folder, name, listed, threads, wrong, progress)
     wrong += _against_manifest(manifest, seen)
     changed = [one.path for one, now in zip(listed, seen, strict=True) if now.sha256 not in ("", one.sha256)]
@@ -106,7 +113,7 @@ def _looked_at(
 
 
 def _against_manifest(manifest: Mapping[str, Any], seen: Sequence[Seen]) -> list[str]:
-    task = TASKS[manifest["suite"]][manifest["task"]]
+    task = catalog.TASKS[manifest["suite"]][manifest["task"]]
     wrong = []
     facts = split_facts(seen)
     sizes = {split: own["images"] for split, own in facts.items()}

@@ -21,7 +21,7 @@ def source_of(task: BenchmarkTask, downloads: Path, given: Path | None = None, r
         task: Which one.
         downloads: Where what is downloaded is kept until the task is prepared.
         given: For VTAB-1k a tree of NOAH's layout; otherwise a folder of archives.
-        revision: Which revision of the hub's data set; a tree has none.
+        revision: For VTAB-1k, which revision of the hub's data set; a tree has none.
 
     Raises:
         DataError: It cannot be had.
@@ -30,5 +30,5 @@ def source_of(task: BenchmarkTask, downloads: Path, given: Path | None = None, r
     if task.suite == "ade20k":
         return SceneArchive(task, downloads, given)
     if task.suite == "fgvc":
-        return ListedArchive(task, downloads, given, revision)
+        return ListedArchive(task, downloads, given)
     return HubParquet(task, downloads, revision) if given is None else NoahTree(task, given)

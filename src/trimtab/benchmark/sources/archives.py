@@ -79,7 +79,8 @@ def opened(path: Path) -> Iterator[Container]:
             with tarfile.open(path) as tarred:
                 yield _Tar(tarred)
     except _BROKEN as error:
-        raise DataError(f"{path} cannot be read ({error or type(error).__name__}); fetch it again.") from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(f"{path} cannot be read ({reason.rstrip(':')}); fetch it again.") from error
 
 
 def real_names(container: Container) -> list[str]:
@@ -96,16 +97,13 @@ class Fetched:
         downloads: Where it is kept if it is downloaded.
         given: The user's folder, if there is one; an archive there goes before downloading. It may have another of the
             usual endings, be unpacked into a folder of its name, or be named after the task.
-        revision: For archives of the hub, which revision in place of the catalogue's.
 
     Raises:
         DataError: It is not there, and only a person can fetch it, or its server does not answer.
     """
 
-    def __init__(
-        self, task: BenchmarkTask, archive: Archive, downloads: Path, given: Path | None, revision: str | None = None
-    ) -> None:
-        self._archive, self._downloads = archive, downloads
+    def __init__(self, task: BenchmarkTask, archive: Archive, downloads: Path, given: Path | None) -> None:
+        self._archive, self._downloads, self._found = archive, downloads, ""
         self._own = None if given is None else _given(given, archive, task)
         self._repository: Repository | None = None
         self.path = self._own or downloads / archive.file
@@ -113,7 +111,10 @@ class Fetched:
             self.bytes = 0
         elif archive.hub:
             name, _, pinned = archive.hub.partition("@")
-            self._repository = Repository(name, revision or pinned or None)
+            try:
+                self._repository = Repository(name, pinned or None)
+            except DataError as error:
+                raise DataError(f"{error} Or {_by_hand(archive, given)}.") from error
             file = self._repository.files.get(archive.file)
             if file is None:
                 raise DataError(f"The hub's data set {archive.hub} has no {archive.file}; {_by_hand(archive, given)}.")
@@ -142,21 +143,20 @@ class Fetched:
         Raises:
             DataError: It cannot be had, or is another file.
         """
-        known = self._archive.checksum
-        if self._own is not None:
-            # Under its own name it has to be that very file; another name may be another packing.
-            if self._own.is_file() and self._own.name == self._archive.file:
-                check(self._own, known, progress)
-            return
         self._downloads.mkdir(parents=True, exist_ok=True)
+        known = self._archive.checksum
+        if not self.path.exists() and self._repository is not None:
+            self._repository.fetch(self._archive.file, self._downloads / "hub", progress).replace(self.path)
+        elif not self.path.exists():
+            fetch_url(self._archive.url, self.path, progress)
         if self.path.is_file():
-            return
-        if self._repository is not None:
-            fetched = self._repository.fetch(self._archive.file, self._downloads / "hub", progress)
-            check(fetched, known, progress)
-            fetched.replace(self.path)
-        else:
-            fetch_url(self._archive.url, self.path, progress, known)
+            # Under its own name it has to be that very file; another name may be another packing.
+            wanted = known if self._own is None or self._own.name == self._archive.file else ""
+            self._found = check(self.path, wanted, progress, remove=self._own is None)
+
+    def facts(self) -> dict[str, object]:
+        """What the manifest says of the file; a folder has no checksum."""
+        return {"name": self.path.name, "bytes": self.size(), "checksum": self._found}
 
     def remove(self) -> None:
         """Remove what was downloaded; never what the user has."""
@@ -181,6 +181,6 @@ def _stem(name: str) -> str:
 
 
 def _by_hand(archive: Archive, given: Path | None) -> str:
-    how = archive.by_hand or f"fetch {archive.file} from wherever it is"
+    how = archive.by_hand or f"fetch {archive.file} yourself"
     where = f"put it there as {given / archive.file}" if given else f"put it as {archive.file} into a folder DIR"
     return f"{how}, {where}, and run the same command {'again' if given else 'with --from DIR'}"

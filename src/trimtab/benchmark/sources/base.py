@@ -57,7 +57,7 @@ class Source(abc.ABC):
         self.task, self.name, self.revision = task, name, revision
 
     @abc.abstractmethod
-    def bytes(self) -> tuple[int, int]:
+    def bytes_needed(self) -> tuple[int, int]:
         """About how much is to be downloaded, and how much the prepared images take; 0 where unknown."""
 
     @abc.abstractmethod

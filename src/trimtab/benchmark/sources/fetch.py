@@ -75,7 +75,7 @@ class Repository:
         with progress.stage(f"Downloading {name}", _megabytes(wanted.bytes), "MB") as advance:
             # Releases that cannot be told how to show progress show their own.
             given = inspect.signature(hf_hub_download).parameters
-            bar = {"tqdm_class": _bar(_Counted(advance))} if "tqdm_class" in given else {}
+            bar: dict[str, Any] = {"tqdm_class": _bar(_Counted(advance))} if "tqdm_class" in given else {}
             try:
                 path = Path(
                     hf_hub_download(
@@ -85,7 +85,7 @@ class Repository:
                         revision=self.revision,
                         local_dir=folder,
                         endpoint=self._endpoint,
-                        **bar,  # type: ignore[arg-type]
+                        **bar,
                     )
                 )
             except Exception as error:
@@ -94,21 +94,20 @@ class Repository:
                     "the same command goes on with what is there."
                 ) from error
         if wanted.sha256:
-            check(path, f"sha256:{wanted.sha256}", progress)
+            check(path, f"sha256:{wanted.sha256}", progress, remove=True)
         return path
 
 
-def fetch_url(url: str, path: Path, progress: Progress, checksum: str = "") -> None:
+def fetch_url(url: str, path: Path, progress: Progress) -> None:
     """Bring what is at an address into a file, from where an earlier attempt stopped.
 
     Args:
         url: An ``http`` or ``https`` address.
         path: Where to; it is there whole or not at all.
         progress: Who is told.
-        checksum: ``"sha256:..."`` or ``"md5:..."``, where one is known.
 
     Raises:
-        DataError: It cannot be had, or is damaged.
+        DataError: It cannot be had.
     """
     part = path.with_name(f"{path.name}.part")
     for attempt in range(1, _ATTEMPTS + 1):
@@ -122,7 +121,6 @@ def fetch_url(url: str, path: Path, progress: Progress, checksum: str = "") -> N
                     f"{url} cannot be downloaded ({error}); try again later (what is there is kept), or fetch "
                     f"{path.name} by hand and name its folder with --from DIR."
                 ) from error
-    check(part, checksum, progress, remove=True)
     part.replace(path)
     _edition(part).unlink(missing_ok=True)
 
@@ -143,15 +141,13 @@ def size_of_url(url: str) -> int:
         ) from error
 
 
-def check(path: Path, checksum: str, progress: Progress, *, remove: bool = False) -> None:
-    """Compare a file with its checksum; nothing to do where none is known.
+def check(path: Path, checksum: str, progress: Progress, *, remove: bool = False) -> str:
+    """The checksum of a file, compared with the one it should have, ``"sha256:..."`` or ``"md5:..."``, if there is one.
 
     Raises:
         DataError: They differ. With ``remove`` the file is removed, so that it is fetched anew.
     """
-    if not checksum:
-        return
-    kind, _, wanted = checksum.partition(":")
+    kind, _, wanted = (checksum or "sha256:").partition(":")
     found = hashlib.new(kind, usedforsecurity=False)
     with progress.stage(f"Checking {path.name}", _megabytes(path.stat().st_size), "MB") as advance:
         counted = _Counted(advance)
@@ -159,13 +155,14 @@ def check(path: Path, checksum: str, progress: Progress, *, remove: bool = False
             while block := file.read(_BLOCK):
                 found.update(block)
                 counted(len(block))
-    if found.hexdigest() != wanted:
+    if wanted and found.hexdigest() != wanted:
         if remove:
             path.unlink()
         raise DataError(
             f"{path} is damaged or another file: its {kind} is {found.hexdigest()}, and it should be {wanted}; "
             f"{'run the same command to fetch' if remove else 'remove it to have it fetched, or fetch'} it anew."
         )
+    return f"{kind}:{found.hexdigest()}"
 
 
 def _go_on(url: str, part: Path, progress: Progress) -> None:
@@ -174,10 +171,18 @@ def _go_on(url: str, part: Path, progress: Progress) -> None:
     have = part.stat().st_size if part.is_file() and edition.is_file() else 0
     # If-Range: should the file at the address have changed, all of the new one comes.
     asked = {"Range": f"bytes={have}-", "If-Range": edition.read_text(encoding="utf-8")} if have else {}
-    with _open(url, asked) as answer:
+    try:
+        answer = _open(url, asked)
+    except urllib.error.HTTPError as error:
+        # A process may have been killed when all of it was here: then nothing is left to ask for.
+        if have and error.headers.get("Content-Range") == f"bytes */{have}":
+            return
+        raise
+    with answer:
         goes_on = answer.status == http.HTTPStatus.PARTIAL_CONTENT
         have = have if goes_on else 0
-        total = have + int(answer.headers.get("Content-Length") or 0)
+        length = answer.headers.get("Content-Length")
+        total = have + int(length or 0)
         stamp = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if stamp:
             edition.write_text(stamp, encoding="utf-8")
@@ -185,12 +190,12 @@ def _go_on(url: str, part: Path, progress: Progress) -> None:
             edition.unlink(missing_ok=True)
         title = f"Downloading {part.name.removesuffix('.part')}"
         with progress.stage(title, _megabytes(total), "MB", have // _MEGABYTE) as advance:
-            counted = _Counted(advance)
+            counted = _Counted(advance, have)
             with part.open("ab" if goes_on else "wb") as file:
                 while block := answer.read(_BLOCK):
                     file.write(block)
                     counted(len(block))
-    if total and part.stat().st_size != total:
+    if length is not None and part.stat().st_size != total:
         raise http.client.IncompleteRead(b"", total - part.stat().st_size)
 
 
@@ -211,8 +216,8 @@ def _edition(part: Path) -> Path:
 class _Counted:
     """Bytes told as whole megabytes."""
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance, self._rest = advance, 0
+    def __init__(self, advance: Callable[[int], None], before: int = 0) -> None:
+        self._advance, self._rest = advance, before % _MEGABYTE
 
     def __call__(self, count: int) -> None:
         whole, self._rest = divmod(self._rest + count, _MEGABYTE)

@@ -45,7 +45,7 @@ class HubParquet(Source):
         self._downloads = downloads / task.hub.replace("/", "--")
         self._paths: dict[str, list[Path]] = {}
 
-    def bytes(self) -> tuple[int, int]:
+    def bytes_needed(self) -> tuple[int, int]:
         """The parquet files; the images in them take about the same again."""
         total = sum(file.bytes for files in self._shards.values() for file in files)
         return total, total
@@ -79,11 +79,10 @@ class HubParquet(Source):
         for split, paths in self._paths.items():
             place = -1
             for path in paths:
-                for batch in _opened(parquet, path).iter_batches(_ROWS, columns=["image", "label"]):
-                    for row in batch.to_pylist():
-                        place += 1
-                        if (split, place) not in done:
-                            yield self._picture(split, place, row, names, path)
+                for row in _rows(parquet, path):
+                    place += 1
+                    if (split, place) not in done:
+                        yield self._picture(split, place, row, names, path)
 
     def files(self) -> list[Mapping[str, object]]:
         """The parquet files."""
@@ -144,11 +143,28 @@ def _names(schema: Any) -> tuple[str, ...] | None:
         return None
 
 
+def _rows(parquet: Any, path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a parquet file, a few in memory at a time."""
+    batches = _opened(parquet, path).iter_batches(_ROWS, columns=["image", "label"])
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+            raise _unreadable(path, error) from error
+        if batch is None:
+            return
+        yield from batch.to_pylist()
+
+
 def _opened(parquet: Any, path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-        raise DataError(f"{path} is no parquet file that can be read ({error}); remove it and run again.") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is no parquet file that can be read ({error}); remove it and run the same command again.")
 
 
 def _parquet() -> Any:

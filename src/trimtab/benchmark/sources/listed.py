@@ -28,37 +28,35 @@ class ListedArchive(Source):
         task: A task of FGVC.
         downloads: Where what is downloaded is kept until the task is prepared.
         given: The user's folder with archives and split files, if there is one.
-        revision: Which revision of the hub's files, in place of the catalogue's.
 
     Raises:
         DataError: The archive or the split files cannot be had.
     """
 
-    def __init__(
-        self, task: BenchmarkTask, downloads: Path, given: Path | None = None, revision: str | None = None
-    ) -> None:
+    def __init__(self, task: BenchmarkTask, downloads: Path, given: Path | None = None) -> None:
         if task.archive is None or task.splits is None:
             raise DataError(f"{task.name} has no archive; it comes from elsewhere.")
-        self._images = Fetched(task, task.archive, downloads, given, revision)
+        self._images = Fetched(task, task.archive, downloads, given)
+        self._needed = [self._images]
         own = None if given is None else _own_splits(task, given)
-        self._lists = own or Fetched(task, task.splits, downloads, given, revision)
-        lists = own.name if isinstance(own, Path) else self._lists.where if isinstance(self._lists, Fetched) else ""
-        super().__init__(task, f"{self._images.where}, split files of {lists}", "")
+        if own is None:
+            lists = Fetched(task, task.splits, downloads, given)
+            self._needed.append(lists)
+            self._lists, where = lists.path, lists.where
+        else:
+            self._lists, where = own, f"{own.name} (the user's)"
+        super().__init__(task, f"{self._images.where}, split files of {where}", "")
         self._rows: dict[str, list[tuple[str, int]]] = {}
 
-    def bytes(self) -> tuple[int, int]:
+    def bytes_needed(self) -> tuple[int, int]:
         """The archives, and the images, which take about as much as their archive."""
-        lists = self._lists.bytes if isinstance(self._lists, Fetched) else 0
-        return self._images.bytes + lists, self._images.size()
+        return sum(one.bytes for one in self._needed), self._images.size()
 
     def fetch(self, progress: Progress) -> None:
         """Get archive and split files, and read the latter."""
-        self._images.fetch(progress)
-        if isinstance(self._lists, Fetched):
-            self._lists.fetch(progress)
-            path = self._lists.path
-        else:
-            path = self._lists
+        for one in self._needed:
+            one.fetch(progress)
+        path = self._lists
         with opened(path) as container:
             files = _split_files(self.task, container, path)
             contents = {split: container.read(name) for split, name in files.items()}
@@ -92,8 +90,8 @@ class ListedArchive(Source):
                     yield Picture(split, place, self._name(label), f"images/{path}", container.read(name))
 
     def files(self) -> list[Mapping[str, object]]:
-        """The archive."""
-        return [{"name": self._images.path.name, "bytes": self._images.size()}]
+        """The archives."""
+        return [one.facts() for one in self._needed]
 
     def tidy(self) -> None:
         """Remove the archive if it was downloaded."""

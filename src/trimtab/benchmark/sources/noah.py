@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TypeAlias
@@ -16,6 +17,8 @@ from trimtab.progress import Progress
 
 Place: TypeAlias = "Path | zipfile.Path"
 _LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+_SAMPLE = 8
+"""Images of each split by which the size of all is guessed."""
 _TOP = ("", "vtab-1k", "vtab_1k", "vtab1k")
 """Where the folders of the tasks may start."""
 
@@ -43,13 +46,14 @@ class NoahTree(Source):
     def __init__(self, task: BenchmarkTask, tree: Path) -> None:
         self._home = _folder(task, tree)
         self._rows = {split: _rows(task, self._home, split) for split in _LISTS}
-        lists = b"".join((self._home / name).read_bytes() for name in _LISTS.values())
+        lists = b"".join(_content(self._home, name) for name in _LISTS.values())
         super().__init__(task, "tree of NOAH's layout", f"lists sha256:{hashlib.sha256(lists).hexdigest()}")
+        sizes = [len(_content(self._home, path)) for rows in self._rows.values() for path, _ in rows[:_SAMPLE]]
+        self._bytes = sum(sizes) // max(1, len(sizes)) * sum(len(rows) for rows in self._rows.values())
 
-    def bytes(self) -> tuple[int, int]:
+    def bytes_needed(self) -> tuple[int, int]:
         """Nothing is downloaded; the images take what the first of each split take on average."""
-        sizes = [len((self._home / path).read_bytes()) for rows in self._rows.values() for path, _ in rows[:8]]
-        return 0, sum(sizes) // max(1, len(sizes)) * sum(len(rows) for rows in self._rows.values())
+        return 0, self._bytes
 
     def fetch(self, progress: Progress) -> None:
         """Nothing to do."""
@@ -65,14 +69,8 @@ class NoahTree(Source):
             for place, (path, label) in enumerate(rows):
                 if (split, place) in done:
                     continue
-                where = f"{self._home / path}"
-                try:
-                    content = (self._home / path).read_bytes()
-                except (OSError, KeyError) as error:
-                    raise DataError(
-                        f"{where} is in a list and cannot be read ({error}); copy the tree again."
-                    ) from None
-                suffix = SUFFIXES[format_of(content, where)]
+                content = _content(self._home, path)
+                suffix = SUFFIXES[format_of(content, f"{self._home / path}")]
                 yield Picture(split, place, names[label], f"images/{split}/{place:05}{suffix}", content)
 
 
@@ -97,13 +95,18 @@ def _folder(task: BenchmarkTask, tree: Path) -> Place:
     )
 
 
+def _content(home: Place, path: str) -> bytes:
+    """The bytes of a file of the tree."""
+    try:
+        return (home / path).read_bytes()
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{home / path} cannot be read ({error}); copy it again.") from error
+
+
 def _rows(task: BenchmarkTask, home: Place, split: str) -> list[tuple[str, int]]:
     """Paths and labels of a list."""
     name = _LISTS[split]
-    try:
-        lines = (home / name).read_text(encoding="utf-8").splitlines()
-    except (OSError, KeyError, UnicodeDecodeError):
-        raise DataError(f"{home / name} is missing or no text; copy {task.name} of the tree again.") from None
+    lines = _content(home, name).decode("utf-8", errors="backslashreplace").splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -35,7 +35,7 @@ class SceneArchive(Source):
         self._pairs: dict[str, list[tuple[str, str]]] = {}
         self._list = b""
 
-    def bytes(self) -> tuple[int, int]:
+    def bytes_needed(self) -> tuple[int, int]:
         """The archive, and the images, which take about as much."""
         return self._archive.bytes, self._archive.size()
 
@@ -90,7 +90,7 @@ class SceneArchive(Source):
 
     def files(self) -> list[Mapping[str, object]]:
         """The archive."""
-        return [{"name": self._archive.path.name, "bytes": self._archive.size()}]
+        return [self._archive.facts()]
 
     def tidy(self) -> None:
         """Remove the archive if it was downloaded."""
