@@ -179,3 +179,64 @@ def test_wrong_suites(tmp_path: Path, text: str | None, error: type[Exception], 
         file.write_text(text)
     with pytest.raises(error, match=message):
         go(file, tmp_path / "out", Inline())
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def test_the_command_line_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from trimtab import cli
+    from trimtab.benchmark import command
+    from trimtab.benchmark.run import Outcome
+
+    seen: dict[str, Any] = {}
+
+    def stand_in(suite: str, **given: Any) -> Outcome:
+        seen.update(given, suite=suite)
+        return Outcome(3, ())
+
+    monkeypatch.setattr(command, "bench", stand_in)
+    words = ["bench", "vtab1k", "--methods", "vpt:deep=false", "linear", "--tasks", "svhn", "kitti", "--out", "runs"]
+    assert cli.main([*words, "--protocol", "paper-vpt", "--seeds", "3", "--prune"]) == 0
+    del seen["progress"], seen["command"]
+    assert seen == {
+        "suite": "vtab1k",
+        "methods": ["vpt:deep=false", "linear"],
+        "tasks": ["svhn", "kitti"],
+        "out": "runs",
+        "protocol": "paper-vpt",
+        "seeds": 3,
+        "prune": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bench", "vtab2k", "--methods", "linear", "--out", "{}/out"], "There is no suite 'vtab2k'. Did you mean"),
+        (["bench", "report", "{}"], "has no results.jsonl of a benchmark"),
+    ],
+)
+def test_errors_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trimtab import cli
+
+    assert cli.main([word.format(tmp_path) for word in words]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_what_could_not_be_done_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trimtab import cli
+    from trimtab.benchmark import command
+    from trimtab.benchmark.run import Outcome
+
+    monkeypatch.setattr(command, "bench", lambda *_, **__: Outcome(2, ("svhn, vpt: DataError: broken",)))
+    assert cli.main(["bench", "vtab1k", "--methods", "vpt", "--out", "runs"]) == 1
+    told = capsys.readouterr()
+    assert "1 of the table could not be done, first svhn, vpt: DataError: broken" in told.err
+    assert "trimtab bench report runs" in told.out

@@ -40,10 +40,11 @@ class Processes:
 
     Args:
         workers: How many; by default one until it is known what a training holds, then as many as fit.
+        gpu: Whether they use a GPU where there is one.
     """
 
-    def __init__(self, workers: int | None) -> None:
-        self._workers = workers
+    def __init__(self, workers: int | None, *, gpu: bool = True) -> None:
+        self._workers, self._gpu = workers, gpu
         # Before any worker starts: libraries read it when they are imported.
         os.environ.update(dict.fromkeys(THREADS, "1"))
         self._pool = self._made()
@@ -60,7 +61,7 @@ class Processes:
             return 1
         import torch
 
-        return fitting(peak, torch.cuda.is_available())
+        return fitting(peak, self._gpu and torch.cuda.is_available())
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """To the next free process."""

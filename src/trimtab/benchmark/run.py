@@ -69,7 +69,7 @@ class Run:
         # Task by task, so that the trials of a worker share its images.
         self.units = [Unit(row, task, trials, results, self.ledger, self.models) for task in tasks for row in rows]
         self.running = Running(config.weights, config.device, cache_gb=config.cache_gb)
-        self.pool: Pool = pool or Processes(config.workers)
+        self.pool: Pool = pool or Processes(config.workers, gpu=config.device != "cpu")
         self.flying: dict[Future[Record], Job] = {}
         self.broken: dict[tuple[str, str], str] = {}
         self.died: dict[str, int] = {}
@@ -179,8 +179,8 @@ class Run:
             mine = took.get((method, part)) or took.get((method, "tune")) or every or [0.0]
             seconds += sum(mine) / len(mine)
         done = sum(unit.total() for unit in self.units) - len(left)
-        ahead = clock(seconds / max(1, len(self.flying) + 1)) if left else "nothing"
-        return f"{done} of {done + len(left)} trainings done, about {ahead} left"
+        told = f"{done} of {done + len(left)} trainings done"
+        return f"{told}, about {clock(seconds / (len(self.flying) + 1))} left" if left else told
 
     def _sweep(self) -> None:
         """Remove the final models that are measured, unless they are to be kept."""
