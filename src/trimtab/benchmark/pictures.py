@@ -106,7 +106,7 @@ def ranks(summary: Record) -> Drawing | None:
         marker = MARKERS[k % len(MARKERS)]
         axes.plot(statistics.fmean(found[k]), place, marker=marker, color=SERIES[k % len(SERIES)], **look)
     axes.set_yticks(range(len(rows)), [shown(label(rows[k]), _NAME) for k in order])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0.7, len(rows) + 0.3)
     axes.set_xticks(range(1, len(rows) + 1))
     axes.set_xlabel("rank; 1 is best")
