@@ -31,10 +31,9 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.methods import alone
-from benchmarks.results import Record, Results, repair
 from benchmarks.studies import BACKBONE
-from benchmarks.trial import THREADS, set_up_worker
+from trimtab.benchmark.results import Record, Results, repair
+from trimtab.benchmark.workers import THREADS, alone, set_up_worker
 from trimtab.errors import ConfigError, DataError, TrainingError
 from trimtab.files import write_text
 from trimtab.progress import TerminalProgress

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Record, Results
 from benchmarks.splits import write_test
 from benchmarks.trial import Trial
+from trimtab.benchmark.results import Record, Results
 
 
 class LedgerError(Exception):

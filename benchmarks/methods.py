@@ -10,14 +10,11 @@ shows it.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +24,10 @@ if not __package__:
 
 from benchmarks.ledger import Ledger, LedgerError
 from benchmarks.plan import FixedUnit, Job, Trials, TunedUnit, Unit, sweep
-from benchmarks.results import Results, repair
 from benchmarks.studies import BACKBONE, SETS, STUDIES, Row, Study, TunedRow
-from benchmarks.trial import THREADS, Budget, Place, read_test, run_trial, set_up_worker
+from benchmarks.trial import Budget, Place, read_test, run_trial
+from trimtab.benchmark.results import Results, repair
+from trimtab.benchmark.workers import THREADS, alone, set_up_worker
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.progress import TerminalProgress, clock
 
@@ -207,22 +205,6 @@ def unusable(row: Row) -> str | None:
         # Whatever is wrong with a method that is being written, the other rows can run.
         return f"{type(error).__name__}: {error}"
     return None
-
-
-@contextmanager
-def alone(work: Path) -> Iterator[None]:
-    """Make sure that no other run works in this folder.
-
-    Raises:
-        ConfigError: If one does.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"Another run works in {str(work)!r}; wait for it, or name another --work.") from error
-        yield
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.ledger import Ledger
-from benchmarks.results import Record, Results, best
 from benchmarks.splits import Split, draw_split
 from benchmarks.studies import BACKBONE, FixedRow, Study, TunedRow
 from benchmarks.trial import Budget, Trial
+from trimtab.benchmark.results import Record, Results, best
 from trimtab.methods import METHODS, configure
 
 

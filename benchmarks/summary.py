@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.results import Record, Results
 from benchmarks.studies import SETS, FixedRow, Study
+from trimtab.benchmark.results import Record, Results
+from trimtab.benchmark.statistics import difference, interval, t_value
 
 INTERVAL = (
     "Intervals are 95 % t intervals over the per-seed means over the sets ({seeds} seeds, {degrees} degrees of "
@@ -143,29 +143,6 @@ def _compare(study: Study, table: list[Record]) -> None:
         if study.baseline is not None and before is not None:
             row["against_previous"] = difference(row["seed_means"], before["seed_means"])
         before = row
-
-
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> Record:
-    """The mean of the differences seed by seed, with its interval."""
-    if not ours or len(ours) != len(theirs):
-        return interval([])
-    return interval([a - b for a, b in zip(ours, theirs, strict=True)])
-
-
-def interval(values: Sequence[float]) -> Record:
-    """Mean and half the width of the 95 % t interval; ``None`` where there are too few values."""
-    if not values:
-        return {"mean": None, "half": None}
-    count = len(values)
-    half = t_value(count) * statistics.stdev(values) / math.sqrt(count) if count > 1 else None
-    return {"mean": statistics.fmean(values), "half": half}
-
-
-def t_value(count: int) -> float:
-    """The 97.5 % quantile of t for a mean of ``count`` values."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, count - 1))
 
 
 def _mean(values: Iterable[Any]) -> float | None:

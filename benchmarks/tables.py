@@ -15,9 +15,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.pictures import draw
-from benchmarks.results import Record, Results
 from benchmarks.studies import STUDIES
 from benchmarks.summary import summarise
+from trimtab.benchmark.results import Record, Results
 from trimtab.files import write_json, write_text
 
 NONE = "–"  # noqa: RUF001

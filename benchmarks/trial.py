@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.metadata
 import json
-import math
-import os
 import shutil
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.splits import Split
-
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+from trimtab.benchmark.provenance import finite, head_numbers, provenance
 
 
 @dataclass(frozen=True)
@@ -74,25 +68,6 @@ class Place:
     device: str
 
 
-def set_up_worker() -> None:
-    """One thread for each worker; Ctrl-C is the parent's business, and a worker does not outlive it."""
-    import multiprocessing
-    import signal
-
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()
-
-
 def run_trial(trial: Trial, place: Place, keep: bool) -> dict[str, Any]:
     """Train and measure on the validation images; the record for the results.
 
@@ -113,7 +88,7 @@ def run_trial(trial: Trial, place: Place, keep: bool) -> dict[str, Any]:
             "val_loss": None,
             "val_mean_class_accuracy": 0.0,
             "wall_seconds": round(time.monotonic() - started, 2),
-            **_versions(),
+            **provenance(),
         }
     fitted = time.monotonic()
     val = evaluate(place.out, place.split.val, split="val", weights=place.weights, threads=1, device=place.device)
@@ -123,13 +98,13 @@ def run_trial(trial: Trial, place: Place, keep: bool) -> dict[str, Any]:
     return {
         "failed": None,
         "val_accuracy": val["accuracy"],
-        "val_loss": _finite(val["loss"]),
+        "val_loss": finite(val["loss"]),
         "val_mean_class_accuracy": val["mean_class_accuracy"],
         **trained,
         "fit_seconds": round(fitted - started, 2),
         "evaluate_seconds": round(ended - fitted, 2),
         "wall_seconds": round(ended - started, 2),
-        **_versions(),
+        **provenance(),
     }
 
 
@@ -146,7 +121,7 @@ def read_test(trial: Trial, place: Place, images: Path) -> dict[str, Any]:
     return {
         "failed": None,
         "trained_again": again,
-        **{f"test_{name}": _finite(test[name]) for name in names},
+        **{f"test_{name}": finite(test[name]) for name in names},
         "test_images": test["images"],
         "test_classes": test["classes"],
         "evaluate_seconds": test["seconds"],
@@ -183,7 +158,7 @@ def _train(trial: Trial, place: Place) -> dict[str, Any]:
     return {
         "seconds": result.seconds,
         "trainable": result.trainable,
-        "trainable_method": result.trainable - _head_numbers(place.out),
+        "trainable_method": result.trainable - head_numbers(place.out),
         "adapter_bytes": result.adapter_bytes,
         "train_loss": metrics["history"][-1]["train_loss"],
         "peak_memory": result.peak_memory,
@@ -192,39 +167,3 @@ def _train(trial: Trial, place: Place) -> dict[str, Any]:
         "fingerprint": config["backbone"]["fingerprint"],
         "classes": len(config["labels"]),
     }
-
-
-def _finite(value: float) -> float | None:
-    """A loss that overflows is no JSON number."""
-    return value if math.isfinite(value) else None
-
-
-def _head_numbers(out: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(out / "adapter_model.safetensors", "pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith("head.")]  # noqa: SIM118
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-
-
-def _versions() -> dict[str, Any]:
-    import torch
-
-    versions = {name: importlib.metadata.version(name) for name in ("trimtab", "torch", "timm")}
-    return {
-        "versions": versions,
-        "code": _code(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-@functools.cache
-def _code() -> str:
-    """A digest of trimtab's source, so that a table can tell whether all of its rows come from the same."""
-    import trimtab
-
-    folder = Path(trimtab.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:12]

@@ -27,6 +27,7 @@ from trimtab.progress import default_progress, main_process
 from trimtab.show import show
 
 _FIT_CONFIG = "trimtab.recipe:FitConfig"
+_BENCH_CONFIG = "trimtab.benchmark.config:BenchConfig"
 _OF_METHOD = "method."
 """Keeps a method's options apart from those of fit in the parsed namespace."""
 _OF_TASK = "task."
@@ -177,6 +178,32 @@ def _data(args: argparse.Namespace) -> None:
     )
 
 
+def _bench(args: argparse.Namespace) -> None:
+    from trimtab.benchmark.command import bench
+
+    outcome = bench(
+        args.suite,
+        methods=args.methods,
+        out=args.out,
+        tasks=args.tasks,
+        progress=default_progress(),
+        command=args.command_line,
+        **given_options(args, read_options(_BENCH_CONFIG)),
+    )
+    show({"result": args.out, "jobs": outcome.done}, follow_up=["trimtab", "bench", "report", args.out])
+    if outcome.broken:
+        count = len(outcome.broken)
+        raise TrainingError(f"{count} of the table could not be done, first {outcome.broken[0]}. The rest is done.")
+
+
+def _bench_report(args: argparse.Namespace) -> None:
+    from trimtab.benchmark.report import bench_report
+
+    written = bench_report(args.directories, out=args.out)
+    print(written.text)
+    show({"result": str(written.out)})
+
+
 def _prepare(args: argparse.Namespace) -> None:
     if args.list:
         from trimtab.benchmark.listing import lines
@@ -255,6 +282,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         _command(commands, "data", _data, "List the data that comes with trimtab, or write it as PNG files."), own
     )
     _add_report(_command(commands, "report", _write_report, "Write a page with pictures on one run or several."))
+    _add_bench(commands, own if command == ["bench"] else None)
     _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
     _check_flags(parser, options)
     if command:
@@ -414,6 +442,31 @@ def _add_report(parser: _Parser) -> None:
     parser.add_argument("--data", metavar="DATA", help="labelled images to look at (default: those of each run)")
     parser.add_argument("--split", metavar="NAME", help="which of them: train, val, test or all (default: val)")
     _add_running(parser)
+
+
+def _add_bench(commands: Any, words: list[str] | None) -> None:
+    """``bench SUITE`` and ``bench report``; ``words`` are those after ``bench``."""
+    text = "Measure methods on the tasks of a suite, by a protocol that keeps test images apart; report on it."
+    if words is not None and words[:1] == ["report"]:
+        parser = _command(commands, "bench", _bench_report, text)
+        parser.usage = "trimtab bench report DIR... [--out DIR]"
+        parser.add_argument("report", choices=["report"], help=argparse.SUPPRESS)
+        parser.add_argument("directories", metavar="DIR", nargs="+", help="result folders of bench, of one suite")
+        parser.add_argument("--out", metavar="DIR", help="folder for text, CSV and HTML (default: report in DIR)")
+        return
+    parser = _command(commands, "bench", _bench, text)
+    if words is None:
+        return
+    parser.usage = "trimtab bench SUITE --methods NAME... --out DIR [options]\n       trimtab bench report DIR..."
+    help_ = "vtab1k, fgvc, or a CSV file with the columns task,data and perhaps group"
+    parser.add_argument("suite", metavar="SUITE", help=help_)
+    help_ = "how to tune; with options of its own as vpt:deep=false,num_prompts=20 or linear:epochs=50"
+    parser.add_argument("--methods", metavar="NAME", nargs="+", required=True, help=help_)
+    parser.add_argument("--tasks", metavar="NAME", nargs="+", default=[], help="only these tasks of the suite")
+    help_ = "folder for the results; the same command again goes on there"
+    parser.add_argument("--out", metavar="DIR", required=True, help=help_)
+    add_options(parser.add_argument_group("options"), read_options(_BENCH_CONFIG))
+    parser.epilog = f"methods: {', '.join(METHODS)}"
 
 
 def _add_backbones(parser: _Parser) -> None:
@@ -599,7 +652,7 @@ def _sentence(error: BaseException, way_on: str) -> str:
 
 def _way_on(words: list[str], started: float) -> str:
     """How what was interrupted goes on."""
-    if words[:2] == ["data", "prepare"]:
+    if words[:2] == ["data", "prepare"] or (words[:1] == ["bench"] and words[1:2] != ["report"]):
         return " The same command goes on."
     if words[:1] != ["fit"]:
         return ""

@@ -16,7 +16,8 @@ from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
 from trimtab.data import ImageSet, TrainingData
 from trimtab.errors import CheckpointError, ConfigError, nearest
-from trimtab.loop import Job
+from trimtab.inputs import Shared
+from trimtab.loop import Job, Watch
 from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
 from trimtab.model import TunedModel, build
 from trimtab.progress import Progress
@@ -56,7 +57,7 @@ class FitResult:
 
 
 def fit(
-    data: str | Path,
+    data: str | Path | TrainingData,
     *,
     out: str | Path,
     method: str | object,
@@ -67,6 +68,8 @@ def fit(
     overwrite: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
+    watch: Watch | None = None,
+    shared: Shared | None = None,
     **options: Any,
 ) -> FitResult:
     """Tune a backbone on labelled images and save the adapter.
@@ -78,7 +81,7 @@ def fit(
             a CSV with the columns path, label and perhaps split, or the name of data that comes with trimtab
             (``digits``, ``sprites/orientation``; see ``trimtab.data.BUILT_IN``). For segmentation a folder with
             ``images/`` and ``masks/`` of the same names, each perhaps with ``train/``, ``val/`` and ``test/``, or a CSV
-            with the columns path, mask and perhaps split.
+            with the columns path, mask and perhaps split. Or what was opened from one of these before.
         out: Folder for the adapter.
         method: A method's name, or its configuration.
         method_options: Fields of the method's configuration, if ``method`` is a name.
@@ -88,6 +91,8 @@ def fit(
         overwrite: Replace what is in ``out``.
         progress: Who is told how far it is; nobody by default.
         command: The command line, for the record.
+        watch: Called after every epoch with the history and the model; what it raises ends the run.
+        shared: What other runs of this process have in common with this one: backbone, decoded images, features.
         options: Fields of :class:`~trimtab.recipe.FitConfig`.
 
     Raises:
@@ -103,7 +108,7 @@ def fit(
     # Nobody writes before all have looked.
     accelerator.wait_for_everyone()
     training = _open(data, config, progress, asked, named="backbone" in options)
-    backbone = _backbone(config, accelerator.device)
+    backbone = _backbone(config, accelerator.device, shared or Shared())
     preprocess = make_preprocess(config, backbone, asked)
     torch.manual_seed(config.seed)
     model = build(backbone, method_config, len(training.train.classes), asked.head)
@@ -113,13 +118,19 @@ def fit(
         progress.say(f"{out} is finished; nothing is left to do.")
         return _finished(folder.path)
     tracking = _tracking(config, accelerator, folder, run, progress)
-    job = Job(config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking)
+    job = Job(
+        config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
+    )
+    _go(job, run)
+    return _finished(folder.path)
+
+
+def _go(job: Job, run: dict[str, Any]) -> None:
     # Broken images are found before anything that was in the folder is replaced.
     job.decode()
-    run = _begin(folder, run, training, accelerator, asked)
-    with tracking:
+    run = _begin(job.folder, run, job.training, job.accelerator, job.task)
+    with job.tracking:
         job.finish(job.train(), run)
-    return _finished(folder.path)
 
 
 def _fit_config(options: dict[str, Any]) -> FitConfig:
@@ -145,8 +156,12 @@ def _recipe(config: FitConfig, task: Task, method_config: object) -> Recipe:
     return config.resolve(paper_recipe(config.recipe) if config.recipe else own)
 
 
-def _backbone(config: FitConfig, device: torch.device) -> Backbone:
-    return load_backbone(config.backbone, weights=config.weights, image_size=config.size(), device=device)
+def _backbone(config: FitConfig, device: torch.device, shared: Shared) -> Backbone:
+    size = config.size()
+    return shared.once(
+        ("backbone", config.backbone, config.weights, size, str(device)),
+        lambda: load_backbone(config.backbone, weights=config.weights, image_size=size, device=device),
+    )
 
 
 def make_preprocess(config: FitConfig, backbone: Backbone, task: Task | None = None) -> AnyPreprocess:
@@ -210,10 +225,12 @@ def _begin(
     return run
 
 
-def _open(data: str | Path, config: FitConfig, progress: Progress, task: Task, *, named: bool) -> TrainingData:
+def _open(
+    data: str | Path | TrainingData, config: FitConfig, progress: Progress, task: Task, *, named: bool
+) -> TrainingData:
     if not named:
         progress.say(_UNNAMED.format(config.backbone))
-    training = task.open_training(data, config.val_fraction, config.seed)
+    training = data if isinstance(data, TrainingData) else task.open_training(data, config.val_fraction, config.seed)
     for note in training.notes:
         progress.say(note)
     if config.limit is None:
@@ -233,7 +250,7 @@ def _record(
     training: TrainingData,
     preprocess: AnyPreprocess,
     command: str | None,
-    data: str | Path,
+    data: str | Path | TrainingData,
     processes: int,
     task: Task,
 ) -> dict[str, Any]:
@@ -248,7 +265,7 @@ def _record(
     return {
         "trimtab": __version__,
         "command": command,
-        "data": str(data),
+        "data": data.train.name if isinstance(data, TrainingData) else str(data),
         "options": dataclasses.asdict(config),
         "train_images": len(training.train),
         "val_images": len(training.val),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,33 @@ class Features:
 
 
 Inputs: TypeAlias = "Decoded | Features"
+Made = TypeVar("Made")
+
+
+class Shared:
+    """What runs that follow each other in a process need not make twice: the same key is the same thing.
+
+    Example:
+        ::
+
+            shared = Shared()
+            for lr in (1e-3, 3e-3):
+                trimtab.fit("flowers", out=f"runs/{lr}", method="linear", lr=lr, shared=shared)
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` made of this key, now or before."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._made.clear()
 
 
 def take(features: Read, rows: list[int] | Tensor) -> Read:

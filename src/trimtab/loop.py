@@ -11,9 +11,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ from trimtab import checkpoint
 from trimtab.compiling import compile_whole
 from trimtab.data import TrainingData
 from trimtab.errors import TrainingError
-from trimtab.inputs import Decoded, Features, Inputs, check_room, cut, join
+from trimtab.inputs import Decoded, Features, Inputs, Shared, check_room, cut, join
 from trimtab.memory import Kept, kept_activations, peak_memory, size_of
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
@@ -37,6 +38,9 @@ from trimtab.run_folder import RunFolder, TrainState, restore_optimizer
 from trimtab.tasks import Task
 from trimtab.tasks.base import AnyPreprocess
 from trimtab.tracking import Tracking
+
+Watch: TypeAlias = Callable[[Sequence[dict[str, float]], TunedModel], None]
+"""What is called after every epoch: with the history so far, an entry an epoch, and the model."""
 
 
 class Job:
@@ -54,11 +58,14 @@ class Job:
         progress: Progress,
         task: Task,
         tracking: Tracking | None = None,
+        watch: Watch | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self.config, self.recipe, self.accelerator = config, recipe, accelerator
         self.folder, self.model, self.training = folder, model, training
         self.preprocess, self.progress, self.task = preprocess, progress, task
         self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
+        self.watch, self.shared = watch, shared or Shared()
         self.started = time.monotonic()
         self.objective = Objective(model, config, task)
         self._decoded: tuple[Decoded, Decoded] | None = None
@@ -83,7 +90,7 @@ class Job:
             self.progress.say(f"Resuming after epoch {state.epoch} of {self.recipe.epochs}.")
         fixed = not self.model.method.touches_blocks and self.preprocess.augment == "none"
         if fixed and self.task.features_once:
-            train, val = self._features(decoded), self._features(held_out)
+            train, val = self._shared_features(decoded), self._shared_features(held_out)
             self.objective.from_features = True
         return self._loop(train, val, state)
 
@@ -98,9 +105,9 @@ class Job:
         budget = int(self.config.cache_gb * 1e9)
         stores = []
         for images, whole in ((self.training.train, False), (self.training.val, True)):
-            store = self.task.store(
-                images, self.preprocess, cache_bytes=budget, threads=self.config.threads, whole=whole
-            )
+            settings = {"cache_bytes": budget, "threads": self.config.threads}
+            make = partial(self.task.store, images, self.preprocess, whole=whole, **settings)
+            store = self.shared.once(("store", images, self.preprocess, whole), make)
             if len(images):
                 with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
                     store.fill(advance)
@@ -165,6 +172,12 @@ class Job:
     def _trained(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
 
+    def _shared_features(self, images: Decoded) -> Features:
+        """Those that no training changes."""
+        of_model = self.model.backbone.fingerprint, repr(self.task.head), self.config.precision
+        key = ("features", *of_model, images.store.images, self.preprocess, str(images.device))
+        return self.shared.once(key, partial(self._features, images))
+
     @torch.no_grad()
     def _features(self, images: Decoded) -> Features:
         self.model.eval()
@@ -218,6 +231,8 @@ class Job:
                 state.peak_memory = max(state.peak_memory, peak_memory(self.accelerator.device))
                 if self.accelerator.is_main_process:
                     self.folder.save_state(state)
+                if self.watch is not None:
+                    self.watch(state.history, self.model)
         return state
 
     def _steps(self) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 
 from benchmarks.ledger import Ledger
 from benchmarks.plan import FixedUnit, Job, Trials, TunedUnit, Unit
-from benchmarks.results import Results
 from benchmarks.studies import STUDIES, FixedRow, Study, TunedRow
 from benchmarks.trial import Budget, Trial
+
+from trimtab.benchmark.results import Results
 
 BUDGET = Budget(train_images=8, val_images=6, epochs=2)
 

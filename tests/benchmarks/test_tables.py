@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from benchmarks.pictures import x_of
 from benchmarks.studies import STUDIES
-from benchmarks.summary import difference, interval, summarise, t_value
+from benchmarks.summary import summarise
 
 from benchmarks import tables
 from tests.benchmarks.pretended import lines_of, whole_benchmark
+from trimtab.benchmark.statistics import difference, interval, t_value
 
 
 def test_intervals_are_students() -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from trimtab import __version__
 from trimtab.report import pictures
@@ -27,19 +28,9 @@ def page(runs: Sequence[Run], findings: Sequence[Findings | None], sections: Seq
         findings: What the model of each run says of images, if it was asked.
         sections: What is shown of each run.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     columns, rows = _table(runs, findings)
-    return environment.get_template("page.html").render(
-        version=__version__,
-        style=Markup(style),  # noqa: S704 - our own file, not what a user wrote
-        style_hash=digest,
+    return render(
+        _HERE / "page.html",
         title=sections[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
         lead=_lead(runs),
         columns=columns,
@@ -47,6 +38,30 @@ def page(runs: Sequence[Run], findings: Sequence[Findings | None], sections: Seq
         table_notes=_notes(runs, findings),
         overview=_overview(runs, findings),
         sections=sections,
+    )
+
+
+def render(template: Path, **values: Any) -> str:
+    """A page in the style of all reports: nothing but itself is loaded, and what ``values`` hold is escaped.
+
+    Args:
+        template: The page; it may take from what is beside it, and from this folder.
+        values: What it shows.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    loader = FileSystemLoader([template.parent, _HERE])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template.name).render(
+        version=__version__,
+        style=Markup(style),  # noqa: S704 - our own file, not what a user wrote
+        style_hash=digest,
+        **values,
     )
 
 

@@ -3,10 +3,11 @@
 | kind | what |
 |---|---|
 | trial | a training and its validation metrics; ``key`` names it |
-| choice | what tuning chose for a row and set, and the trials it chose from |
-| use | that a row of a study with fixed settings shows a trial |
+| choice | what tuning chose for a row and task, and the trials it chose from |
 | test-opened | that the ledger let a chosen model see the test images |
 | test | what was measured on them |
+
+``benchmarks/`` of the repository has one more, ``use``: that a row of a study with fixed settings shows a trial.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ class Results:
 
 
 def best(trials: Iterable[Record]) -> Record:
-    """The trial with the best validation accuracy; of equal ones the lower validation loss, then the first."""
+    """The trial with the best validation accuracy; of equal ones the lower validation loss, then the first.
 
-    def rank(trial: Record) -> tuple[float, float]:
-        loss = trial["val_loss"]
-        return trial["val_accuracy"], -loss if loss is not None else float("-inf")
+    One that was stopped early or diverged is taken only where there is no other.
+    """
+
+    def rank(trial: Record) -> tuple[bool, float, float]:
+        loss, whole = trial["val_loss"], not trial.get("pruned") and not trial.get("failed")
+        return whole, trial["val_accuracy"], -loss if loss is not None else float("-inf")
 
     return max(trials, key=rank)
 

@@ -1,0 +1,56 @@
+"""Where a number comes from: versions, source, machine."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, a digest of trimtab's source, and the GPU, as JSON values."""
+    import torch
+
+    versions = {name: importlib.metadata.version(name) for name in ("trimtab", "torch", "timm")}
+    return {
+        "versions": versions,
+        "code": _code(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def computer() -> dict[str, Any]:
+    """What kind of machine this is, without its name."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "processor": platform.machine(),
+    }
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of trimtab's source, so that a table can tell whether all of its rows come from the same."""
+    folder = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def finite(value: float | None) -> float | None:
+    """A loss that overflows is no JSON number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def head_numbers(out: Path) -> int:
+    """How many of an adapter's numbers are the head's."""
+    from safetensors import safe_open
+
+    with safe_open(out / "adapter_model.safetensors", "pt") as tensors:
+        names = [name for name in tensors.keys() if name.startswith("head.")]  # noqa: SIM118
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
