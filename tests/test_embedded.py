@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests import job
 from tests.methods.cases import main_cases, unprepared
@@ -21,7 +22,8 @@ from trimtab import weights as weights_room
 from trimtab.backbone import Backbone
 from trimtab.cli import main
 from trimtab.cost import cost
-from trimtab.embedded import EMBEDDED, embedded_weights
+from trimtab.data import BUILT_IN
+from trimtab.embedded import EMBEDDED, embedded_model, embedded_weights
 from trimtab.errors import BackboneError, ConfigError
 from trimtab.evaluate import evaluate, load
 from trimtab.export import export
@@ -49,6 +51,19 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     return load_backbone(MICRO)
+
+
+@torch.no_grad()
+def nearest(model: Any, count: int = 200) -> float:
+    """Accuracy on validation digits of the label of the nearest training digit, by angle of centred features."""
+    found = []
+    for split in ("train", "val"):
+        images = [image.open().convert("RGB").resize((64, 64)) for image in BUILT_IN["digits"].images(split)[:count]]
+        features = model(torch.stack([pil_to_tensor(image) for image in images]) / 127.5 - 1)
+        found.append(F.normalize(features - features.mean(0)))
+    chosen = (found[1] @ found[0].T).argmax(1).tolist()
+    labels, truth = BUILT_IN["digits"].labels("train"), BUILT_IN["digits"].labels("val")
+    return sum(labels[near] == truth[k] for k, near in enumerate(chosen)) / count
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +131,14 @@ class TestLoading:
         assert other.fingerprint == backbone.fingerprint
         with pytest.raises(BackboneError, match="not a multiple of the patch size 8x8 of 'trimtab-micro'"):
             load_backbone(MICRO, image_size=(65, 64))
+
+    def test_it_has_learned_to_see(self, backbone: Backbone) -> None:
+        """Nearest neighbours by its features; measured: 0.80 of 200 digits right, at random 0.34."""
+        torch.manual_seed(0)
+        name, options = embedded_model(MICRO)
+        untrained = timm.create_model(name, **options).eval()
+        assert nearest(backbone.model) > 0.72
+        assert nearest(untrained) < 0.5
 
     def test_other_weights(self, backbone: Backbone, tmp_path: Path) -> None:
         state = {name: value + 1 for name, value in backbone.model.state_dict().items()}
