@@ -251,7 +251,8 @@ def test_no_method_is_named_outside_methods(file: Path) -> None:
 
 @each_file
 def test_nothing_unsafe_is_called(file: Path) -> None:
-    assert unsafe_calls(room_of(file), tree_of(file)) == []
+    of_commands = file.name == "cli.py"
+    assert unsafe_calls("cli" if of_commands else room_of(file), tree_of(file)) == []
 
 
 def test_files_stay_short() -> None:

@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trimtab import __version__
-from trimtab.errors import ConfigError, DataError, TrainingError, TrimtabError, nearest
+from trimtab.errors import ConfigError, TrainingError, TrimtabError, nearest
 from trimtab.files import write_json
 from trimtab.methods import METHODS
-from trimtab.options import Option, add_options, given_options, read_options, summary
+from trimtab.options import Option, add_options, count, given_options, read_options, summary
 from trimtab.progress import default_progress, main_process
 from trimtab.show import show
 
 _FIT_CONFIG = "trimtab.recipe:FitConfig"
-_BENCH_CONFIG = "trimtab.benchmark.config:BenchConfig"
 _OF_METHOD = "method."
 """Keeps a method's options apart from those of fit in the parsed namespace."""
 _OF_TASK = "task."
@@ -178,67 +177,6 @@ def _data(args: argparse.Namespace) -> None:
     )
 
 
-def _bench(args: argparse.Namespace) -> None:
-    from trimtab.benchmark.command import bench
-
-    outcome = bench(
-        args.suite,
-        methods=args.methods,
-        out=args.out,
-        tasks=args.tasks,
-        progress=default_progress(),
-        command=args.command_line,
-        **given_options(args, read_options(_BENCH_CONFIG)),
-    )
-    show({"result": args.out, "jobs": outcome.done}, follow_up=["trimtab", "bench", "report", args.out])
-    if outcome.broken:
-        count = len(outcome.broken)
-        raise TrainingError(f"{count} of the table could not be done, first {outcome.broken[0]}. The rest is done.")
-
-
-def _bench_report(args: argparse.Namespace) -> None:
-    from trimtab.benchmark.report import bench_report
-
-    written = bench_report(args.directories, out=args.out)
-    print(written.text)
-    show({"result": str(written.out)})
-
-
-def _prepare(args: argparse.Namespace) -> None:
-    if args.list:
-        from trimtab.benchmark.listing import lines
-
-        print("\n".join(lines(args.suite)))
-        return
-    if args.suite is None or args.root is None:
-        raise ConfigError("A suite and a folder are needed: trimtab data prepare SUITE --root DIR; --list shows them.")
-    from trimtab.benchmark.prepare import prepare
-
-    done = prepare(
-        args.suite,
-        args.root,
-        tasks=args.tasks,
-        given=args.given,
-        revision=args.revision,
-        threads=args.threads,
-        progress=default_progress(),
-    )
-    facts = {name: f"{folder} ({done.variants[name]})" for name, folder in done.folders.items()}
-    show(facts, follow_up=["trimtab", "data", "verify", str(Path(args.root) / args.suite)])
-
-
-def _verify(args: argparse.Namespace) -> None:
-    from trimtab.benchmark.verify import verify
-
-    found = verify(args.directory, threads=args.threads, progress=default_progress())
-    show({one.task: one.text for one in found})
-    if wrong := [one.task for one in found if one.wrong]:
-        raise DataError(
-            f"{len(wrong)} of {len(found)} tasks are not as they should be: {', '.join(wrong)}; remove the folder of "
-            "each and prepare it again."
-        )
-
-
 def _backbones(args: argparse.Namespace) -> None:
     from trimtab.catalogue import entries, search, table
 
@@ -282,7 +220,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         _command(commands, "data", _data, "List the data that comes with trimtab, or write it as PNG files."), own
     )
     _add_report(_command(commands, "report", _write_report, "Write a page with pictures on one run or several."))
-    _add_bench(commands, own if command == ["bench"] else None)
+    _add_bench(_command(commands, "bench", None, _BENCH), own if command == ["bench"] else None)
     _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
     _check_flags(parser, options)
     if command:
@@ -388,11 +326,10 @@ def _add_export(parser: _Parser) -> None:
 
 def _add_data(parser: _Parser, words: list[str]) -> None:
     """``words`` are those after the command; the first may be an action with options of its own."""
-    if words[:1] == ["prepare"]:
-        _add_prepare(parser)
-        return
-    if words[:1] == ["verify"]:
-        _add_verify(parser)
+    if words[:1] in (["prepare"], ["verify"]):
+        from trimtab.benchmark.cli import add_prepare, add_verify
+
+        (add_prepare if words[0] == "prepare" else add_verify)(parser)
         return
     parser.epilog = (
         "trimtab data prepare SUITE --root DIR brings the images of a benchmark into DIR (vtab1k, fgvc, ade20k);\n"
@@ -400,39 +337,6 @@ def _add_data(parser: _Parser, words: list[str]) -> None:
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="which to write; without a name all are listed")
     parser.add_argument("--out", metavar="DIR", help="folder to write: train/, val/ and test/, a folder a class")
-
-
-def _add_prepare(parser: _Parser) -> None:
-    _add_action(parser, "prepare", _prepare, "Bring the images of a benchmark into a folder that fit takes.")
-    parser.add_argument("suite", metavar="SUITE", nargs="?", help="vtab1k, fgvc or ade20k")
-    parser.add_argument("--list", action="store_true", help="show the tasks instead, with classes, sizes and sources")
-    parser.add_argument("--tasks", metavar="NAME", nargs="+", default=(), help="which of its tasks (default: all)")
-    parser.add_argument("--root", metavar="DIR", help="folder to write; a task becomes DIR/SUITE/TASK")
-    parser.add_argument(
-        "--from",
-        dest="given",
-        metavar="PATH",
-        help="what you have: for vtab1k a tree of NOAH's layout (folder or zip), else a folder of the makers' archives",
-    )
-    parser.add_argument("--revision", metavar="REV", help="of the hub's data set, for one task of vtab1k")
-    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="that decode images (default: 2)")
-    parser.epilog = (
-        "A killed preparation goes on with the same command; what is there is not fetched or written again.\n"
-        "docs/benchmarks-data.md says where each task comes from, and what has to be fetched by hand."
-    )
-
-
-def _add_verify(parser: _Parser) -> None:
-    _add_action(parser, "verify", _verify, "Decode prepared images again and compare them with their manifests.")
-    parser.add_argument("directory", metavar="DIR", help="what `trimtab data prepare` wrote: all, a suite, or a task")
-    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="that decode images (default: 2)")
-
-
-def _add_action(parser: _Parser, name: str, run: Any, text: str) -> None:
-    """Make the parser of a command that of one of its actions."""
-    parser.prog, parser.description = f"{parser.prog} {name}", text
-    parser.add_argument("action", choices=[name], help=argparse.SUPPRESS)
-    parser.set_defaults(run=run)
 
 
 def _add_report(parser: _Parser) -> None:
@@ -444,29 +348,13 @@ def _add_report(parser: _Parser) -> None:
     _add_running(parser)
 
 
-def _add_bench(commands: Any, words: list[str] | None) -> None:
-    """``bench SUITE`` and ``bench report``; ``words`` are those after ``bench``."""
-    text = "Measure methods on the tasks of a suite, by a protocol that keeps test images apart; report on it."
-    if words is not None and words[:1] == ["report"]:
-        parser = _command(commands, "bench", _bench_report, text)
-        parser.usage = "trimtab bench report DIR... [--out DIR]"
-        parser.add_argument("report", choices=["report"], help=argparse.SUPPRESS)
-        parser.add_argument("directories", metavar="DIR", nargs="+", help="result folders of bench, of one suite")
-        parser.add_argument("--out", metavar="DIR", help="folder for text, CSV and HTML (default: report in DIR)")
-        return
-    parser = _command(commands, "bench", _bench, text)
+def _add_bench(parser: _Parser, words: list[str] | None) -> None:
+    """``words`` are those after ``bench``; no other command waits for its options."""
     if words is None:
         return
-    parser.usage = "trimtab bench SUITE --methods NAME... --out DIR [options]\n       trimtab bench report DIR..."
-    help_ = "vtab1k, fgvc, or a CSV file with the columns task,data and perhaps group"
-    parser.add_argument("suite", metavar="SUITE", help=help_)
-    help_ = "how to tune; with options of its own as vpt:deep=false,num_prompts=20 or linear:epochs=50"
-    parser.add_argument("--methods", metavar="NAME", nargs="+", required=True, help=help_)
-    parser.add_argument("--tasks", metavar="NAME", nargs="+", default=[], help="only these tasks of the suite")
-    help_ = "folder for the results; the same command again goes on there"
-    parser.add_argument("--out", metavar="DIR", required=True, help=help_)
-    add_options(parser.add_argument_group("options"), read_options(_BENCH_CONFIG))
-    parser.epilog = f"methods: {', '.join(METHODS)}"
+    from trimtab.benchmark.cli import add_bench
+
+    add_bench(parser, words)
 
 
 def _add_backbones(parser: _Parser) -> None:
@@ -488,8 +376,8 @@ def _add_running(parser: _Parser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", help="where the backbone's weights are now: a file, or timm's folder"
     )
-    parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="images at once (default: 64)")
-    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="that decode images (default: 2)")
+    parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at once (default: 64)")
+    parser.add_argument("--threads", type=count, default=2, metavar="N", help="that decode images (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU if there is one")
 
 
@@ -593,12 +481,6 @@ def _owners(flag: str) -> list[str]:
     return [name for name in METHODS if has(name)]
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0.")
-    return int(text)
-
-
 def _file_to_write(text: str) -> Path:
     path = Path(text)
     if path.is_dir():
@@ -672,4 +554,5 @@ def _begun(words: list[str], started: float) -> bool:
     return record.is_file() and record.stat().st_mtime >= started
 
 
+_BENCH = "Measure methods on the tasks of a suite, by a protocol that keeps test images apart; report on it."
 _DESCRIPTION = "Visual prompt tuning: steer a frozen vision transformer to your images."

@@ -158,6 +158,17 @@ def given_options(parsed: argparse.Namespace, options: Iterable[Option], prefix:
     return {option.name: values[prefix + option.name] for option in options if prefix + option.name in values}
 
 
+def count(text: str) -> int:
+    """The whole number above 0 that ``text`` says.
+
+    Raises:
+        argparse.ArgumentTypeError: If it says none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0.")
+    return int(text)
+
+
 def _braces(choices: Iterable[Any]) -> str:
     return "{" + ",".join(str(choice) for choice in choices) + "}"
 
