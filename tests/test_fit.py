@@ -17,6 +17,8 @@ from trimtab.backbone import Backbone
 from trimtab.errors import BackboneError, CheckpointError, ConfigError, DataError
 from trimtab.evaluate import Prediction, Predictor, evaluate, load
 from trimtab.fit import fit
+from trimtab.inputs import Shared
+from trimtab.methods import METHODS
 from trimtab.progress import Progress
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 18}
@@ -211,6 +213,24 @@ def test_a_papers_recipe_is_resolved(name: str, tmp_path: Path) -> None:
 def test_one_process_may_train_again_and_again(tmp_path: Path) -> None:
     for device in ("auto", "cpu", "auto"):
         job.run("linear", tmp_path / "a", device=device, overwrite=True, **QUICK)
+
+
+@pytest.mark.slow
+def test_what_runs_share_changes_none_of_them(tmp_path: Path) -> None:
+    def read(history: Any, model: Any) -> None:
+        # As a benchmark reads a model between two epochs.
+        Predictor(model.eval(), list(job.CLASSES), preprocess).predict(images[:1])
+
+    images = sorted((job.data() / "train").rglob("*.png"))
+    preprocess = load(job.finished("linear")).preprocess
+    shared = Shared()
+    # What trains most comes first, and what features are kept of comes on both sides of it.
+    order = ["linear", "full", *(name for name in METHODS if name not in ("linear", "full")), "linear"]
+    for k, method in enumerate(order):
+        small = job.options("linear", epochs=1) | {"method": method, "method_options": job.METHODS.get(method)}
+        fit(job.data(), out=tmp_path / f"{k}", shared=shared, watch=read, **small)
+        fit(job.data(), out=tmp_path / f"{k} alone", **small)
+        assert job.bits(tmp_path / f"{k}") == job.bits(tmp_path / f"{k} alone"), method
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trimtab.benchmark import run as running
 from trimtab.benchmark.ledger import Ledger, LedgerError
 from trimtab.benchmark.suites import open_test
 from trimtab.errors import ConfigError
+from trimtab.progress import Progress
 
 GROUPS = {"moths": "insects", "wasps": "insects", "maps": "drawn"}
 
@@ -108,31 +110,42 @@ def test_a_cell_that_kills_every_worker_is_given_up_and_told(suite: Path, tmp_pa
     assert {line["row"] for line in lines_of(tmp_path, "test")} == {"vpt"}
 
 
+class Breaking(Inline):
+    """Loses everything of one task to an error, as a worker hands it back."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def submit(self, work: Any, *arguments: Any) -> Future[Any]:
+        if arguments[0].task != "moths":
+            return super().submit(work, *arguments)
+        failed: Future[Any] = Future()
+        failed.set_exception(self.error)
+        return failed
+
+
 def test_an_error_in_one_cell_leaves_the_others(suite: Path, tmp_path: Path) -> None:
-    class Breaking(Inline):
-        def trained(self, trial: Any, place: Any) -> dict[str, Any]:
-            if trial.task == "moths":
-                raise OSError("a broken image")
-            return super().trained(trial, place)
-
-    pool = Breaking()
-    submit = pool.submit
-
-    def safe(work: Any, *arguments: Any) -> Any:
-        try:
-            return submit(work, *arguments)
-        except OSError as error:
-            from concurrent.futures import Future
-
-            failed: Future[Any] = Future()
-            failed.set_exception(error)
-            return failed
-
-    pool.submit = safe  # type: ignore[method-assign]
-    outcome = go(suite, tmp_path, pool, "linear", seeds=1)
+    outcome = go(suite, tmp_path, Breaking(OSError("a broken image")), "linear", seeds=1)
     assert len(outcome.broken) == 1
     assert "a broken image" in outcome.broken[0]
     assert {line["task"] for line in lines_of(tmp_path, "test")} == {"wasps", "maps"}
+
+
+def test_an_error_of_many_lines_is_told_in_one(suite: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Heard(Progress):
+        def say(self, text: str) -> None:
+            heard.append(text)
+
+    error = ConfigError("no room\n  File a.py\r\n\n" + "on and on\n" * 1000)
+    outcome = go(suite, tmp_path, Breaking(error), "linear", seeds=1, progress=Heard())
+    (broken,) = outcome.broken
+    assert "ConfigError: no room File a.py on and on" in broken
+    assert len(broken) < 700
+    (told,) = [text for text in heard if text.startswith("NOT DONE")]
+    assert len(told.splitlines()) == len(broken.splitlines()) == 1
 
 
 def test_a_final_model_that_diverged_is_right_about_nothing(suite: Path, tmp_path: Path) -> None:

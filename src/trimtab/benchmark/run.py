@@ -25,6 +25,8 @@ from trimtab.progress import Progress, clock
 
 _TRIES = 3
 """How often a job is given to a worker if workers die of it."""
+_LONGEST = 500
+"""Characters of an error that are told."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Run:
             self.progress.say(f"{job.trial.words}: a worker process died; it is done again.")
 
     def _spoil(self, job: Job, error: Exception) -> None:
-        self.broken[job.unit.name] = f"{job.trial.words}: {type(error).__name__}: {error}"
+        self.broken[job.unit.name] = f"{job.trial.words}: {type(error).__name__}: {_line(error)}"
         self.progress.say(f"NOT DONE {self.broken[job.unit.name]}")
 
     def _left(self) -> Iterator[tuple[str, str]]:
@@ -194,6 +196,12 @@ class Run:
 
     def _measured(self, key: str) -> bool:
         return self.results.last("test", key=key) is not None
+
+
+def _line(error: Exception) -> str:
+    """What an error says, as one line that is not too long to be read."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _told(record: Record) -> str:
