@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.benchmark.presets import own_space, ship_space, vpt_space
+from trimtab.benchmark.presets import Space, own_space, ship_space, vpt_space
 from trimtab.benchmark.protocols import PROTOCOLS, Row
 from trimtab.benchmark.search import propose, settings_count
 from trimtab.benchmark.suites import SuiteTask
@@ -35,6 +35,15 @@ def test_fewer_trials_are_learning_rates_first() -> None:
     assert len({point["fit"]["lr"] for point in first}) == 3
 
 
+@pytest.mark.parametrize("space", [vpt_space("vpt", {}, "mine", "moths"), ship_space("ship", {}, "moths")])
+def test_fewer_trials_of_a_papers_grid_are_learning_rates_first(space: Space) -> None:
+    rates = len(space.fit["lr"])
+    first = space.points()[:rates]
+    assert {point["fit"]["lr"] for point in first} == set(space.fit["lr"])
+    assert {point["fit"]["weight_decay"] for point in first} == {space.fit["weight_decay"][0]}
+    assert len({json.dumps(point, sort_keys=True) for point in space.points()}) == len(space.points())
+
+
 def test_options_of_a_row_stay() -> None:
     space = own_space("vpt").without({"num_prompts": 20, "deep": False})
     assert {(p["options"]["num_prompts"], p["options"]["deep"]) for p in space.points()} == {(20, False)}
@@ -45,7 +54,7 @@ def test_vpt_searches_as_its_code_does() -> None:
     space = protocol.space(Row("vpt", "vpt"), CIFAR)
     assert len(space.points()) == 10 * 4
     setting = protocol.complete(space.points()[0], space)
-    assert setting["options"] == {"num_prompts": 10, "prompt_init": "uniform"}
+    assert setting["options"] == {"num_prompts": 10, "prompt_init": "uniform", "head_init": "paper"}
     assert setting["fit"]["batch_size"] == 128
     assert setting["fit"]["preprocess"] == setting["fit"]["recipe"] == "vpt"
     long = vpt_space("vpt", {}, "vtab1k", "dmlab")
@@ -103,6 +112,15 @@ def test_tpe_goes_where_it_was_better() -> None:
         done.append((setting, 1.0 if lr < 5e-4 else 0.5))
     late = [setting["fit"]["lr"] < 5e-4 for setting, _ in done[8:]]
     assert sum(late) > len(late) / 2
+
+
+def test_tpe_takes_rows_whose_options_are_lists() -> None:
+    pytest.importorskip("optuna")
+    space = own_space("ship").without({"hierarchy": (0, 1)})
+    done = [({"options": {"prompt_length": 10, "hierarchy": [0, 1]}, "fit": {"lr": 2e-3}}, 0.5)]
+    setting = propose(space, "tpe", 1, done, "x")
+    assert setting["options"]["hierarchy"] == (0, 1)
+    assert setting["options"]["prompt_length"] in (10, 50)
 
 
 def test_help_needs_no_torch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import pytest
 from scipy.stats import t, ttest_rel, wilcoxon
 
 from tests.benchmark.pretended import Inline, go, make_suite, prepare, results_of
-from trimtab.benchmark.pictures import ranked
+from trimtab.benchmark.pictures import _published, ranked
 from trimtab.benchmark.presets import PUBLISHED, read_published
 from trimtab.benchmark.published import reasons
 from trimtab.benchmark.report import bench_report
 from trimtab.benchmark.statistics import holm
-from trimtab.benchmark.summary import summarise
+from trimtab.benchmark.summary import label, summarise
 from trimtab.errors import ConfigError, DataError
 
 GROUPS = {"moths": "insects", "wasps": "insects", "maps": "drawn", "m4": "drawn", "m5": "drawn", "m6": "drawn"}
@@ -149,13 +150,13 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     out = vtab(tmp_path, "out", "linear", "vpt", "ship", backbone=ORIGINAL, seeds=2)
     report = bench_report([out])
     found = {one["method"]: one for one in report.summary["published"]}
-    assert found["VPT-Deep"]["ours"] == "vpt"
+    assert found["VPT-Deep"]["ours"] == ["vpt"]
     assert found["VPT-Deep"]["not_comparable"] == []
     assert found["VPT-Deep"]["values"]["cifar100"] == pytest.approx(0.788)
     assert any(
         "chosen on test images" in why for why in found["SHIP (official code results_summary)"]["not_comparable"]
     )
-    assert found["NOAH"]["ours"] is None
+    assert found["NOAH"]["ours"] == []
     with (report.out / "published.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(row["source"] for row in rows)
@@ -178,6 +179,9 @@ def test_reasons_against_a_comparison() -> None:
     ):
         (why,) = reasons("VPT-Deep", backbone, [row | changed], {"svhn": variant})
         assert word in why
+    ship = "SHIP (official code results_summary)"
+    assert any("chosen on test" in why for why in reasons(ship, backbone, [row], {}))
+    assert not any("chosen on test" in why for why in reasons(ship, backbone, [row | {"on_test": True}], {}))
 
 
 def test_damaged_and_whole_images_never_share_a_table(tmp_path: Path) -> None:
@@ -207,6 +211,81 @@ def test_two_protocols_stand_beside_each_other(tmp_path: Path) -> None:
     assert "ship [paper-ship]" in report.text
     page = (report.out / "report.html").read_text()
     assert "was chosen on the test images: its numbers are too high" in page
+
+
+def test_a_published_row_is_held_against_our_rows_of_its_method(tmp_path: Path) -> None:
+    strict = vtab(tmp_path, "strict", "vpt", "vpt:num_prompts=20", backbone=ORIGINAL, seeds=1)
+    paper = vtab(tmp_path, "paper", "ship", protocol="paper-ship", trials=None, backbone=ORIGINAL)
+    summary = bench_report([strict, paper]).summary
+    found = {one["method"]: one for one in summary["published"]}
+    assert found["VPT-Deep"]["ours"] == ["vpt", "vpt:num_prompts=20"]
+    assert found["VPT-Deep"]["not_comparable"] == []
+    assert "ours was chosen on test images" in found["Linear"]["not_comparable"]
+    assert [bool(_published(summary, row)["values"]) for row in summary["rows"]] == [True, True, True]
+
+
+def test_rows_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [
+        vtab(tmp_path, "a", "vpt", "linear", seeds=2),
+        vtab(tmp_path, "b", "vpt", seeds=2, backbone=ORIGINAL),
+        vtab(tmp_path, "c", "vpt", seeds=2, backbone=ORIGINAL),
+    ]
+    summary = summarise([*folders, folders[0]])
+    names = [label(row) for row in summary["rows"]]
+    assert len(set(names)) == len(names) == 4
+    assert names[0].startswith("vpt [strict, trimtab-micro")
+    assert names[1] == "linear [strict]"
+    assert all(f"vpt [strict, {ORIGINAL}, " in name for name in names[2:])
+    assert all(pair["row"] != pair["against"] for pair in summary["comparisons"])
+
+
+def test_rows_of_other_images_are_not_put_beside_each_other(tmp_path: Path) -> None:
+    first = vtab(tmp_path / "a", "out", "linear", seeds=1)
+    manifest = tmp_path / "b" / "root" / "vtab1k" / "svhn" / "manifest.json"
+    second = vtab(tmp_path / "b", "out", "linear", seeds=1)
+    assert len(summarise([first, second])["rows"]) == 2
+    shutil.rmtree(second)
+    manifest.write_text(manifest.read_text().replace("svhntest", "other"))
+    options: dict[str, Any] = {"root": str(tmp_path / "b" / "root"), "tasks": ["svhn"], "seeds": 1, "trials": 2}
+    go(Path("vtab1k"), second, Inline(), "linear", **options)
+    with pytest.raises(ConfigError, match="has other images of svhn"):
+        summarise([first, second])
+
+
+def test_what_was_chosen_on_test_images_says_from_how_many(tmp_path: Path) -> None:
+    suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
+    go(suite, tmp_path / "out", Inline(), "ship", protocol="paper-ship", trials=3)
+    assert "3 settings tried" in bench_report([tmp_path / "out"]).text
+
+
+def test_the_means_say_of_how_many(out: Path) -> None:
+    text = bench_report([out]).text
+    assert "mean of 2 groups" in text
+    assert "mean of 6 tasks" in text
+
+
+def test_the_published_mean_of_fgvc_is_shown(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    prepare(root, "fgvc", "nabirds")
+    go(Path("fgvc"), tmp_path / "out", Inline(), "linear", root=str(root), tasks=["nabirds"], seeds=1, trials=1)
+    text = bench_report([tmp_path / "out"]).text
+    (line,) = [line for line in text.splitlines() if line.startswith("VPT-Deep ")]
+    assert line.split()[1:3] == ["84.2", "89.1"]
+
+
+def test_all_machines_of_a_row_are_named(tmp_path: Path) -> None:
+    suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
+
+    class Elsewhere(Inline):
+        def trained(self, trial: Any, place: Any) -> dict[str, Any]:
+            return super().trained(trial, place) | {"gpu": "Another GPU", "versions": {"trimtab": "1"}}
+
+    go(suite, tmp_path / "out", Inline(), "linear", seeds=1, trials=1)
+    go(suite, tmp_path / "out", Elsewhere(), "linear", seeds=2, trials=1)
+    bench_report([tmp_path / "out"])
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "3, no GPU; 3, Another GPU" in page
+    assert "trimtab 0, source abc; trimtab 1, source abc" in page
 
 
 def test_suites_are_not_mixed(tmp_path: Path) -> None:

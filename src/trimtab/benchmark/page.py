@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from trimtab.benchmark import pictures
 from trimtab.benchmark.results import Record
@@ -58,9 +58,7 @@ def _drawn(summary: Record) -> list[tuple[Drawing, str]]:
 
 def _facts(summary: Record, row: Record) -> list[tuple[str, str]]:
     cells = row["tasks"].values()
-    seed = next(iter(cells))["seeds"][0]
-    versions: dict[str, Any] = seed["versions"] or {}
-    computer: dict[str, Any] = seed["computer"] or {}
+    seeds = [seed for cell in cells for seed in cell["seeds"]]
     variants = sorted({summary["tasks"][name]["variant"] for name in row["tasks"]})
     return [
         (name, shown(value))
@@ -71,7 +69,20 @@ def _facts(summary: Record, row: Record) -> list[tuple[str, str]]:
             ("fingerprint of its weights", row["fingerprint"][:16]),
             ("data", ", ".join(variants)),
             ("test readings", str(sum(cell["readings"] for cell in cells))),
-            ("versions", ", ".join(f"{k} {v}" for k, v in versions.items()) + f", source {seed['code']}"),
-            ("machine", ", ".join([*(str(v) for v in computer.values()), seed["gpu"] or "no GPU"]) or NONE),
+            ("versions", _each(_versions(seed) for seed in seeds)),
+            ("machine", _each(_machine(seed) for seed in seeds)),
         )
     ]
+
+
+def _each(values: Iterable[str]) -> str:
+    """Each value once: a run that was gone on with may have come from several machines and versions."""
+    return "; ".join(dict.fromkeys(values)) or NONE
+
+
+def _versions(seed: Record) -> str:
+    return ", ".join([*(f"{k} {v}" for k, v in (seed["versions"] or {}).items()), f"source {seed['code']}"])
+
+
+def _machine(seed: Record) -> str:
+    return ", ".join([*(str(v) for v in (seed["computer"] or {}).values()), seed["gpu"] or "no GPU"])

@@ -36,7 +36,7 @@ def means(summary: Record) -> Drawing:
 
 
 def _published(summary: Record, row: Record) -> Record:
-    found = (one for one in summary["published"] if one["ours"] == row["name"])
+    found = (one for one in summary["published"] if row["name"] in one["ours"])
     return next(found, {"values": {}})
 
 

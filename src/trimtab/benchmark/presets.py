@@ -34,10 +34,12 @@ class Space:
 
     def points(self) -> list[Record]:
         """The whole grid: learning rates first, at the first value of everything else."""
+        # What comes last in a product changes first.
+        order = sorted(self.fit, key=lambda name: name == "lr")
         return [
-            {"options": dict(zip(self.options, own, strict=True)), "fit": dict(zip(self.fit, chosen, strict=True))}
+            {"options": dict(zip(self.options, own, strict=True)), "fit": dict(zip(order, chosen, strict=True))}
             for own in itertools.product(*self.options.values())
-            for chosen in itertools.product(*self.fit.values())
+            for chosen in itertools.product(*(self.fit[name] for name in order))
         ]
 
 
@@ -95,7 +97,7 @@ def vpt_space(method: str, options: Mapping[str, Any], suite: str, task: str) ->
     lengths = _VPT_LENGTHS if published is None else (published,)
     own: dict[str, tuple[Any, ...]] = {"num_prompts": lengths}
     if method == "vpt":
-        own["prompt_init"] = ("uniform",)
+        own |= {"prompt_init": ("uniform",), "head_init": ("paper",)}
     # The script for FGVC stops at 0.1.
     rates = _VPT_RATES if suite != "fgvc" else _VPT_RATES[1:]
     fixed = {"recipe": "vpt", "preprocess": "vpt-fgvc" if suite == "fgvc" else "vpt"}

@@ -24,7 +24,9 @@ def beside(suite: str, rows: Sequence[Record], variants: Mapping[str, str]) -> l
     if suite not in _TABLES:
         return []
     lines = read_published(_TABLES[suite])
-    ours = {published_name(row["method"], row["options"]): row["name"] for row in rows}
+    ours: dict[str | None, list[Record]] = {}
+    for row in rows:
+        ours.setdefault(published_name(row["method"], row["options"]), []).append(row)
     found: dict[tuple[str, str], Record] = {}
     for line in lines:
         key = line["method"], line["backbone"]
@@ -33,10 +35,12 @@ def beside(suite: str, rows: Sequence[Record], variants: Mapping[str, str]) -> l
         record["params_m"] = float(line["params_m"]) if line["params_m"] else None
         record["sources"][line["dataset"]] = line["source"]
     for record in found.values():
-        record["ours"] = ours.get(record["method"])
-        record["not_comparable"] = reasons(record["method"], record["backbone"], rows, variants)
+        same = ours.get(record["method"], [])
+        record["ours"] = list(dict.fromkeys(row["name"] for row in same))
+        # How another row of ours was chosen says nothing about this method's.
+        record["not_comparable"] = reasons(record["method"], record["backbone"], same or rows, variants)
     # What is ours, too, comes first.
-    return sorted(found.values(), key=lambda record: record["ours"] is None)
+    return sorted(found.values(), key=lambda record: not record["ours"])
 
 
 def reasons(method: str, backbone: str, rows: Sequence[Record], variants: Mapping[str, str]) -> list[str]:
@@ -46,9 +50,9 @@ def reasons(method: str, backbone: str, rows: Sequence[Record], variants: Mappin
         found.append("its source does not say for certain which weights it is of")
     elif any(row["backbone"] != _ORIGINAL for row in rows):
         found.append(f"it is of other weights ({_ORIGINAL})")
-    if method.startswith(SELECTED_ON_TEST):
+    if method.startswith(SELECTED_ON_TEST) and not all(row["on_test"] for row in rows):
         found.append("its epoch or setting was chosen on test images")
-    elif not method.startswith(SELECTED_ON_VALIDATION):
+    elif not method.startswith(SELECTED_ON_TEST + SELECTED_ON_VALIDATION):
         found.append("its source does not say what it was chosen on")
     if any(row["on_test"] for row in rows) and method.startswith(SELECTED_ON_VALIDATION):
         found.append("ours was chosen on test images")

@@ -98,7 +98,7 @@ def _tpe(space: Space, number: int, done: Sequence[tuple[Record, float]], name: 
         study.add_trial(optuna.trial.create_trial(params=known, distributions=dict(spread), value=value))
     found = study.ask(dict(spread)).params
     return {
-        part: {key: _value(key, found[f"{part}.{key}"]) for key in grid}
+        part: {key: _value(key, found.get(f"{part}.{key}", choices[0])) for key, choices in grid.items()}
         for part, grid in (("options", space.options), ("fit", space.fit))
     }
 
@@ -118,6 +118,9 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
     for part, grid in (("options", space.options), ("fit", space.fit)):
         for key, choices in grid.items():
             low, high = _ends(key, choices)
+            if len(choices) == 1:
+                # Nothing to search; and it may be a tuple, which is a list in the records.
+                continue
             if low is None or high is None:
                 found[f"{part}.{key}"] = CategoricalDistribution(choices)
             else:

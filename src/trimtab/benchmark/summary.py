@@ -32,20 +32,19 @@ def summarise(folders: Sequence[str | Path]) -> Record:
         DataError: If a folder has no results.
         ConfigError: If they do not belong into one table.
     """
-    read = [(Path(folder), _read(Path(folder))) for folder in folders]
+    # A folder that is named twice is one.
+    named = {Path(folder).resolve(): Path(folder) for folder in folders}
+    read = [(folder, _read(folder)) for folder in named.values()]
     suites = sorted({results.records["setup"][0]["setup"]["suite"] for _, results in read})
     if len(suites) > 1:
         raise ConfigError(f"These are results of several suites ({', '.join(suites)}); report on each by itself.")
-    tasks: dict[str, Record] = {}
-    for _, results in read:
-        check_variants([(t["task"], t["variant"]) for t in (*tasks.values(), *results.find("task"))])
-        for line in results.find("task"):
-            tasks.setdefault(line["task"], line)
+    tasks = _tasks(results for _, results in read)
     groups = list(dict.fromkeys(task["group"] for task in tasks.values()))
     rows = [row for folder, results in read for row in _rows(folder, results, tasks)]
     measured = [name for name in tasks if any(name in row["tasks"] for row in rows)]
     if not measured:
         raise DataError(f"{', '.join(map(str, folders))} has no measured model yet; let the benchmark run on.")
+    _tell_apart(rows)
     for row in rows:
         _means(row, {name: tasks[name] for name in measured}, groups)
     return {
@@ -57,6 +56,36 @@ def summarise(folders: Sequence[str | Path]) -> Record:
         "tests": TESTS,
         "published": beside(suites[0], rows, {name: tasks[name]["variant"] for name in measured}),
     }
+
+
+def _tasks(read: Iterable[Results]) -> dict[str, Record]:
+    """What is known of each task; the rows of a table are of the same images."""
+    tasks: dict[str, Record] = {}
+    for results in read:
+        check_variants([(t["task"], t["variant"]) for t in (*tasks.values(), *results.find("task"))])
+        for line in results.find("task"):
+            known = tasks.setdefault(line["task"], line)
+            if known["splits"] != line["splits"]:
+                raise ConfigError(
+                    f"{str(results.path.parent)!r} has other images of {line['task']} than the folders before it; "
+                    "report on each by itself."
+                )
+    return tasks
+
+
+def _tell_apart(rows: Sequence[Record]) -> None:
+    """Say of rows of one name in what they differ: backbone, weights, search, or the folder at least."""
+    alike: dict[str, list[Record]] = {}
+    for row in rows:
+        row["apart"] = []
+        alike.setdefault(label(row), []).append(row)
+    for same in alike.values():
+        facts = [(row["backbone"], f"weights {row['fingerprint'][:8]}", row["folder"]) for row in same]
+        for values in zip(*facts, strict=True):
+            left = {tuple(row["apart"]) for row in same}
+            if len(left) < len(same) and len(set(values)) > 1:
+                for row, value in zip(same, values, strict=True):
+                    row["apart"].append(value)
 
 
 def _read(folder: Path) -> Results:
@@ -119,7 +148,7 @@ def _cell(results: Results, name: str, task: str) -> Record | None:
         "setting": {"options": trial["options"], "fit": trial["fit"]},
         "epochs": trial["resolved"]["recipe"]["epochs"],
         "preprocessing": trial["resolved"]["preprocessing"],
-        "tried": len((results.last("choice", row=name, task=task) or {"tried": ()})["tried"]),
+        "tried": _tried(results.last("choice", row=name, task=task)),
         "diverged": sum(seed["failed"] is not None for seed in seeds),
         "trainable": _mean(seed["trainable"] for seed in known),
         "trainable_method": _mean(seed["trainable_method"] for seed in known),
@@ -127,6 +156,14 @@ def _cell(results: Results, name: str, task: str) -> Record | None:
         "readings": len(results.find("test-opened", row=name, task=task)),
         "test_images": max(line["test_images"] for line in by_seed.values()),
     }
+
+
+def _tried(choice: Record | None) -> int:
+    """How many settings the number was chosen from, on whichever images; 0 where there was nothing to choose."""
+    if choice is None:
+        return 0
+    several = len(choice["settings"])
+    return several if several > 1 else len(choice["tried"])
 
 
 def _seen(line: Record, trial: Record) -> Record:
@@ -192,9 +229,9 @@ def _compare(rows: Sequence[Record]) -> list[Record]:
 
 def label(row: Mapping[str, Any]) -> str:
     """A row with its protocol: no table has one without the other."""
-    other = ", ".join(f"{name} {value}" for name, value in row["departures"].items())
     # Under a paper's protocol they are departures from the paper.
-    return f"{row['name']} [{row['protocol']}{', ' + other if other else ''}]"
+    others = [f"{name} {value}" for name, value in row["departures"].items()]
+    return f"{row['name']} [{', '.join([row['protocol'], *others, *row['apart']])}]"
 
 
 def _mean(values: Iterable[float]) -> float | None:
