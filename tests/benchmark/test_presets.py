@@ -60,6 +60,10 @@ def test_vpt_searches_as_its_code_does() -> None:
     long = vpt_space("vpt", {}, "vtab1k", "dmlab")
     assert protocol.complete(long.points()[0], long)["fit"]["batch_size"] == 64
     assert vpt_space("vpt", {"deep": False}, "vtab1k", "cifar100").points()[0]["options"]["num_prompts"] == 100
+    assert vpt_space("svpt", {}, "vtab1k", "svhn").points()[0]["options"] == {
+        "num_prompts": 50,
+        "prompt_init": "uniform",
+    }
     # A set without a published prompt length has all of them searched.
     assert len(vpt_space("vpt", {}, "mine", "moths").points()) == 6 * 10 * 4
     assert len(vpt_space("vpt", {}, "fgvc", "nabirds").points()) == 9 * 4

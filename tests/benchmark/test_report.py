@@ -255,7 +255,16 @@ def test_rows_of_other_images_are_not_put_beside_each_other(tmp_path: Path) -> N
 def test_what_was_chosen_on_test_images_says_from_how_many(tmp_path: Path) -> None:
     suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
     go(suite, tmp_path / "out", Inline(), "ship", protocol="paper-ship", trials=3)
-    assert "3 settings tried" in bench_report([tmp_path / "out"]).text
+    assert "3 settings tried (grid), " in bench_report([tmp_path / "out"]).text
+    with pytest.raises(KeyboardInterrupt):
+        go(suite, tmp_path / "part", Inline(stop=2), "ship", protocol="paper-ship", trials=3)
+    assert "2 settings tried" in bench_report([tmp_path / "part"]).text
+
+
+def test_a_search_that_stopped_trials_early_says_so(tmp_path: Path) -> None:
+    suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
+    go(suite, tmp_path / "out", Inline(), "linear", seeds=1, trials=2, prune=True)
+    assert "2 settings tried (grid, stopping the worse early)" in bench_report([tmp_path / "out"]).text
 
 
 def test_the_means_say_of_how_many(out: Path) -> None:

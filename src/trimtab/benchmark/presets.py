@@ -95,9 +95,9 @@ def vpt_space(method: str, options: Mapping[str, Any], suite: str, task: str) ->
     deep = method != "vpt" or options.get("deep", True)
     published = _lengths(deep).get(task)
     lengths = _VPT_LENGTHS if published is None else (published,)
-    own: dict[str, tuple[Any, ...]] = {"num_prompts": lengths}
+    own: dict[str, tuple[Any, ...]] = {"num_prompts": lengths, "prompt_init": ("uniform",)}
     if method == "vpt":
-        own |= {"prompt_init": ("uniform",), "head_init": ("paper",)}
+        own["head_init"] = ("paper",)
     # The script for FGVC stops at 0.1.
     rates = _VPT_RATES if suite != "fgvc" else _VPT_RATES[1:]
     fixed = {"recipe": "vpt", "preprocess": "vpt-fgvc" if suite == "fgvc" else "vpt"}

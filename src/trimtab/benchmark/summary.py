@@ -117,6 +117,7 @@ def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[R
                 "on_test": protocol.chooses_on_test,
                 "departures": departures,
                 "sampler": setup["sampler"],
+                "prune": setup["prune"],
                 "backbone": setup["backbone"],
                 "fingerprint": setup["fingerprint"],
                 "method": first["method"],
@@ -130,7 +131,8 @@ def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[R
 def _cell(results: Results, name: str, task: str) -> Record | None:
     """A row on a task: the test accuracies by seed, and what they rest on."""
     by_seed: dict[int, Record] = {}
-    for line in results.find("test", row=name, task=task):
+    lines = results.find("test", row=name, task=task)
+    for line in lines:
         before = by_seed.get(line["seed"])
         # Several of one seed are there only where a protocol chooses its setting on the test images.
         if before is None or line["test_accuracy"] > before["test_accuracy"]:
@@ -148,7 +150,7 @@ def _cell(results: Results, name: str, task: str) -> Record | None:
         "setting": {"options": trial["options"], "fit": trial["fit"]},
         "epochs": trial["resolved"]["recipe"]["epochs"],
         "preprocessing": trial["resolved"]["preprocessing"],
-        "tried": _tried(results.last("choice", row=name, task=task)),
+        "tried": _tried(results.last("choice", row=name, task=task), lines),
         "diverged": sum(seed["failed"] is not None for seed in seeds),
         "trainable": _mean(seed["trainable"] for seed in known),
         "trainable_method": _mean(seed["trainable_method"] for seed in known),
@@ -158,12 +160,15 @@ def _cell(results: Results, name: str, task: str) -> Record | None:
     }
 
 
-def _tried(choice: Record | None) -> int:
+def _tried(choice: Record | None, tests: Sequence[Record]) -> int:
     """How many settings the number was chosen from, on whichever images; 0 where there was nothing to choose."""
     if choice is None:
         return 0
-    several = len(choice["settings"])
-    return several if several > 1 else len(choice["tried"])
+    if len(choice["settings"]) == 1:
+        return len(choice["tried"])
+    # Each setting has its reading, if the run has come to it.
+    seeds = [line["seed"] for line in tests]
+    return max(map(seeds.count, seeds))
 
 
 def _seen(line: Record, trial: Record) -> Record:

@@ -41,7 +41,8 @@ def rests_on(summary: Record) -> str:
         first = next(iter(row["tasks"].values()))
         tried = sorted({cell["tried"] for cell in row["tasks"].values()})
         lines.append(
-            f"{label(row)}: {row['chosen']}; {' or '.join(map(str, tried)) or 'no'} settings tried ({row['sampler']}), "
+            f"{label(row)}: {row['chosen']}; {' or '.join(map(str, tried)) or 'no'} settings tried "
+            f"({row['sampler']}{', stopping the worse early' if row['prune'] else ''}), "
             f"{' or '.join(sorted({str(len(cell['seeds'])) for cell in row['tasks'].values()}))} seeds, "
             f"{first['epochs']} epochs, {row['backbone']} (weights {row['fingerprint'][:12]}), "
             f"{preprocessing(first['preprocessing'])}."
