@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
@@ -275,6 +277,29 @@ def test_another_model_of_the_same_key_is_not_read(suite: Path, tmp_path: Path) 
     outcome = go(suite, tmp_path, pool := Inline(), "linear", tasks=["maps"], seeds=1, trials=2)
     assert "not the model that was trained" in outcome.broken[0]
     assert pool.of_tests == []
+
+
+def test_a_model_that_was_lost_and_came_out_otherwise_is_not_read_after_the_first(suite: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        # Two settings, the first model, and an opening for it; not its reading.
+        go(suite, tmp_path, Inline(stop=3), "linear", tasks=["maps"], seeds=1, trials=2)
+    assert len(lines_of(tmp_path, "test-opened")) == 1
+    shutil.rmtree(tmp_path / "models")
+
+    class Otherwise(Inline):
+        def trained(self, trial: Any, place: Any) -> dict[str, Any]:
+            found = super().trained(trial, place)
+            (place.out / "adapter_model.safetensors").write_text("other")
+            return found | {"model": hashlib.sha256(b"other").hexdigest()[:16]}
+
+    outcome = go(suite, tmp_path, pool := Otherwise(), "linear", tasks=["maps"], seeds=1, trials=2)
+    assert "read once only" in outcome.broken[0]
+    assert pool.of_tests == []
+    assert len(lines_of(tmp_path, "test-opened")) == 1
+    # The same to the bit, it may be.
+    shutil.rmtree(tmp_path / "models")
+    assert go(suite, tmp_path, pool := Inline(), "linear", tasks=["maps"], seeds=1, trials=2).broken == ()
+    assert len(pool.of_tests) == 1
 
 
 # --- the papers' protocols --------------------------------------------------------------------------------

@@ -47,6 +47,9 @@ class Ledger:
         trained = self._results.trials.get(trial.key)
         if trained is None or trained["model"] != model:
             raise LedgerError(f"{trial.words} is not the model that was trained and recorded; remove {trial.key}.")
+        # Trained twice, as after its folder was lost, it need not be the same to the bit.
+        if {line["model"] for line in self._results.find("test-opened", key=trial.key)} - {model}:
+            raise self._second(trial)
         return self._opened(trial, {"model": model})
 
     def open_to_select(self, trial: Trial) -> ImageSet:
@@ -80,10 +83,14 @@ class Ledger:
             raise LedgerError(f"The test images of {trial.task} were read for {trial.words} already.")
         others = {line["key"] for line in self._results.find("test-opened", **trial.place)} - {trial.key}
         if others and not trial.test_epochs:
-            raise LedgerError(
-                f"Another model of {trial.row!r} on {trial.task}, seed {trial.seed}, had the test images, which are "
-                "read once only; another search needs another --out."
-            )
+            raise self._second(trial)
+
+    @staticmethod
+    def _second(trial: Trial) -> LedgerError:
+        return LedgerError(
+            f"Another model of {trial.row!r} on {trial.task}, seed {trial.seed}, had the test images, which are "
+            "read once only; another search needs another --out."
+        )
 
     def _opened(self, trial: Trial, more: Record) -> ImageSet:
         self._results.append("test-opened", {**trial.place, "key": trial.key, **more})

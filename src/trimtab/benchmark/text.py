@@ -66,7 +66,7 @@ def _of_group(summary: Record, group: str) -> tuple[list[str], list[list[str]]]:
 
 def _of_means(summary: Record) -> tuple[list[str], list[list[str]]]:
     groups = summary["groups"]
-    over = [f"mean of {len(groups)} groups", f"mean of {len(summary['tasks'])} tasks"]
+    over = [_mean_of(len(groups), "group"), _mean_of(len(summary["tasks"]), "task")]
     header = ["row", *groups, *over, "parameters"]
     lines = []
     for row in summary["rows"]:
@@ -74,6 +74,10 @@ def _of_means(summary: Record) -> tuple[list[str], list[list[str]]]:
         means += [share(row["mean_of_groups"]), share(row["mean_of_tasks"])]
         lines.append([label(row), *means, parameters(row)])
     return header, lines
+
+
+def _mean_of(count: int, what: str) -> str:
+    return f"mean of {count} {what}{'s' if count != 1 else ''}"
 
 
 def _of_comparisons(summary: Record) -> tuple[list[str], list[list[str]]]:
