@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py --models small --prompts 50 100 200
     python benchmarks/speed.py --models tiny small base --images 224 384 --dtypes fp32 bf16 --compiled
+    python benchmarks/speed.py --models tiny --images 512 --batch-size 2 --head linear
 
 All subjects of a setting are timed in turn, round after round in one process, so that what else the machine does hits
 all of them alike; the table has medians and their ratios. Floating-point operations are counted, and so are the bytes
@@ -156,12 +157,12 @@ def table(records: list[dict[str, Any]]) -> str:
     lines: list[str] = []
 
     def where(record: dict[str, Any]) -> tuple[Any, ...]:
-        names = ("kind", "model", "prompts", "image_size", "batch_size", "dtype", "device", "compiled")
-        return tuple(record[name] for name in names)
+        names = ("kind", "model", "prompts", "image_size", "batch_size", "dtype", "device", "compiled", "head")
+        return tuple(record.get(name, "classifier") for name in names)
 
     for key, group in itertools.groupby(sorted(records, key=where), where):
-        kind, model, prompts, image, batch, dtype, device, compiled = key
-        how = "compiled" if compiled else "eager"
+        kind, model, prompts, image, batch, dtype, device, compiled, head = key
+        how = ("compiled" if compiled else "eager") + ("" if head == "classifier" else f", head {head}")
         lines += [
             "",
             f"**{kind}, ViT-{model.title()}, P = {prompts}, {image} px, batch {batch}, {dtype}, {device}, {how}**",
@@ -189,6 +190,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--kinds", nargs="+", choices=sorted(RATIO_TO), default=sorted(RATIO_TO))
     parser.add_argument("--subjects", nargs="+", help="only these (the reference is always there)")
+    parser.add_argument(
+        "--head",
+        choices=["classifier", "linear", "setr-pup", "dpt"],
+        default="classifier",
+        help="a segmentation head: forward passes only, beside the untouched backbone with that head",
+    )
     parser.add_argument("--compiled", action="store_true", help="also compiled")
     parser.add_argument("--memory", action="store_true", help="also peak memory, in a process for each subject")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -216,10 +223,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     records: list[dict[str, Any]] = []
     modes = (False, True) if parsed.compiled else (False,)
-    grid = itertools.product(parsed.models, parsed.prompts, parsed.images, parsed.dtypes, modes, parsed.kinds)
+    segments = parsed.head != "classifier"
+    kinds = ["forward"] if segments else parsed.kinds
+    grid = itertools.product(parsed.models, parsed.prompts, parsed.images, parsed.dtypes, modes, kinds)
     for model, prompts, image, dtype, compiled, kind in grid:
-        setting = Setting(model, prompts, image, parsed.batch_size, dtype, parsed.device, compiled)
-        everyone = FORWARD if kind == "forward" else TRAINING
+        setting = Setting(model, prompts, image, parsed.batch_size, dtype, parsed.device, compiled, parsed.head)
+        everyone = (
+            TRAINING if kind == "training" else tuple(s for s in FORWARD if not (segments and s == "concatenated"))
+        )
         subjects = [s for s in everyone if not parsed.subjects or s in (*parsed.subjects, RATIO_TO[kind])]
         found = measure(kind, subjects, setting, parsed.rounds)
         for record in found:

@@ -41,7 +41,8 @@ def draw_speed(records: list[dict[str, Any]], out: Path) -> list[Path]:
 def _points(records: list[dict[str, Any]], kind: str, model: str, by: str) -> dict[str, list[dict[str, Any]]]:
     """By subject, its records in the order of what is varied; empty if there is nothing to vary."""
     other = next(name for name in _AXES if name != by)
-    same = [r for r in records if (r["kind"], r["model"], r["dtype"], r["compiled"]) == (kind, model, "fp32", False)]
+    shown = (kind, model, "fp32", False, "classifier")
+    same = [r for r in records if tuple(r[n] for n in ("kind", "model", "dtype", "compiled", "head")) == shown]
     values = [r[other] for r in same]
     if not values:
         return {}

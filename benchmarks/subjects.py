@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab import attach
+from trimtab import SegmenterConfig, attach
 from trimtab.memory import kept_activations
 from trimtab.model import TunedModel
 
@@ -66,6 +66,8 @@ class Setting:
     dtype: str
     device: str
     compiled: bool
+    head: str = "classifier"
+    """Or a segmentation head; plain is then the backbone with that head, and nothing is concatenated."""
 
 
 def method_options(method: str, prompts: int) -> dict[str, Any]:
@@ -85,6 +87,9 @@ def make(subject: str, setting: Setting) -> nn.Module:
     torch.manual_seed(0)
     size: Any = setting.image_size
     plain = timm.create_model(MODELS[setting.model], num_classes=CLASSES, img_size=size).to(setting.device).eval()
+    segmenter: Any = None if setting.head == "classifier" else SegmenterConfig(head=setting.head)  # type: ignore[arg-type]
+    if subject == "plain" and segmenter is not None:
+        return attach(plain, "linear", CLASSES, head=segmenter)
     if subject == "plain":
         return plain.requires_grad_(False)
     if subject == "concatenated":
@@ -93,7 +98,8 @@ def make(subject: str, setting: Setting) -> nn.Module:
     if subject == LIKE_SHIP:
         return attach(plain, "vpt", CLASSES, **method_options("vpt", setting.prompts + SHARED)).to(setting.device)
     folded, _, method = subject.rpartition(" ")
-    model = attach(plain, method, CLASSES, **method_options(method, setting.prompts)).to(setting.device)
+    options = method_options(method, setting.prompts)
+    model = attach(plain, method, CLASSES, head=segmenter, **options).to(setting.device)
     if method == "ship":
         _give_prototypes(model)
     return model.fold() if folded else model
