@@ -167,11 +167,12 @@ def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
 
 
 def test_reasons_against_a_comparison() -> None:
-    row: dict[str, Any] = {"backbone": ORIGINAL, "on_test": False, "departures": {}}
+    row: dict[str, Any] = {"backbone": ORIGINAL, "on_test": False, "departures": {}, "weights": None}
     backbone = "ViT-B/16 IN-21k sup (original ViT-B_16.npz)"
     assert reasons("VPT-Deep", backbone, [row], {"svhn": "lossless"}) == []
     for changed, variant, word in (
         ({"backbone": "vit_base_patch16_224.augreg_in21k"}, "lossless", "other weights"),
+        ({"weights": "mine.safetensors"}, "lossless", "weights of a file"),
         ({"on_test": True}, "lossless", "ours was chosen on test images"),
         ({"departures": {"image_size": "112"}}, "lossless", "ours is at 112 px"),
         ({"departures": {"limit": 100}}, "lossless", "ours is trained on 100 images"),

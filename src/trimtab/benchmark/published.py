@@ -50,6 +50,8 @@ def reasons(method: str, backbone: str, rows: Sequence[Record], variants: Mappin
         found.append("its source does not say for certain which weights it is of")
     elif any(row["backbone"] != _ORIGINAL for row in rows):
         found.append(f"it is of other weights ({_ORIGINAL})")
+    elif any(row["weights"] for row in rows):
+        found.append("ours has weights of a file (--weights), and only the model's name says that they are the same")
     if method.startswith(SELECTED_ON_TEST) and not all(row["on_test"] for row in rows):
         found.append("its epoch or setting was chosen on test images")
     elif not method.startswith(SELECTED_ON_TEST + SELECTED_ON_VALIDATION):

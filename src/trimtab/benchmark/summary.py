@@ -120,6 +120,7 @@ def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[R
                 "prune": setup["prune"],
                 "backbone": setup["backbone"],
                 "fingerprint": setup["fingerprint"],
+                "weights": next((w for line in results.find("run") if (w := line["options"]["weights"])), None),
                 "method": first["method"],
                 "options": first["setting"]["options"],
                 "tasks": cells,
