@@ -230,7 +230,9 @@ def test_ray_is_imported_in_one_file_and_late(file: Path) -> None:
     tree = tree_of(file)
     everywhere = [name for _, name in imported(tree) if name.partition(".")[0] == "ray"]
     at_once = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    first = [name for node in at_once for _, name in imported(ast.Module([node], [])) if name.partition(".")[0] == "ray"]
+    first = [
+        name for node in at_once for _, name in imported(ast.Module([node], [])) if name.partition(".")[0] == "ray"
+    ]
     assert bool(everywhere) == (file == RAY)
     assert first == []
 
