@@ -32,8 +32,8 @@ class BenchConfig:
     for."""
     ray: str | None = None
     """A Ray cluster to train on, instead of processes of this machine: HOST:PORT, auto, ray://HOST:PORT, or local to
-    start one here. --out, data and weights have to be in a file system that all its machines share, and trimtab
-    installed on each (the package ray has to be)."""
+    start one here. --out, data and weights have to be in a file system that all its machines share, and trimtab[ray]
+    installed on each."""
     gpus_per_trial: float = 1.0
     """On a Ray cluster, the part of a GPU that each training takes, from above 0 to 1."""
     keep_models: bool = False
