@@ -75,7 +75,7 @@ class Results:
         kind = record["kind"]
         self.records.setdefault(kind, []).append(record)
         for names in _NAMES:
-            named = [record.get(name) for name in names]
+            named: list[Any] = [record.get(name) for name in names]
             if all(isinstance(value, str) for value in named):
                 self._named.setdefault((kind, *names, *named), []).append(record)
         if record["kind"] == "trial":
