@@ -64,6 +64,9 @@ MAY_IMPORT = {
 TIMM = {"backbone": "opens timm's models", "weights": "finds and creates them, and reads timm's files"}
 """The rooms that may import timm, and why."""
 
+RAY = SOURCE / "benchmark" / "cluster.py"
+"""The file that may import ray, inside functions."""
+
 LONG_FILES: dict[str, str] = {
     "backbone/backbone.py": "one class: all that a method may ask of a backbone",
     "cli.py": "one short function a command, beside its options",
@@ -220,6 +223,18 @@ def test_imports_go_one_way(file: Path) -> None:
         return
     assert room in MAY_IMPORT, f"{room} is a new room; say in MAY_IMPORT what it may import"
     assert wrong_imports(room, tree_of(file)) == []
+
+
+@each_file
+def test_ray_is_imported_in_one_file_and_late(file: Path) -> None:
+    tree = tree_of(file)
+    everywhere = [name for _, name in imported(tree) if name.partition(".")[0] == "ray"]
+    at_once = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    first = [
+        name for node in at_once for _, name in imported(ast.Module([node], [])) if name.partition(".")[0] == "ray"
+    ]
+    assert bool(everywhere) == (file == RAY)
+    assert first == []
 
 
 def test_rooms_come_in_order() -> None:

@@ -184,6 +184,18 @@ def test_random_points_are_the_same_after_a_stop_and_trials_are_counted(suite: P
     assert all(6e-4 <= rate <= 6e-3 for rate in rates)
 
 
+@pytest.mark.parametrize("values", [{}, {"row": "vpt"}, {"row": "vpt", "task": "maps"}, {"seed": 1}])
+def test_lines_are_found_as_by_looking_at_all(suite: Path, tmp_path: Path, values: dict[str, Any]) -> None:
+    go(suite, tmp_path, Inline(), seeds=2, tasks=["maps", "moths"])
+    results = results_of(tmp_path)
+    every = results.records["test"]
+    wanted = [line for line in every if values.items() <= {k: line[k] for k in ("row", "task", "seed", "key")}.items()]
+    assert results.find("test", **values) == wanted
+    assert wanted
+    assert results.find("test", key=every[3]["key"], row=every[3]["row"]) == [every[3]]
+    assert results.find("test", key="none") == results.find("test", row="vpt", task="none") == []
+
+
 # --- tuning cannot reach the test images ------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ def bench(
         tasks: Only these of the suite.
         progress: Who is told how far it is.
         command: The command line, for the record.
-        pool: Who works; by default processes of this machine.
+        pool: Who works; by default processes of this machine, or the Ray cluster that the options name.
         options: Fields of :class:`~trimtab.benchmark.config.BenchConfig`.
 
     Raises:

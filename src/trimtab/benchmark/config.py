@@ -28,7 +28,14 @@ class BenchConfig:
     root: str | None = None
     """The folder of `trimtab data prepare`, for vtab1k and fgvc."""
     workers: int | None = None
-    """Processes at work, of one thread each. Default: as many as memory and processor hold."""
+    """Processes at work, of one thread each. Default: as many as memory and processor hold, or as a cluster has room
+    for."""
+    ray: str | None = None
+    """A Ray cluster to train on, instead of processes of this machine: HOST:PORT, auto, ray://HOST:PORT, or local to
+    start one here. --out, data and weights have to be in a file system that all its machines share, and trimtab[ray]
+    installed on each."""
+    gpus_per_trial: float = 1.0
+    """On a Ray cluster, the part of a GPU that each training takes, from above 0 to 1."""
     keep_models: bool = False
     """Keep the final adapters, in DIR/models; by default they are removed once they are measured."""
     backbone: str = "trimtab-micro"
@@ -66,6 +73,8 @@ class BenchConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0.")
+        if not 0 < self.gpus_per_trial <= 1:
+            raise ConfigError(f"gpus_per_trial is {self.gpus_per_trial}; a training takes up to 1 GPU, and above 0.")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"val_fraction is {self.val_fraction}; there must be something to choose on.")
 

@@ -1,19 +1,31 @@
-"""Who works: processes of this machine."""
+"""Who works: processes of this machine; :mod:`trimtab.benchmark.cluster` has those of others."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from trimtab.benchmark.workers import THREADS, cores, fitting, kill_workers, set_up_worker
+from trimtab.errors import ConfigError
+
+
+class WorkerDiedError(BrokenExecutor):
+    """The worker of this job died, and no other."""
+
+
+class PoolError(ConfigError):
+    """No job can be worked on, and the run ends."""
 
 
 class Pool(Protocol):
-    """Works on functions, several at a time."""
+    """Works on functions, several at a time.
+
+    A job whose worker dies has a ``BrokenExecutor`` in its future: a ``BrokenProcessPool`` where all jobs end with it.
+    """
 
     def fit(self, peak: int) -> int:
         """How many may run at once.

@@ -15,13 +15,16 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from trimtab.errors import DataError
 
 Record: TypeAlias = "dict[str, Any]"
+
+_NAMES = (("key",), ("row", "task"))
+"""What lines are found by without looking at all of them: a trial, or a cell of the table."""
 
 
 class Results:
@@ -31,6 +34,7 @@ class Results:
         self.path = path
         self.records: dict[str, list[Record]] = {}
         self.trials: dict[str, Record] = {}
+        self._named: dict[tuple[str, ...], list[Record]] = {}
         for record in _read(path):
             self._take(record)
 
@@ -51,7 +55,7 @@ class Results:
         """The lines of a kind with these values, oldest first."""
         return [
             record
-            for record in self.records.get(kind, ())
+            for record in self._among(kind, values)
             if all(record.get(name) == value for name, value in values.items())
         ]
 
@@ -60,8 +64,20 @@ class Results:
         found = self.find(kind, **values)
         return found[-1] if found else None
 
+    def _among(self, kind: str, values: Mapping[str, Any]) -> Sequence[Record]:
+        """Few lines of a kind that have all with these values among them: a long run asks often."""
+        for names in _NAMES:
+            if all(isinstance(values.get(name), str) for name in names):
+                return self._named.get((kind, *names, *(values[name] for name in names)), ())
+        return self.records.get(kind, ())
+
     def _take(self, record: Record) -> None:
-        self.records.setdefault(record["kind"], []).append(record)
+        kind = record["kind"]
+        self.records.setdefault(kind, []).append(record)
+        for names in _NAMES:
+            named: list[Any] = [record.get(name) for name in names]
+            if all(isinstance(value, str) for value in named):
+                self._named.setdefault((kind, *names, *named), []).append(record)
         if record["kind"] == "trial":
             self.trials[record["key"]] = record
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trimtab.benchmark.cluster import Cluster
 from trimtab.benchmark.config import BenchConfig
 from trimtab.benchmark.ledger import Ledger, LedgerError, model_digest
 from trimtab.benchmark.plan import Job, Trials, Unit
-from trimtab.benchmark.pools import Pool, Processes
+from trimtab.benchmark.pools import Pool, PoolError, Processes
 from trimtab.benchmark.protocols import Row
 from trimtab.benchmark.results import Record, Results
 from trimtab.benchmark.suites import SuiteTask, open_test
@@ -50,7 +50,7 @@ class Run:
         results: What was done before, and where the rest goes.
         work: The folder of the results.
         progress: Who is told.
-        pool: Who works; by default processes of this machine.
+        pool: Who works; by default what the options name.
     """
 
     def __init__(
@@ -71,11 +71,12 @@ class Run:
         # Task by task, so that the trials of a worker share its images.
         self.units = [Unit(row, task, trials, results, self.ledger, self.models) for task in tasks for row in rows]
         self.running = Running(config.weights, config.device, cache_gb=config.cache_gb)
-        self.pool: Pool = pool or Processes(config.workers, gpu=config.device != "cpu")
         self.flying: dict[Future[Record], Job] = {}
         self.broken: dict[tuple[str, str], str] = {}
         self.died: dict[str, int] = {}
         self.done = 0
+        # Last: from here on there is something to close.
+        self.pool: Pool = pool or make_pool(config, work, tasks)
 
     @staticmethod
     def _test(task: SuiteTask, trials: Trials) -> Any:
@@ -135,9 +136,11 @@ class Run:
     def _finish(self, job: Job, future: Future[Record]) -> None:
         try:
             record = future.result()
-        except BrokenProcessPool:
+        except BrokenExecutor:
             self._died(job)
             return
+        except PoolError:
+            raise
         except Exception as error:  # noqa: BLE001 - one broken cell is no reason to lose a night
             self._spoil(job, error)
             return
@@ -202,6 +205,24 @@ def _line(error: Exception) -> str:
     """What an error says, as one line that is not too long to be read."""
     text = " ".join(str(error).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def make_pool(config: BenchConfig, work: Path, tasks: Sequence[SuiteTask]) -> Pool:
+    """Who works, by the options.
+
+    Args:
+        config: The options.
+        work: The folder of the results.
+        tasks: Whose data the workers have to see.
+    """
+    gpu = config.device != "cpu"
+    if config.ray is None:
+        return Processes(config.workers, gpu=gpu)
+    named = (config.weights, config.backbone, *(task.data for task in tasks))
+    # Names of built-in sets and of timm's models are no paths.
+    needs = [Path(name) for name in named if name and Path(name).exists()]
+    share = config.gpus_per_trial
+    return Cluster(config.ray, work=work, needs=needs, workers=config.workers, gpu=gpu, share=share)
 
 
 def _told(record: Record) -> str:
