@@ -3,11 +3,13 @@
     python benchmarks/effects.py benchmarks/local.csv --workers 2
     python benchmarks/effects.py benchmarks/local.csv --table docs/comparison
 
-The same command again goes on where it was stopped. Three benchmarks under ``strict``: as it should be
-(``WORK/strict``), with a backbone that says it wants ImageNet's normalisation (``WORK/normalisation``), and on copies
-of the images saved again as JPEG (``WORK/jpeg``). Each chooses its settings anew. And for every setting and seed, a
-training on all training images that reads the test images again and again, as a loop that keeps the best epoch does
-(``WORK/selection.jsonl``).
+The same command again goes on where it was stopped. First a benchmark under ``strict``, or one that is there already
+(``--strict``). Then trainings on all training images of each task (``WORK/trials.jsonl``):
+
+* ``selection``: every setting that ``strict`` tried, reading the test images again and again, as a loop that keeps the
+  best epoch does;
+* ``normalisation``: what ``strict`` chose, on a backbone that says it wants ImageNet's mean and standard deviation;
+* ``jpeg``: what ``strict`` chose, on copies of all images that were saved again as JPEG.
 """
 
 from __future__ import annotations
@@ -16,12 +18,11 @@ import argparse
 import csv
 import dataclasses
 import io
-import json
 import os
 import shutil
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from trimtab.benchmark.workers import THREADS, alone
 from trimtab.errors import ConfigError, DataError, TrimtabError
 from trimtab.files import write_json, write_text
 from trimtab.progress import TerminalProgress
+from trimtab.recipe import FitConfig
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 QUALITY = 75
@@ -53,6 +55,24 @@ EFFECTS = {
     "jpeg": f"images stored again as JPEG, quality {QUALITY}",
     "luck": "best of the seeds, not their mean",
 }
+
+
+TRIALS = "trials.jsonl"
+CONDITIONS = ("selection", "normalisation", "jpeg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training beside those of ``strict``."""
+
+    condition: str
+    trial: Trial
+    place: Place
+    task: SuiteTask
+
+    def opened(self) -> Place:
+        """With the test images, as no protocol that is honest has it."""
+        return dataclasses.replace(self.place, test=open_test(self.task, self.place.training.train.classes))
 
 
 class Run:
@@ -73,56 +93,64 @@ class Run:
     def go(self) -> None:
         """Everything that is missing."""
         right = {"backbone": BACKBONE, "weights": str(self.weights)}
-        self._bench(self.suite, self.strict, right)
-        self._select(right)
-        self._bench(jpeg_suite(self.tasks, self.work / "jpeg-images"), self.work / "jpeg", right)
-        wrong = {"backbone": f"local-dir:{wrong_normalisation(self.weights, self.work / 'imagenet-normalised')}"}
-        self._bench(self.suite, self.work / "normalisation", wrong)
-
-    def _bench(self, suite: Path, out: Path, backbone: dict[str, str]) -> None:
-        self.progress.say(f"--- {out} ---")
-        more: dict[str, Any] = {"workers": self.workers, "device": "cpu", **backbone, **self.options}
-        outcome = bench(str(suite), methods=self.methods, out=out, progress=self.progress, **more)
+        more: dict[str, Any] = {"workers": self.workers, "device": "cpu", **right, **self.options}
+        outcome = bench(str(self.suite), methods=self.methods, out=self.strict, progress=self.progress, **more)
         if outcome.broken:
-            raise ConfigError(f"{out}: {outcome.broken[0]}")
+            raise ConfigError(f"{self.strict}: {outcome.broken[0]}")
+        wrong = {"backbone": f"local-dir:{wrong_normalisation(self.weights, self.work / 'imagenet-normalised')}"}
+        stored = open_suite(str(jpeg_suite(self.tasks, self.work / "jpeg-images")))
+        jobs = [
+            *self._jobs("selection", self.tasks, right),
+            *self._jobs("jpeg", stored, right),
+            *self._jobs("normalisation", self.tasks, wrong),
+        ]
+        self._train(jobs)
 
-    def _select(self, backbone: dict[str, Any]) -> None:
-        """Train every setting that ``strict`` tried on all training images, and read test images as it goes."""
+    def _jobs(self, condition: str, tasks: Sequence[SuiteTask], backbone: dict[str, Any]) -> Iterator[Job]:
         from trimtab.weights import load_backbone
 
         config = BenchConfig(device="cpu", **backbone, **self.options)
-        model = load_backbone(BACKBONE, weights=self.weights, image_size=_square(config.image_size), device="cpu")
-        trials, running = Trials(config, model), Running(config.weights, "cpu")
-        path = self.work / "selection.jsonl"
+        size = FitConfig(image_size=config.image_size).size()
+        model = load_backbone(config.backbone, weights=config.weights, image_size=size, device="cpu")
+        trials, strict = Trials(config, model), Results(self.strict / RESULTS)
+        for task in tasks:
+            for row in map(read_row, self.methods):
+                for setting in self._settings(strict, condition, row, task):
+                    for seed in trials.protocol.seeds_of(self.options["seeds"]):
+                        trial = trials.make(row, task, "final", seed, setting)
+                        epochs = trial.resolved["recipe"]["epochs"]
+                        read = _readings(epochs) if condition == "selection" else (epochs,)
+                        trial = dataclasses.replace(trial, test_epochs=read)
+                        final = trials.parts(task).final
+                        place = Place(final, self.work / "models" / trial.key, Running(config.weights, "cpu"))
+                        yield Job(condition, trial, place, task)
+
+    def _settings(self, strict: Results, condition: str, row: Row, task: SuiteTask) -> list[Record]:
+        if condition == "selection":
+            return [line["setting"] for line in strict.find("asked", row=row.name, task=task.name)]
+        return _choice(strict, row, task)
+
+    def _train(self, jobs: Sequence[Job]) -> None:
+        path = self.work / TRIALS
         repair(path)
-        results, strict = Results(path), Results(self.strict / RESULTS)
-        wanted = {t.key: (t, task) for t, task in self._readings(trials, strict) if t.key not in results.trials}
-        self.progress.say(f"--- {path}: {len(wanted)} trainings are to be done ---")
+        results = Results(path)
+        missing = {job.trial.key: job for job in jobs if job.trial.key not in results.trials}
+        self.progress.say(f"{len(missing)} of {len(jobs)} trainings beside strict's are to be done.")
         pool = Processes(self.workers, gpu=False)
         try:
-            flying = {}
-            for trial, task in wanted.values():
-                final = trials.parts(task).final
-                test = open_test(task, final.train.classes)
-                place = Place(final, self.work / "models" / trial.key, running, test=test)
-                flying[pool.submit(run_trial, trial, place)] = trial
+            flying = {pool.submit(run_trial, job.trial, job.opened()): job for job in missing.values()}
             for done, future in enumerate(as_completed(flying), start=1):
-                trial, record = flying[future], future.result()
-                results.append("trial", {"key": trial.key, **trial.inputs(), **record})
-                shutil.rmtree(self.work / "models" / trial.key, ignore_errors=True)
-                self.progress.say(f"{done}/{len(flying)} {trial.words}: {record['test_history']}")
+                job, record = flying[future], future.result()
+                results.append(
+                    "trial", {"key": job.trial.key, "condition": job.condition, **job.trial.inputs(), **record}
+                )
+                shutil.rmtree(job.place.out, ignore_errors=True)
+                read = ", ".join(f"{accuracy:.3f}" for _, accuracy in record["test_history"])
+                self.progress.say(f"{done}/{len(flying)} {job.condition}, {job.trial.words}: test {read}")
         except BaseException:
             pool.kill()
             raise
         pool.close()
-
-    def _readings(self, trials: Trials, strict: Results) -> Iterator[tuple[Trial, SuiteTask]]:
-        for task in self.tasks:
-            for row in map(read_row, self.methods):
-                for line in strict.find("asked", row=row.name, task=task.name):
-                    for seed in trials.protocol.seeds_of(self.options["seeds"]):
-                        trial = trials.make(row, task, "final", seed, line["setting"])
-                        yield dataclasses.replace(trial, test_epochs=_epochs(trial)), task
 
     # --- what came out ---
 
@@ -133,31 +161,35 @@ class Run:
         return {"setup": setup, "effects": EFFECTS, "seeds": self.options["seeds"], "rows": rows}
 
     def _row(self, row: Row) -> Record:
-        selection = Results(self.work / "selection.jsonl").trials.values()
-        folders = {name: Results(self.work / name / RESULTS) for name in ("jpeg", "normalisation")}
-        strict = Results(self.strict / RESULTS)
+        strict, trials = Results(self.strict / RESULTS), Results(self.work / TRIALS)
         found: Record = {"row": row.name, "tasks": {}}
         for task in self.tasks:
-            base = accuracies(strict, row, task)
-            tried = [t for t in selection if (t["row"], t["task"]) == (row.name, task.name)]
-            choice = strict.last("choice", row=row.name, task=task.name)
-            if choice is None:
-                raise DataError(f"{self.strict} has chosen nothing for {row.name} on {task.name} yet; let it run on.")
-            same = [t for t in tried if {"options": t["options"], "fit": t["fit"]} in choice["settings"]]
+            chosen = _choice(strict, row, task)
+            base = {t["seed"]: t["test_accuracy"] for t in strict.find("test", row=row.name, task=task.name)}
+            mine = {c: trials.find("trial", condition=c, row=row.name, task=task.name) for c in CONDITIONS}
+            same = [t for t in mine["selection"] if {"options": t["options"], "fit": t["fit"]} in chosen]
             readings = {
                 "epoch": by_seed(same),
-                "setting": by_seed(tried),
-                **{name: accuracies(results, row, task) for name, results in folders.items()},
+                "setting": by_seed(mine["selection"]),
+                "normalisation": by_seed(mine["normalisation"]),
+                "jpeg": by_seed(mine["jpeg"]),
                 "luck": {seed: max(base.values()) for seed in base},
             }
-            _same_seeds(base, readings, f"{row.name} on {task.name}")
+            _check_seeds(base, readings, f"{row.name} on {task.name}")
             found["tasks"][task.name] = {
                 "strict": base,
                 "spread": statistics.stdev(base.values()),
                 "effects": {name: {s: values[s] - base[s] for s in base} for name, values in readings.items()},
-                "settings": len({json.dumps([t["options"], t["fit"]]) for t in tried}),
             }
         return found
+
+
+def _choice(strict: Results, row: Row, task: SuiteTask) -> list[Record]:
+    choice = strict.last("choice", row=row.name, task=task.name)
+    if choice is None:
+        raise DataError(f"{strict.path.parent} has chosen nothing for {row.name} on {task.name} yet; let it run on.")
+    settings: list[Record] = choice["settings"]
+    return settings
 
 
 def by_seed(trials: Iterable[Record]) -> dict[int, float]:
@@ -169,12 +201,7 @@ def by_seed(trials: Iterable[Record]) -> dict[int, float]:
     return best
 
 
-def accuracies(results: Results, row: Row, task: SuiteTask) -> dict[int, float]:
-    """The test accuracies of a benchmark, for each seed."""
-    return {line["seed"]: line["test_accuracy"] for line in results.find("test", row=row.name, task=task.name)}
-
-
-def _same_seeds(base: dict[int, float], readings: dict[str, dict[int, float]], where: str) -> None:
+def _check_seeds(base: dict[int, float], readings: dict[str, dict[int, float]], where: str) -> None:
     for name, values in readings.items():
         if len(base) < 2 or values.keys() < base.keys():
             raise DataError(f"{where}: {name} has seeds {sorted(values)} and strict {sorted(base)}; let it run on.")
@@ -244,14 +271,9 @@ def wrong_normalisation(weights: Path, folder: Path) -> Path:
     return folder
 
 
-def _epochs(trial: Trial) -> tuple[int, ...]:
-    """After which epochs the test images are read: all, or six of many."""
-    epochs = trial.resolved["recipe"]["epochs"]
+def _readings(epochs: int) -> tuple[int, ...]:
+    """After which epochs the test images are read: all, or some six of many."""
     return tuple(sorted({*range(1, epochs + 1, max(1, epochs // 5)), epochs}))
-
-
-def _square(text: str | None) -> tuple[int, int] | None:
-    return None if text is None else (int(text), int(text))
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -266,7 +288,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-epochs", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--work", type=Path, default=Path("runs/effects"))
-    parser.add_argument("--strict", type=Path, help="a benchmark of this setup that is there already")
+    parser.add_argument("--strict", type=Path, help="the folder of a benchmark of this setup; by default WORK/strict")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with weights/")
     parser.add_argument("--table", type=Path, help="write effects.md and effects.json there, and run nothing")
     return parser.parse_args(arguments)

@@ -26,11 +26,13 @@ class KeysValues:
 
     @staticmethod
     def join(parts: Sequence[KeysValues]) -> KeysValues:
-        """One after another along P; parts of batch 1 are repeated where others hold B images."""
+        """One after another along P, in the precision of the first; parts of batch 1 are repeated for B images."""
         if len(parts) == 1:
             return parts[0]
         batch = max(part.keys.shape[0] for part in parts)
-        same = [part.expand(batch) for part in parts]
+        first = parts[0].keys
+        # Stored float32 would otherwise make everything float32, to be rounded again for attention.
+        same = [KeysValues(part.keys.to(first), part.values.to(first)).expand(batch) for part in parts]
         return KeysValues(torch.cat([part.keys for part in same], 2), torch.cat([part.values for part in same], 2))
 
     def expand(self, batch: int) -> KeysValues:

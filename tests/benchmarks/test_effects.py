@@ -54,13 +54,16 @@ def _command(place: Path, work: Path, *more: str) -> list[str]:
 def test_effects_are_differences_to_strict_seed_by_seed(place: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     assert effects.main(_command(place, work)) == 0
-    selection = lines_of(work / "selection.jsonl")
-    assert len(selection) == len(ROWS) * 2 * 2
+    trials = lines_of(work / "trials.jsonl")
+    selection, jpeg, wrong = (
+        [t for t in trials if t["condition"] == c] for c in ("selection", "jpeg", "normalisation")
+    )
+    assert [len(selection), len(jpeg), len(wrong)] == [len(ROWS) * 2 * 2, len(ROWS) * 2, len(ROWS) * 2]
     assert all([epoch for epoch, _ in line["test_history"]] == [1, 2] for line in selection)
     assert not list((work / "models").iterdir())
 
     assert effects.main(_command(place, work)) == 0
-    assert lines_of(work / "selection.jsonl") == selection
+    assert lines_of(work / "trials.jsonl") == trials
 
     assert effects.main(_command(place, work, "--table", str(tmp_path))) == 0
     table = json.loads((tmp_path / "effects.json").read_text(encoding="utf-8"))
@@ -74,16 +77,17 @@ def test_effects_are_differences_to_strict_seed_by_seed(place: Path, tmp_path: P
         assert {int(seed): value for seed, value in cell["effects"]["luck"].items()} == {
             seed: best - value for seed, value in strict.items()
         }
-        for name in ("jpeg", "normalisation"):
-            other = {line["seed"]: line["test_accuracy"] for line in _tests(work / name, row["row"])}
+        for name, found in (("jpeg", jpeg), ("normalisation", wrong)):
+            other = {t["seed"]: t["test_history"][-1][1] for t in found if t["row"] == row["row"]}
             assert {int(s): v for s, v in cell["effects"][name].items()} == {s: other[s] - strict[s] for s in strict}
     shown = (tmp_path / "effects.md").read_text(encoding="utf-8")
     assert "| linear | wrong normalisation |" in shown
-    # The models of the wrong normalisation do have it.
-    trial = next(line for line in lines_of(work / "normalisation" / "results.jsonl") if line["kind"] == "trial")
-    assert trial["resolved"]["preprocessing"]["mean"] == list(effects.IMAGENET["mean"])
-    right = next(line for line in lines_of(work / "strict" / "results.jsonl") if line["kind"] == "trial")
-    assert right["resolved"]["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    chosen = {
+        line["row"]: line["settings"] for line in lines_of(work / "strict" / "results.jsonl") if "settings" in line
+    }
+    assert all({"options": t["options"], "fit": t["fit"]} in chosen[t["row"]] for t in (*jpeg, *wrong))
+    assert all(t["resolved"]["preprocessing"]["mean"] == list(effects.IMAGENET["mean"]) for t in wrong)
+    assert all(t["resolved"]["preprocessing"]["mean"] == [0.5, 0.5, 0.5] for t in (*jpeg, *selection))
 
 
 def _tests(folder: Path, row: str) -> list[dict[str, object]]:

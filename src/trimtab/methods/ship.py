@@ -167,7 +167,7 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
             return image
         joined = KeysValues.join(parts)
         # The few values of the prompts are scaled, so that mixing is one step over the tokens.
-        prompts = KeysValues(joined.keys, scale * joined.values).expand(queries.shape[0])
+        prompts = KeysValues(joined.keys.to(keys), (scale * joined.values).to(values)).expand(queries.shape[0])
         seen = F.scaled_dot_product_attention(queries, prompts.keys, prompts.values, scale=inputs.scale)
         mixed = torch.add(seen, image, alpha=1.0 if additive else 1.0 - scale)
         if inputs.queries.shape[2] == read:
