@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -130,14 +129,18 @@ def alone(kind: str, subject: str, setting: Setting) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return int(torch.cuda.max_memory_allocated() - before)
-    before = _resident()
+    # What importing and initialising took at their peak is forgotten.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _held("VmRSS")
     run()
-    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, 0)
+    return max(_held("VmHWM") - before, 0)
 
 
-def _resident() -> int:
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+def _held(what: str) -> int:
+    """Resident bytes of this process: now (``VmRSS``), or at their peak (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{what}:")]
+    return int(line.split()[1]) * 1024
 
 
 def busy() -> float:
