@@ -4,12 +4,12 @@
     python benchmarks/effects.py benchmarks/local.csv --table docs/comparison
 
 The same command again goes on where it was stopped. First a benchmark under ``strict``, or one that is there already
-(``--strict``). Then trainings on all training images of each task (``WORK/trials.jsonl``):
+(``--strict``). Then trainings on all training images of each task (``WORK/trials.jsonl``), by ``--effects``:
 
-* ``selection``: every setting that ``strict`` tried, reading the test images again and again, as a loop that keeps the
-  best epoch does;
+* ``epoch``: what ``strict`` chose, reading the test images again and again, as a loop that keeps the best epoch does;
+* ``jpeg``: what ``strict`` chose, on copies of all images that were saved again as JPEG;
 * ``normalisation``: what ``strict`` chose, on a backbone that says it wants ImageNet's mean and standard deviation;
-* ``jpeg``: what ``strict`` chose, on copies of all images that were saved again as JPEG.
+* ``setting``: as ``epoch``, and the settings that ``strict`` tried and did not choose.
 """
 
 from __future__ import annotations
@@ -50,22 +50,20 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 QUALITY = 75
 EFFECTS = {
     "epoch": "epoch chosen on test images",
-    "setting": "epoch and learning rate chosen on test images",
+    "setting": "epoch and setting chosen on test images",
     "normalisation": "wrong normalisation",
     "jpeg": f"images stored again as JPEG, quality {QUALITY}",
     "luck": "best of the seeds, not their mean",
 }
-
-
+"""What each fault is called in the table; the last needs no training of its own."""
 TRIALS = "trials.jsonl"
-CONDITIONS = ("selection", "normalisation", "jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """A training beside those of ``strict``."""
 
-    condition: str
+    effect: str
     trial: Trial
     place: Place
     task: SuiteTask
@@ -85,6 +83,7 @@ class Run:
         self.weights: Path = arguments.shared / "weights" / f"{BACKBONE}.fp16.safetensors"
         self.methods: list[str] = arguments.methods
         self.workers: int = arguments.workers
+        self.effects: list[str] = arguments.effects
         self.progress = TerminalProgress()
         names = ("seeds", "trials", "image_size", "epochs", "probe_epochs")
         self.options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
@@ -99,14 +98,15 @@ class Run:
             raise ConfigError(f"{self.strict}: {outcome.broken[0]}")
         wrong = {"backbone": f"local-dir:{wrong_normalisation(self.weights, self.work / 'imagenet-normalised')}"}
         stored = open_suite(str(jpeg_suite(self.tasks, self.work / "jpeg-images")))
-        jobs = [
-            *self._jobs("selection", self.tasks, right),
-            *self._jobs("jpeg", stored, right),
-            *self._jobs("normalisation", self.tasks, wrong),
-        ]
-        self._train(jobs)
+        on: dict[str, tuple[Sequence[SuiteTask], dict[str, Any]]] = {
+            "epoch": (self.tasks, right),
+            "jpeg": (stored, right),
+            "normalisation": (self.tasks, wrong),
+            "setting": (self.tasks, right),
+        }
+        self._train([job for effect in on if effect in self.effects for job in self._jobs(effect, *on[effect])])
 
-    def _jobs(self, condition: str, tasks: Sequence[SuiteTask], backbone: dict[str, Any]) -> Iterator[Job]:
+    def _jobs(self, effect: str, tasks: Sequence[SuiteTask], backbone: dict[str, Any]) -> Iterator[Job]:
         from trimtab.weights import load_backbone
 
         config = BenchConfig(device="cpu", **backbone, **self.options)
@@ -115,20 +115,15 @@ class Run:
         trials, strict = Trials(config, model), Results(self.strict / RESULTS)
         for task in tasks:
             for row in map(read_row, self.methods):
-                for setting in self._settings(strict, condition, row, task):
+                for setting in _settings(strict, effect, row, task):
                     for seed in trials.protocol.seeds_of(self.options["seeds"]):
                         trial = trials.make(row, task, "final", seed, setting)
                         epochs = trial.resolved["recipe"]["epochs"]
-                        read = _readings(epochs) if condition == "selection" else (epochs,)
+                        read = _readings(epochs) if effect in ("epoch", "setting") else (epochs,)
                         trial = dataclasses.replace(trial, test_epochs=read)
                         final = trials.parts(task).final
                         place = Place(final, self.work / "models" / trial.key, Running(config.weights, "cpu"))
-                        yield Job(condition, trial, place, task)
-
-    def _settings(self, strict: Results, condition: str, row: Row, task: SuiteTask) -> list[Record]:
-        if condition == "selection":
-            return [line["setting"] for line in strict.find("asked", row=row.name, task=task.name)]
-        return _choice(strict, row, task)
+                        yield Job(effect, trial, place, task)
 
     def _train(self, jobs: Sequence[Job]) -> None:
         path = self.work / TRIALS
@@ -141,12 +136,10 @@ class Run:
             flying = {pool.submit(run_trial, job.trial, job.opened()): job for job in missing.values()}
             for done, future in enumerate(as_completed(flying), start=1):
                 job, record = flying[future], future.result()
-                results.append(
-                    "trial", {"key": job.trial.key, "condition": job.condition, **job.trial.inputs(), **record}
-                )
+                results.append("trial", {"key": job.trial.key, "effect": job.effect, **job.trial.inputs(), **record})
                 shutil.rmtree(job.place.out, ignore_errors=True)
                 read = ", ".join(f"{accuracy:.3f}" for _, accuracy in record["test_history"])
-                self.progress.say(f"{done}/{len(flying)} {job.condition}, {job.trial.words}: test {read}")
+                self.progress.say(f"{done}/{len(flying)} {job.effect}, {job.trial.words}: test {read}")
         except BaseException:
             pool.kill()
             raise
@@ -158,24 +151,27 @@ class Run:
         """Effects in points of accuracy, JSON values."""
         rows = [self._row(row) for row in map(read_row, self.methods)]
         setup = Results(self.strict / RESULTS).records["setup"][0]["setup"]
-        return {"setup": setup, "effects": EFFECTS, "seeds": self.options["seeds"], "rows": rows}
+        names = {name: words for name, words in EFFECTS.items() if name in (*self.effects, "luck")}
+        return {"setup": setup, "effects": names, "seeds": self.options["seeds"], "rows": rows}
 
     def _row(self, row: Row) -> Record:
         strict, trials = Results(self.strict / RESULTS), Results(self.work / TRIALS)
         found: Record = {"row": row.name, "tasks": {}}
         for task in self.tasks:
-            chosen = _choice(strict, row, task)
             base = {t["seed"]: t["test_accuracy"] for t in strict.find("test", row=row.name, task=task.name)}
-            mine = {c: trials.find("trial", condition=c, row=row.name, task=task.name) for c in CONDITIONS}
-            same = [t for t in mine["selection"] if {"options": t["options"], "fit": t["fit"]} in chosen]
-            readings = {
-                "epoch": by_seed(same),
-                "setting": by_seed(mine["selection"]),
-                "normalisation": by_seed(mine["normalisation"]),
-                "jpeg": by_seed(mine["jpeg"]),
-                "luck": {seed: max(base.values()) for seed in base},
-            }
-            _check_seeds(base, readings, f"{row.name} on {task.name}")
+            readings = {"luck": {seed: max(base.values()) for seed in base}}
+            for effect in self.effects:
+                wanted = len(_settings(strict, effect, row, task)) * len(base)
+                mine = trials.find("trial", effect=effect, row=row.name, task=task.name)
+                if len(base) < 2 or len(mine) != wanted:
+                    raise DataError(
+                        f"{row.name} on {task.name}: {len(base)} final models of strict and {len(mine)} of {wanted} "
+                        f"trainings of {effect!r} are done; let it run on, or leave it out of --effects."
+                    )
+                readings[effect] = by_seed(mine)
+            if "setting" in readings:
+                both = [readings["setting"], readings["epoch"]]
+                readings["setting"] = {seed: max(found.get(seed, 0.0) for found in both) for seed in base}
             found["tasks"][task.name] = {
                 "strict": base,
                 "spread": statistics.stdev(base.values()),
@@ -184,12 +180,17 @@ class Run:
         return found
 
 
-def _choice(strict: Results, row: Row, task: SuiteTask) -> list[Record]:
+def _settings(strict: Results, effect: str, row: Row, task: SuiteTask) -> list[Record]:
+    """What is trained anew for an effect: the chosen setting, or for ``setting`` the others."""
     choice = strict.last("choice", row=row.name, task=task.name)
     if choice is None:
         raise DataError(f"{strict.path.parent} has chosen nothing for {row.name} on {task.name} yet; let it run on.")
-    settings: list[Record] = choice["settings"]
-    return settings
+    chosen: list[Record] = choice["settings"]
+    if effect != "setting":
+        return chosen
+    tried = [strict.trials[key] for key in choice["tried"]]
+    settings = [{"options": trial["options"], "fit": trial["fit"]} for trial in tried]
+    return [setting for setting in settings if setting not in chosen]
 
 
 def by_seed(trials: Iterable[Record]) -> dict[int, float]:
@@ -199,12 +200,6 @@ def by_seed(trials: Iterable[Record]) -> dict[int, float]:
         read = max((accuracy for _, accuracy in trial["test_history"]), default=0.0)
         best[trial["seed"]] = max(read, best.get(trial["seed"], 0.0))
     return best
-
-
-def _check_seeds(base: dict[int, float], readings: dict[str, dict[int, float]], where: str) -> None:
-    for name, values in readings.items():
-        if len(base) < 2 or values.keys() < base.keys():
-            raise DataError(f"{where}: {name} has seeds {sorted(values)} and strict {sorted(base)}; let it run on.")
 
 
 def markdown(table: Record) -> str:
@@ -286,6 +281,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image-size", default="96", help="pixels")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--probe-epochs", type=int, default=50)
+    every = ["epoch", "jpeg", "normalisation", "setting"]
+    parser.add_argument("--effects", nargs="+", choices=every, default=every, help="setting needs epoch, too")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--work", type=Path, default=Path("runs/effects"))
     parser.add_argument("--strict", type=Path, help="the folder of a benchmark of this setup; by default WORK/strict")
@@ -297,6 +294,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line says."""
     parsed = parse(arguments)
+    if "setting" in parsed.effects and "epoch" not in parsed.effects:
+        parsed.effects.insert(0, "epoch")
     os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
         with alone(parsed.work):

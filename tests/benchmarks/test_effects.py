@@ -55,11 +55,11 @@ def test_effects_are_differences_to_strict_seed_by_seed(place: Path, tmp_path: P
     work = tmp_path / "work"
     assert effects.main(_command(place, work)) == 0
     trials = lines_of(work / "trials.jsonl")
-    selection, jpeg, wrong = (
-        [t for t in trials if t["condition"] == c] for c in ("selection", "jpeg", "normalisation")
+    epoch, jpeg, wrong, setting = (
+        [t for t in trials if t["effect"] == e] for e in ("epoch", "jpeg", "normalisation", "setting")
     )
-    assert [len(selection), len(jpeg), len(wrong)] == [len(ROWS) * 2 * 2, len(ROWS) * 2, len(ROWS) * 2]
-    assert all([epoch for epoch, _ in line["test_history"]] == [1, 2] for line in selection)
+    assert [len(found) for found in (epoch, jpeg, wrong, setting)] == [len(ROWS) * 2] * 4
+    assert all([epoch for epoch, _ in line["test_history"]] == [1, 2] for line in (*epoch, *setting))
     assert not list((work / "models").iterdir())
 
     assert effects.main(_command(place, work)) == 0
@@ -85,9 +85,9 @@ def test_effects_are_differences_to_strict_seed_by_seed(place: Path, tmp_path: P
     chosen = {
         line["row"]: line["settings"] for line in lines_of(work / "strict" / "results.jsonl") if "settings" in line
     }
-    assert all({"options": t["options"], "fit": t["fit"]} in chosen[t["row"]] for t in (*jpeg, *wrong))
+    assert all({"options": t["options"], "fit": t["fit"]} in chosen[t["row"]] for t in (*epoch, *jpeg, *wrong))
     assert all(t["resolved"]["preprocessing"]["mean"] == list(effects.IMAGENET["mean"]) for t in wrong)
-    assert all(t["resolved"]["preprocessing"]["mean"] == [0.5, 0.5, 0.5] for t in (*jpeg, *selection))
+    assert all(t["resolved"]["preprocessing"]["mean"] == [0.5, 0.5, 0.5] for t in (*jpeg, *epoch, *setting))
 
 
 def _tests(folder: Path, row: str) -> list[dict[str, object]]:
