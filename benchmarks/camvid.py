@@ -70,7 +70,7 @@ class Budget:
     """What every row may spend."""
 
     head: str = "linear"
-    image_size: str = "192x256"
+    image_size: str = "144x192"
     train_images: int = 367
     val_images: int = 101
     epochs: int = 6
