@@ -96,7 +96,8 @@ def test_predictions_by_name(tmp_path: Path) -> None:
     assert "matches no image" in rows[-1]["error"]
     predictor = trimtab.load(whole())
     again = predictor.predict("sprites/orientation/val")
-    assert [f"{one.probability:.4f}" for one in again] == [f"{float(row['probability']):.4f}" for row in rows[:200]]
+    # Written with five digits; in batches of other sizes the last of them may differ.
+    assert [one.probability for one in again] == pytest.approx([float(r["probability"]) for r in rows[:200]], abs=2e-5)
     assert len(predictor.predict("sprites/orientation")) == 800
     image = BuiltInImage(trimtab.data.BUILT_IN["sprites/orientation"], "val", 3)
     assert [one.path for one in predictor.predict([image, "sprites/orientation/val/0003"])] == [str(image)] * 2

@@ -170,7 +170,8 @@ def test_a_worker_that_is_killed_on_a_cluster_changes_no_number(
 def test_ctrl_c_leaves_no_ray_behind(suite: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     words = ["bench", str(suite), "--methods", *METHODS, "--out", str(tmp_path / "out"), "--ray", "local"]
-    for name, value in (SMALL | {"weights": str(weights())}).items():
+    # Too long to be finished before it is stopped.
+    for name, value in (SMALL | {"epochs": 5000, "weights": str(weights())}).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     # A group of its own, as a terminal gives one; Ctrl-C goes to all of it.
     child = subprocess.Popen([sys.executable, "-m", "trimtab", *words], start_new_session=True, stderr=subprocess.PIPE)
