@@ -1,4 +1,4 @@
-"""What families share: the MLP in place, residual branches under drop-path."""
+"""What families share: the MLP in place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import timm.layers
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trimtab.backbone.family import added, run_mlp
+from trimtab.backbone.family import run_mlp
 
 MLPS = {
     "gelu": lambda: timm.layers.Mlp(8, 32),
@@ -56,38 +56,3 @@ def test_mlp_is_activated_in_place_where_no_gradient_passes(where: str) -> None:
         run_mlp(mlp, x)
     passes = where.startswith("trained")
     assert ("aten.gelu" in operators.seen, "aten.gelu_" in operators.seen) == (passes, not passes)
-
-
-KEEPS = {
-    "all": torch.full((3, 1, 1), 2.0),
-    "some": torch.tensor([2.0, 0.0, 2.0])[:, None, None],
-    "none": torch.zeros(3, 1, 1),
-}
-
-
-@pytest.mark.parametrize("which", KEEPS)
-def test_branches_of_dropped_images_are_not_computed(which: str) -> None:
-    torch.manual_seed(0)
-    x, inputs = (torch.randn(3, 5, 8, requires_grad=True) for _ in range(2))
-    layer, keep, rows = nn.Linear(8, 8), KEEPS[which], []
-
-    def branch(part: Tensor) -> Tensor:
-        rows.append(part.shape[0])
-        return layer(part)
-
-    found, wanted = added(x, branch, inputs, keep), x + keep * layer(inputs)
-    torch.testing.assert_close(found, wanted)
-    assert rows == [2 if which == "some" else 3]
-    # Where all are dropped, gradients are 0 and not none: an optimiser treats them differently.
-    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), (x, inputs)) for y in (found, wanted)))
-
-
-def test_what_the_batch_shares_is_kept_or_dropped_whole() -> None:
-    x = torch.randn(1, 5, 8)
-    for keep in (0.0, 1.25):
-        torch.testing.assert_close(added(x, torch.exp, x, torch.tensor([keep])), x + keep * x.exp())
-
-
-def test_a_branch_without_drop_path_is_added() -> None:
-    x = torch.randn(2, 5, 8)
-    torch.testing.assert_close(added(x, torch.exp, x, None), x + x.exp())

@@ -178,29 +178,6 @@ class Family(abc.ABC):
         return KeysValues.join([p if isinstance(p, KeysValues) else self.keys_values(block, batched(p)) for p in parts])
 
 
-def added(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, keep: Tensor | None) -> Tensor:
-    """``x + keep * branch(inputs)``: a residual branch, under drop-path.
-
-    On a CPU the branch is computed for those images alone that keep it; elsewhere one would have to wait for the device
-    to learn which they are.
-
-    Args:
-        x: (B, S, D).
-        branch: Maps (b, S, C) to (b, S, D), whatever b.
-        inputs: (B, S, C).
-        keep: (B, 1, 1) or (1,) factors, 0 where the branch is dropped; None without drop-path.
-    """
-    if keep is None:
-        return x + branch(inputs)
-    kept = None
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        kept = keep.flatten().nonzero()[:, 0]
-    # Where all drop it, it still gives gradients of 0, and not none.
-    if kept is None or len(kept) in (0, len(keep)):
-        return torch.addcmul(x, branch(inputs).to(x.dtype), keep)
-    return x.index_add(0, kept, branch(inputs[kept]).to(x.dtype) * keep[kept])
-
-
 def run_mlp(mlp: Any, x: Tensor) -> Tensor:
     """A block's MLP as timm runs it in eval mode; activated in place where no backward pass needs what was before.
 

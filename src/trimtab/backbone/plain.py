@@ -14,7 +14,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Keep, Part, added, gathered, half_precision, run_mlp
+from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Keep, Part, gathered, half_precision, run_mlp
 from trimtab.stream import AttentionInputs, KeysValues
 
 # Younger than timm 1.0.
@@ -190,10 +190,12 @@ def _residuals(
         attended = attn.norm(attended)
     if getattr(attn, "gate", None) is not None:
         attended = attended * attn.gate(normed).sigmoid()
-    of_attention, of_mlp = keep or (None, None)
-    x = added(x, lambda rows: _layer_scale(block, 1, attn.proj(rows)), attended, of_attention)
-    left = added(x, lambda rows: _layer_scale(block, 2, run_mlp(block.mlp, block.norm2(rows))), x, of_mlp)
-    return left if beside_mlp is None else left + beside_mlp(x)
+    update = _layer_scale(block, 1, attn.proj(attended))
+    x = x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep[0])
+    update = _layer_scale(block, 2, run_mlp(block.mlp, block.norm2(x)))
+    beside = None if beside_mlp is None else beside_mlp(x)
+    x = x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep[1])
+    return x if beside is None else x + beside
 
 
 def _layer_scale(block: Any, which: int, update: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Keep, Merge, Part, added, half_precision, run_mlp
+from trimtab.backbone.family import BlockInputs, Family, Keep, Merge, Part, half_precision, run_mlp
 from trimtab.backbone.plain import project_fused
 from trimtab.errors import BackboneError
 from trimtab.stream import AttentionInputs, KeysValues
@@ -105,7 +105,11 @@ class Windows(Family):
         tokens, prompts = inputs.tokens, inputs.prompts
         attended, saliency = self._attention(block, inputs)
         x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
-        x = _residuals(block, x, attended, inputs.keep, inputs.beside_mlp)
+        x = _residuals(block, x, attended, inputs.keep)
+        update = _mlp(block, x)
+        beside = None if inputs.beside_mlp is None else inputs.beside_mlp(x)
+        x = x + (update if inputs.keep is None else update * inputs.keep[1])
+        x = x if beside is None else x + beside
         return x[:, : tokens.shape[1]], x[:, tokens.shape[1] :], saliency
 
     def _attention(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor | None]:
@@ -139,7 +143,9 @@ class Windows(Family):
 
     def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
         """What would be attended over goes straight to the output projection, then the MLP."""
-        return _residuals(block, prompts, _before_attention(block, prompts), keep)
+        x = _residuals(block, prompts, _before_attention(block, prompts), keep)
+        update = _mlp(block, x)
+        return x + (update if keep is None else update * keep[1])
 
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
         """Keys and values of prompts, without position bias."""
@@ -225,21 +231,18 @@ def _before_attention(block: Any, x: Tensor) -> Tensor:
     return normed
 
 
-def _residuals(block: Any, x: Tensor, attended: Tensor, keep: Keep, beside_mlp: BesideMLP | None = None) -> Tensor:
-    """The block from what was attended on: projection, residuals, MLP, and the norms, before or (V2) behind them."""
-    behind = isinstance(block, SwinTransformerV2Block)
+def _residuals(block: Any, x: Tensor, attended: Tensor, keep: Keep) -> Tensor:
+    update = block.attn.proj(attended)
+    if isinstance(block, SwinTransformerV2Block):
+        update = block.norm1(update)
+    return x + (update if keep is None else update * keep[0])
 
-    def project(rows: Tensor) -> Tensor:
-        update: Tensor = block.attn.proj(rows)
-        return block.norm1(update) if behind else update
 
-    def mlp(rows: Tensor) -> Tensor:
-        return block.norm2(run_mlp(block.mlp, rows)) if behind else run_mlp(block.mlp, block.norm2(rows))
-
-    of_attention, of_mlp = keep or (None, None)
-    x = added(x, project, attended, of_attention)
-    left = added(x, mlp, x, of_mlp)
-    return left if beside_mlp is None else left + beside_mlp(x)
+def _mlp(block: Any, x: Tensor) -> Tensor:
+    if isinstance(block, SwinTransformerV2Block):
+        update: Tensor = block.norm2(run_mlp(block.mlp, x))
+        return update
+    return run_mlp(block.mlp, block.norm2(x))
 
 
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
