@@ -4,16 +4,16 @@
     python benchmarks/speed.py --models tiny small base --images 224 384 --dtypes fp32 bf16 --compiled
     python benchmarks/speed.py --models tiny --images 512 --batch-size 2 --head linear
 
-All subjects of a setting are timed in turn, round after round in one process, so that what else the machine does hits
-all of them alike; the table has medians and their ratios. Floating-point operations are counted, and so are the bytes
-of activations that a training step keeps; peak memory is that of a fresh process for each subject.
+All subjects of a setting are timed in turn, round after round, so that what else the machine does hits all of them
+alike, each in a process of its own (benchmarks/turns.py); the table has medians and their ratios. Floating-point
+operations are counted, and so are the bytes of activations that a training step keeps, and the pages of memory that a
+turn has to be given by the system; peak memory is that of a fresh process for each subject.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import itertools
 import json
 import os
@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.speed_pictures import draw_speed
-from benchmarks.subjects import LIKE_SHIP, MODELS, Setting, forward, make, saved_bytes, training_step
+from benchmarks.subjects import LIKE_SHIP, MODELS, Setting, forward, make, training_step
+from benchmarks.turns import in_turn
 
 FORWARD = ("plain", "concatenated", "vpt", "folded vpt", "ship", "folded ship", "svpt", "folded svpt", "folded lora")
 TRAINING = ("concatenated", "vpt", LIKE_SHIP, "ship", "svpt", "lora")
@@ -40,60 +40,26 @@ RATIO_TO = {"forward": "plain", "training": "concatenated"}
 
 def measure(kind: str, subjects: list[str], setting: Setting, rounds: int) -> list[dict[str, Any]]:
     """One record a subject: median seconds, ratio to the reference, operations, bytes."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=setting.device)
-    runs: dict[str, Callable[[], Any]] = {}
-    records: dict[str, dict[str, Any]] = {}
-    for subject in subjects:
-        module = make(subject, setting)
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        step = forward if kind == "forward" else training_step
-        run = step(module, images, setting.dtype)
-        with FlopCounterMode(display=False) as counter:
-            run()
-        record = {"kind": kind, "subject": subject, **dataclasses.asdict(setting), "flops": counter.get_total_flops()}
-        record["trainable"] = trainable
-        if kind == "training":
-            record["saved_bytes"] = saved_bytes(run, module)
-        if setting.compiled and kind == "forward":
-            module.compile()
-        elif setting.compiled:
-            run = training_step(module, images, setting.dtype, compiled=True)
-        runs[subject], records[subject] = run, record
-        run()
-    seconds = interleaved(runs, rounds, setting.device)
-    reference = statistics.median(seconds[RATIO_TO[kind]])
-    for subject, record in records.items():
-        record["seconds"] = statistics.median(seconds[subject])
-        record["spread"] = _spread(seconds[subject])
+    found = in_turn(kind, subjects, setting, rounds)
+    counts_of_reference, seconds_of_reference = found[RATIO_TO[kind]]
+    records = []
+    for subject, (counts, seconds) in found.items():
         # Round by round, so that a slow stretch of the machine is in both.
-        pairs = zip(seconds[RATIO_TO[kind]], seconds[subject], strict=True)
-        record["speed_to_reference"] = statistics.median(a / b for a, b in pairs)
-        record["flops_to_reference"] = record["flops"] / records[RATIO_TO[kind]]["flops"]
-        record["reference_seconds"] = reference
-    return list(records.values())
-
-
-def interleaved(runs: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each subject in each round; the order turns from round to round."""
-    import torch
-
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    gc.collect()
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in (*names[turn:], *names[:turn]):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            runs[name]()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+        pairs = zip(seconds_of_reference, seconds, strict=True)
+        records.append(
+            {
+                "kind": kind,
+                "subject": subject,
+                **dataclasses.asdict(setting),
+                **counts,
+                "seconds": statistics.median(seconds),
+                "spread": _spread(seconds),
+                "speed_to_reference": statistics.median(a / b for a, b in pairs),
+                "flops_to_reference": counts["flops"] / counts_of_reference["flops"],
+                "reference_seconds": statistics.median(seconds_of_reference),
+            }
+        )
+    return records
 
 
 def _spread(values: list[float]) -> float:
@@ -171,14 +137,16 @@ def table(records: list[dict[str, Any]]) -> str:
             f"**{kind}, ViT-{model.title()}, P = {prompts}, {image} px, batch {batch}, {dtype}, {device}, {how}**",
             "",
         ]
-        lines += [f"| | ms | speed to {RATIO_TO[kind]} | GFLOPs | kept MiB | peak MiB |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"| | ms | speed to {RATIO_TO[kind]} | GFLOPs | page faults | kept MiB | peak MiB |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for r in group:
             kept = f"{r['saved_bytes'] / 2**20:.0f}" if "saved_bytes" in r else ""
             peak = f"{r['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in r else ""
             ms = f"{1000 * r['seconds']:.1f} ± {100 * r['spread']:.0f} %"
-            lines.append(
-                f"| {r['subject']} | {ms} | {r['speed_to_reference']:.2f}x | {r['flops'] / 1e9:.1f} | {kept} | {peak} |"
-            )
+            cells = [r["subject"], ms, f"{r['speed_to_reference']:.2f}x", f"{r['flops'] / 1e9:.1f}", r["faults"]]
+            lines.append(f"| {' | '.join(map(str, [*cells, kept, peak]))} |")
     return "\n".join(lines).strip() + "\n"
 
 

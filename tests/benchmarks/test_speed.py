@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from benchmarks.subjects import Setting, make
+from benchmarks.turns import prepared
 
 from benchmarks import speed
 
@@ -27,15 +30,34 @@ def test_concatenated_and_context_prompts_are_one_model() -> None:
 
 @pytest.mark.parametrize("head", ["classifier", "linear"])
 def test_folding_takes_operations_away(head: str) -> None:
-    records = speed.measure("forward", ["plain", "vpt", "folded vpt"], _setting(head), rounds=2)
-    flops = {record["subject"]: record["flops"] for record in records}
+    subjects = ("plain", "vpt", "folded vpt")
+    flops = {name: prepared("forward", name, _setting(head))[1]["flops"] for name in subjects}
     assert flops["folded vpt"] < flops["vpt"]
     # All tokens of the last block are needed where every pixel has a class.
     assert (flops["folded vpt"] < flops["plain"]) == (head == "classifier")
-    assert "| folded vpt |" in speed.table(records)
 
 
-def test_records_are_kept_and_replaced(tmp_path: Path) -> None:
+def test_subjects_are_timed_in_turn_and_their_processes_end() -> None:
+    records = speed.measure("training", ["concatenated", "vpt"], _setting(), rounds=3)
+    assert [r["subject"] for r in records] == ["concatenated", "vpt"]
+    assert all(r["seconds"] > 0 and r["flops"] > 0 and r["saved_bytes"] > 0 and r["faults"] >= 0 for r in records)
+    assert records[0]["speed_to_reference"] == 1.0
+    assert records[1]["trainable"] == records[0]["trainable"]
+    assert "| vpt |" in speed.table(records)
+    assert not multiprocessing.active_children()
+
+
+def test_a_subject_whose_process_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="times nothing known ended"):
+        speed.measure("forward", ["nothing known"], _setting(), rounds=2)
+    assert "KeyError" in capfd.readouterr().err
+
+
+def test_records_are_kept_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(kind: str, subjects: list[str], setting: Setting, rounds: int) -> Any:
+        return {s: ({"flops": 10, "trainable": 1, "faults": 0}, [1.0] * rounds) for s in subjects}
+
+    monkeypatch.setattr(speed, "in_turn", timed)
     command = "--models tiny --prompts 2 --images 32 --batch-size 2 --rounds 2 --kinds forward --allow-busy"
     words = [*command.split(), "--subjects", "vpt", "--out", str(tmp_path)]
     for more in ([], [], ["--head", "linear"]):
