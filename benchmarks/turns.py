@@ -31,7 +31,11 @@ def in_turn(
     """
     with contextlib.ExitStack() as stack:
         workers = {subject: stack.enter_context(_worker(kind, subject, setting)) for subject in subjects}
-        counts: dict[str, dict[str, Any]] = {subject: _heard(workers[subject], subject) for subject in subjects}
+        counts: dict[str, dict[str, Any]] = {}
+        for subject in subjects:
+            # They import at the same time, and run one after the other.
+            workers[subject].send(True)
+            counts[subject] = _heard(workers[subject], subject)
         turns: dict[str, list[tuple[float, int]]] = {subject: [] for subject in subjects}
         for number in range(rounds):
             first = number % len(subjects)
@@ -70,10 +74,11 @@ def _heard(worker: Connection, subject: str) -> Any:
 
 
 def _serve(connection: Connection, threads: int, kind: str, subject: str, setting: Setting) -> None:
-    """Prepare a subject, say its counts, and run it as often as asked."""
+    """Prepare a subject when asked, say its counts, and run it as often as asked."""
     import torch
 
     torch.set_num_threads(threads)
+    connection.recv()
     run, counts = prepared(kind, subject, setting)
     connection.send(counts)
     with contextlib.suppress(EOFError, BrokenPipeError):
