@@ -38,9 +38,9 @@ TRAINING = ("concatenated", "vpt", LIKE_SHIP, "ship", "svpt", "lora")
 RATIO_TO = {"forward": "plain", "training": "concatenated"}
 
 
-def measure(kind: str, subjects: list[str], setting: Setting, rounds: int) -> list[dict[str, Any]]:
+def measure(kind: str, subjects: list[str], setting: Setting, rounds: int, draws: int = 1) -> list[dict[str, Any]]:
     """One record a subject: median seconds, ratio to the reference, operations, bytes."""
-    found = in_turn(kind, subjects, setting, rounds)
+    found = in_turn(kind, subjects, setting, rounds, draws)
     counts_of_reference, seconds_of_reference = found[RATIO_TO[kind]]
     records = []
     for subject, (counts, seconds) in found.items():
@@ -158,7 +158,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", nargs="+", type=int, default=[224], help="sizes in pixels")
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each process")
+    parser.add_argument("--draws", type=int, default=4, help="processes of each subject, one after the other")
     parser.add_argument("--kinds", nargs="+", choices=sorted(RATIO_TO), default=sorted(RATIO_TO))
     parser.add_argument("--subjects", nargs="+", help="only these (the reference is always there)")
     parser.add_argument(
@@ -203,11 +204,16 @@ def main(arguments: list[str] | None = None) -> int:
             TRAINING if kind == "training" else tuple(s for s in FORWARD if not (segments and s == "concatenated"))
         )
         subjects = [s for s in everyone if not parsed.subjects or s in (*parsed.subjects, RATIO_TO[kind])]
-        found = measure(kind, subjects, setting, parsed.rounds)
+        found = measure(kind, subjects, setting, parsed.rounds, parsed.draws)
         for record in found:
             if parsed.memory and not compiled:
                 record["peak_bytes"] = peak_memory(kind, record["subject"], setting)
-            record |= {"busy": round(others, 2), "rounds": parsed.rounds, **_machine(parsed.device)}
+            record |= {
+                "busy": round(others, 2),
+                "rounds": parsed.rounds,
+                "draws": parsed.draws,
+                **_machine(parsed.device),
+            }
         records += found
         print(table(found), flush=True)
         if parsed.out:

@@ -2,7 +2,8 @@
 
 In one process what one subject allocates changes what the next one waits for: the C library gives freed memory back
 or keeps it by what was freed before, and pages given back are faulted in again (LOG.md). Alone, a subject has the
-memory it would have at a user's.
+memory it would have at a user's. Where that lies is drawn anew for every process, and so is a tenth of its time:
+more than one process a subject has to be timed.
 """
 
 from __future__ import annotations
@@ -22,13 +23,32 @@ REST = 0.02
 
 
 def in_turn(
-    kind: str, subjects: list[str], setting: Setting, rounds: int
+    kind: str, subjects: list[str], setting: Setting, rounds: int, draws: int
 ) -> dict[str, tuple[dict[str, Any], list[float]]]:
-    """Of each subject its counts and its seconds in each round; the order turns from round to round.
+    """Of each subject its counts and its seconds in ``draws`` processes of ``rounds`` turns each.
 
     The counts are ``flops``, ``trainable``, for a training step ``saved_bytes``, and ``faults``: pages of memory that
-    the median turn waited for.
+    a turn waited for, the median over all.
     """
+    counts: dict[str, dict[str, Any]] = {}
+    turns: dict[str, list[tuple[float, int]]] = {subject: [] for subject in subjects}
+    for _ in range(draws):
+        for subject, (found, more) in _one_draw(kind, subjects, setting, rounds).items():
+            counts[subject] = found
+            turns[subject] += more
+    return {
+        subject: (
+            {**counts[subject], "faults": sorted(faults for _, faults in turns[subject])[len(turns[subject]) // 2]},
+            [seconds for seconds, _ in turns[subject]],
+        )
+        for subject in subjects
+    }
+
+
+def _one_draw(
+    kind: str, subjects: list[str], setting: Setting, rounds: int
+) -> dict[str, tuple[dict[str, Any], list[tuple[float, int]]]]:
+    """Counts of each subject, and seconds and page faults of each turn; the order turns from round to round."""
     with contextlib.ExitStack() as stack:
         workers = {subject: stack.enter_context(_worker(kind, subject, setting)) for subject in subjects}
         counts: dict[str, dict[str, Any]] = {}
@@ -43,13 +63,7 @@ def in_turn(
                 time.sleep(REST)
                 workers[subject].send(True)
                 turns[subject].append(_heard(workers[subject], subject))
-    return {
-        subject: (
-            {**counts[subject], "faults": sorted(faults for _, faults in turns[subject])[rounds // 2]},
-            [seconds for seconds, _ in turns[subject]],
-        )
-        for subject in subjects
-    }
+    return {subject: (counts[subject], turns[subject]) for subject in subjects}
 
 
 @contextlib.contextmanager

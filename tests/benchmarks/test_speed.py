@@ -38,7 +38,7 @@ def test_folding_takes_operations_away(head: str) -> None:
 
 
 def test_subjects_are_timed_in_turn_and_their_processes_end() -> None:
-    records = speed.measure("training", ["concatenated", "vpt"], _setting(), rounds=3)
+    records = speed.measure("training", ["concatenated", "vpt"], _setting(), rounds=2, draws=2)
     assert [r["subject"] for r in records] == ["concatenated", "vpt"]
     assert all(r["seconds"] > 0 and r["flops"] > 0 and r["saved_bytes"] > 0 and r["faults"] >= 0 for r in records)
     assert records[0]["speed_to_reference"] == 1.0
@@ -54,8 +54,8 @@ def test_a_subject_whose_process_fails_is_named(capfd: pytest.CaptureFixture[str
 
 
 def test_records_are_kept_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(kind: str, subjects: list[str], setting: Setting, rounds: int) -> Any:
-        return {s: ({"flops": 10, "trainable": 1, "faults": 0}, [1.0] * rounds) for s in subjects}
+    def timed(kind: str, subjects: list[str], setting: Setting, rounds: int, draws: int) -> Any:
+        return {s: ({"flops": 10, "trainable": 1, "faults": 0}, [1.0] * rounds * draws) for s in subjects}
 
     monkeypatch.setattr(speed, "in_turn", timed)
     command = "--models tiny --prompts 2 --images 32 --batch-size 2 --rounds 2 --kinds forward --allow-busy"
