@@ -138,15 +138,16 @@ def table(records: list[dict[str, Any]]) -> str:
             "",
         ]
         lines += [
-            f"| | ms | speed to {RATIO_TO[kind]} | GFLOPs | page faults | kept MiB | peak MiB |",
-            "|---|---|---|---|---|---|---|",
+            f"| | ms | speed to {RATIO_TO[kind]} | GFLOPs | page faults | kept MiB | peak MiB | draws |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for r in group:
             kept = f"{r['saved_bytes'] / 2**20:.0f}" if "saved_bytes" in r else ""
             peak = f"{r['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in r else ""
             ms = f"{1000 * r['seconds']:.1f} ± {100 * r['spread']:.0f} %"
-            cells = [r["subject"], ms, f"{r['speed_to_reference']:.2f}x", f"{r['flops'] / 1e9:.1f}", r["faults"]]
-            lines.append(f"| {' | '.join(map(str, [*cells, kept, peak]))} |")
+            cells = [r["subject"], ms, f"{r['speed_to_reference']:.2f}x", f"{r['flops'] / 1e9:.1f}"]
+            cells += [str(r.get("faults", "")), kept, peak, str(r.get("draws", ""))]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines).strip() + "\n"
 
 
