@@ -64,6 +64,8 @@ def measure(kind: str, subjects: list[str], setting: Setting, rounds: int, draws
 
 def _spread(values: list[float]) -> float:
     """Half of the middle half's width, as a part of the median."""
+    if len(values) < 2:
+        return 0.0
     low, middle, high = statistics.quantiles(values, n=4)
     return (high - low) / 2 / middle
 

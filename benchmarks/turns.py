@@ -92,10 +92,11 @@ def _serve(connection: Connection, threads: int, kind: str, subject: str, settin
     import torch
 
     torch.set_num_threads(threads)
-    connection.recv()
-    run, counts = prepared(kind, subject, setting)
-    connection.send(counts)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    # Where another subject failed, the connection ends, and only that one has something to say.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.recv()
+        run, counts = prepared(kind, subject, setting)
+        connection.send(counts)
         while connection.recv():
             faults, started = _faults(), time.perf_counter()
             run()
