@@ -26,7 +26,7 @@ from trimtab.data import (
     hidden_by,
     list_images,
     named_images,
-    why_unreadable,
+    unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import write_text
@@ -140,7 +140,7 @@ class Predictor:
         try:
             return self.preprocess.from_image(picture)
         except Exception as error:  # noqa: BLE001
-            return f"An image cannot be read: {why_unreadable(error)}; replace or remove it."
+            return unreadable("An image", error)
 
     def _batch(self, pictures: Sequence[Any], read: Sequence[Tensor | str]) -> Iterator[Prediction]:
         good = [image for image in read if isinstance(image, Tensor)]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trimtab.data import Codes, MaskPreprocess, find_images, why_unreadable
+from trimtab.data import Codes, MaskPreprocess, find_images, unreadable
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import write_bytes, write_text
 from trimtab.model import TunedModel
@@ -122,7 +122,7 @@ class MaskPredictor:
         try:
             return self.preprocess.from_image(picture)
         except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
-            return f"An image cannot be read: {why_unreadable(error)}; replace or remove it."
+            return unreadable("An image", error)
 
     def _predicted(self, path: str | None, pixels: Tensor) -> MaskPrediction:
         logits = enlarged(self.logits(self.preprocess.whole(pixels)[None]), pixels.shape[-2:])

@@ -10,7 +10,7 @@ from trimtab.data.joint import MaskPreprocess
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.mask_store import MaskStore
 from trimtab.data.masks import VOID, Codes
-from trimtab.data.preprocess import Preprocess, why_unreadable
+from trimtab.data.preprocess import Preprocess, unreadable, why_unreadable
 from trimtab.data.scenes import named_scene_splits, open_scene_split, open_scenes, write_scene_split
 from trimtab.data.sources import (
     ImageSet,
@@ -54,6 +54,7 @@ __all__ = [
     "open_training",
     "stamp",
     "stratified_split",
+    "unreadable",
     "why_unreadable",
     "write_folder",
     "write_scene_split",

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from trimtab.data.decode import check_opened
 from trimtab.data.images import ImageSource, open_image
 from trimtab.data.masks import VOID
 from trimtab.data.preprocess import (
@@ -23,7 +24,7 @@ from trimtab.data.preprocess import (
     check_word,
     in_colour,
     normalised,
-    why_unreadable,
+    unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
 
@@ -115,10 +116,11 @@ class MaskPreprocess:
             with open_image(path) as image:
                 return self.from_image(image)
         except Exception as error:
-            raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error
+            raise DataError(unreadable(path, error)) from error
 
     def from_image(self, image: Image.Image) -> Tensor:
         """An open image, as `read`."""
+        check_opened(image)
         image = in_colour(ImageOps.exif_transpose(image))
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from trimtab.data.decode import open_allowed
 from trimtab.errors import CheckpointError, DataError
 
 VOID = 255
@@ -98,7 +98,7 @@ def read_raw(path: Path, *, coloured: bool) -> Array:
     """
     if path.suffix.lower() in _LOSSY:
         raise ValueError("its format changes pixels to save room; save masks as PNG")
-    with Image.open(path) as image:
+    with open_allowed(path) as image:
         if coloured:
             pixels = np.asarray(image.convert("RGB")).astype(np.int64)
             return (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]

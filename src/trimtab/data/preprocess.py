@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from trimtab.data.decode import check_opened
 from trimtab.data.images import ImageSource, open_image
 from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
 
@@ -121,10 +122,11 @@ class Preprocess:
             with open_image(path) as image:
                 return self.from_image(image)
         except Exception as error:
-            raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error
+            raise DataError(unreadable(path, error)) from error
 
     def from_image(self, image: Image.Image) -> Tensor:
         """Resizes an open image; as `read`, whose errors come as Pillow raises them."""
+        check_opened(image)
         image = in_colour(ImageOps.exif_transpose(image))
         if self.resize == "shorter" and max(image.size) > LONGEST * min(image.size):
             # With its shorter side enlarged, a thin line would fill the memory.
@@ -214,6 +216,12 @@ def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     """(B, 3, H, W) uint8 scaled to 0..1, the mean subtracted and divided by the deviation, as float32."""
     means, stds = images.new_tensor([mean, std], dtype=torch.float32).view(2, 3, 1, 1)
     return images.to(torch.float32, copy=True).div_(255).sub_(means).div_(stds)
+
+
+def unreadable(image: object, error: BaseException) -> str:
+    """Says that an image cannot be read, why, and what to do."""
+    way = "" if isinstance(error, DataError) else "; replace or remove it"
+    return f"{image} cannot be read: {why_unreadable(error)}{way}."
 
 
 def why_unreadable(error: BaseException) -> str:
