@@ -26,6 +26,7 @@ from trimtab.data import (
     hidden_by,
     list_images,
     named_images,
+    note_of_turns,
     unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
@@ -267,6 +268,8 @@ def evaluate(
         for pixels, labels in store.batches(plan):
             tally.add(predictor.logits(pixels), labels)
             advance(labels.shape[0])
+    if turned := note_of_turns(store):
+        progress.say(turned)
     return {
         **task.summary(images, predictor.labels, tally),
         "split": split,

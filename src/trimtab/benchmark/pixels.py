@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ImageOps
 
 from trimtab.data import why_unreadable
+from trimtab.data.colour import WIDEST
 from trimtab.data.decode import open_allowed
-from trimtab.data.preprocess import in_colour
+from trimtab.data.preprocess import upright_colours
 from trimtab.errors import DataError
 
 LOSSLESS_FORMATS = frozenset({"PNG", "BMP", "PPM", "TIFF", "GIF"})
@@ -42,7 +42,7 @@ def look_at(content: bytes, label: str, where: str, mask: bytes | None = None) -
     try:
         with open_allowed(io.BytesIO(content)) as image:
             kind = image.format or ""
-            pixels = np.asarray(in_colour(ImageOps.exif_transpose(image)))
+            pixels = np.asarray(upright_colours(image, WIDEST, None))
         digest = hashlib.sha256(f"{label}\n{pixels.shape[0]} {pixels.shape[1]}\n".encode())
         digest.update(pixels.tobytes())
         if mask is not None:

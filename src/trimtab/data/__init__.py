@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folder
+from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
 from trimtab.data.folders import find_images, list_images
 from trimtab.data.images import BuiltInImage, BuiltInSet, ImageSource, open_image, stamp
@@ -22,7 +23,7 @@ from trimtab.data.sources import (
     write_split,
 )
 from trimtab.data.sprites import Sprites
-from trimtab.data.store import ImageStore, Store
+from trimtab.data.store import ImageStore, Store, note_of_turns
 
 __all__ = [
     "BUILT_IN",
@@ -41,12 +42,14 @@ __all__ = [
     "Sprites",
     "Store",
     "TrainingData",
+    "bits_in_use",
     "find_images",
     "hidden_by",
     "list_images",
     "named_images",
     "named_scene_splits",
     "named_splits",
+    "note_of_turns",
     "open_image",
     "open_scene_split",
     "open_scenes",

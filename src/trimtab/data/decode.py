@@ -28,6 +28,7 @@ _HEAD = 256
 _OPENED = frozenset(
     "AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905
 )
+_DEEP = frozenset({"JPEG2000", "PPM", "SGI", "TIFF"})
 _TGA_SUFFIXES = frozenset({".tga", ".vda", ".icb", ".vst"})
 
 # A mask may not be a JPEG.
@@ -137,6 +138,17 @@ def sniff(path: str | Path) -> str | None:
         return _format(_head_of(path), Path(path).suffix)
     except (OSError, ValueError, DataError):
         return None
+
+
+def may_have_16_bits(path: str | Path) -> bool:
+    """Whether an image file may hold values of 16 bits, by its first bytes."""
+    try:
+        head = _head_of(path)
+    except (OSError, ValueError, DataError):
+        return False
+    kind = _format(head, Path(path).suffix)
+    # The depth stands in the header of a PNG; of the others it is known once they are opened.
+    return head[24:25] == b"\x10" if kind == "PNG" else kind in _DEEP
 
 
 @functools.cache
