@@ -144,6 +144,8 @@ def _samples(image: Image.Image) -> tuple[Array, Array | None]:
     """All 16 bits of colours, (h, w) or (h, w, 3), and of alpha, (h, w), if there is any."""
     key = image.info.get("transparency")
     if _is_grey16(image):
+        # Before, as numpy takes the size that a TIFF has while Pillow has not turned it yet.
+        image.load()
         # Pillow would clip 16 bits to 8 and turn most of the image white.
         colours = np.asarray(image).astype(np.int64)
         if colours.min() < 0 or colours.max() > _OPAQUE:

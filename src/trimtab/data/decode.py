@@ -29,6 +29,7 @@ _OPENED = frozenset(
     "AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905
 )
 _DEEP = frozenset({"JPEG2000", "PPM", "SGI", "TIFF"})
+_ORIENTATION, _SIDEWAYS = 0x0112, frozenset({5, 6, 7, 8})
 _TGA_SUFFIXES = frozenset({".tga", ".vda", ".icb", ".vst"})
 
 # A mask may not be a JPEG.
@@ -122,7 +123,11 @@ def open_allowed(file: str | Path | BinaryIO) -> Image.Image:
     Image.preinit()
     if kind == "HEIF":
         _register_heif()
-    return Image.open(file, formats=(kind,))
+    image = Image.open(file, formats=(kind,))
+    if kind == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _SIDEWAYS:
+        # By its name, Pillow would map a grey one into memory at the size that it has once turned, and show noise.
+        image.filename = ""
+    return image
 
 
 def sniff(path: str | Path) -> str | None:

@@ -116,6 +116,8 @@ def read_mask(path: Path, *, coloured: bool) -> tuple[Array, int | None]:
 
 
 def _values_of(image: Image.Image, *, coloured: bool) -> Array:
+    # Before, as numpy takes the size that a TIFF has while Pillow has not turned it yet.
+    image.load()
     if coloured:
         pixels = np.asarray(image.convert("RGB")).astype(np.int64)
         return (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]
