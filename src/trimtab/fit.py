@@ -280,12 +280,16 @@ def _open(
         progress.say(note)
     if config.limit is None:
         return training
+    train, val = (limited(images, config.limit, config.seed) for images in (training.train, training.val))
+    return dataclasses.replace(training, train=train, val=val)
 
-    def some(images: ImageSet) -> ImageSet:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
-        return images.select(sorted(order[: config.limit].tolist()))
 
-    return dataclasses.replace(training, train=some(training.train), val=some(training.val))
+def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
+    """The first ``limit`` images of a list shuffled by ``seed``; all of them without a limit."""
+    if limit is None:
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.select(sorted(order[:limit].tolist()))
 
 
 def _record(

@@ -13,9 +13,15 @@ import torch
 from PIL import Image
 
 from tests import job, scenes
+from tests.families import shared_backbone
 from tests.hostile import deep
 from tests.hostile.deep import Told
 from trimtab import checkpoint
+from trimtab.benchmark.config import BenchConfig
+from trimtab.benchmark.plan import Trials
+from trimtab.benchmark.protocols import Row
+from trimtab.benchmark.suites import SuiteTask
+from trimtab.benchmark.text import preprocessing as in_words
 from trimtab.checkpoint import RUN
 from trimtab.data import MaskPreprocess, Preprocess, bits_in_use, colour, decode
 from trimtab.errors import CheckpointError, DataError
@@ -210,6 +216,27 @@ def test_a_segmenters_images_have_a_depth_and_its_masks_none(tmp_path: Path) -> 
     assert read.bits == 10
     first = sorted((place / "images" / "train").glob("*.png"))[0]
     assert read.read(first).max() > 200
+
+
+@pytest.mark.parametrize("limit", [None, 6])
+def test_a_benchmark_knows_the_depth_that_its_training_finds(tmp_path: Path, limit: int | None) -> None:
+    """Its test images are read with what the trial records, after some epochs and at the end."""
+    deep_classes(tmp_path / "deep", bits=10)
+    task = SuiteTask("mine", "deep", "all", str(tmp_path / "deep"))
+    config = BenchConfig(image_size="32", limit=limit)
+    trials = Trials(config, shared_backbone("class-token"))
+    row = Row("linear", "linear")
+    for part, images in (("tune", trials.parts(task).tuning), ("final", trials.parts(task).final)):
+        trial = trials.make(row, task, part, 3, {"options": {}, "fit": {}})
+        out = tmp_path / part
+        options = {"method": "linear", "seed": 3, "image_size": "32", "epochs": 2, "limit": limit, "probe_epochs": 0}
+        fit(images, out=out, **options)
+        recorded = Preprocess.from_dict(trial.resolved["preprocessing"])
+        trained: Any = checkpoint.read(out).preprocess
+        assert recorded.bits == trained.bits == 10
+        assert recorded.background == trained.background == (255, 255, 255)
+        assert trials.make(row, task, part, 3, {"options": {}, "fit": {}}).key == trial.key
+    assert "16-bit images of 10 bits" in in_words(trial.resolved["preprocessing"])
 
 
 # --- what is saved ----------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Trials:
         self.config, self._backbone = config, backbone
         self.protocol = PROTOCOLS[config.protocol]
         self._parts: dict[str, Parts] = {}
-        self._bits: dict[tuple[str, bool], int] = {}
+        self._bits: dict[tuple[str, str, int | None], int] = {}
         self._resolved: dict[str, Record] = {}
 
     def parts(self, task: SuiteTask) -> Parts:
@@ -59,7 +59,7 @@ class Trials:
         """The trial of a setting, with what replaces a recipe's values in all rows."""
         fit = {**setting["fit"], **self.config.overrides, **row.fit}
         final = part == "final"
-        resolved = self._resolve(row, setting["options"], fit, self._bits_of(task, part))
+        resolved = self._resolve(row, setting["options"], fit, self._bits_of(task, part, fit.get("limit"), seed))
         return Trial(
             protocol=self.protocol.name,
             part=part,
@@ -76,12 +76,16 @@ class Trials:
             test_epochs=self.protocol.test_epochs(resolved["recipe"]["epochs"]) if final else (),
         )
 
-    def _bits_of(self, task: SuiteTask, part: str) -> int:
+    def _bits_of(self, task: SuiteTask, part: str, limit: int | None, seed: int) -> int:
         """How many bits the 16-bit images use that a part trains on, as the training finds it."""
-        parts, tunes = self.parts(task), part == "tune"
-        if (task.name, tunes) not in self._bits:
-            self._bits[task.name, tunes] = bits_in_use((parts.tuning if tunes else parts.final).train.paths)
-        return self._bits[task.name, tunes]
+        from trimtab.fit import limited
+
+        key = task.name, part, None if limit is None else seed
+        if key not in self._bits:
+            parts = self.parts(task)
+            images = (parts.tuning if part == "tune" else parts.final).train
+            self._bits[key] = bits_in_use(limited(images, limit, seed).paths)
+        return self._bits[key]
 
     def _resolve(self, row: Row, options: Record, fit: Record, bits: int) -> Record:
         from trimtab.fit import make_preprocess
