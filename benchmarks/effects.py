@@ -233,7 +233,7 @@ def _cell(values: list[float], sign: str) -> str:
 
 def jpeg_suite(tasks: Iterable[SuiteTask], folder: Path) -> Path:
     """Copies of the images of class folders, saved again as JPEG, with a suite file beside them."""
-    from PIL import Image
+    from trimtab.data.decode import open_allowed
 
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
@@ -245,7 +245,7 @@ def jpeg_suite(tasks: Iterable[SuiteTask], folder: Path) -> Path:
             target = folder / task.name / path.relative_to(source).with_suffix(".jpg")
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with Image.open(path) as image:
+                with open_allowed(path) as image:
                     image.convert("RGB").save(target.with_suffix(".part"), "JPEG", quality=QUALITY)
                 target.with_suffix(".part").replace(target)
     write_text(folder / "jpeg.csv", buffer.getvalue())

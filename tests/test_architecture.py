@@ -64,6 +64,9 @@ MAY_IMPORT = {
 TIMM = {"backbone": "opens timm's models", "weights": "finds and creates them, and reads timm's files"}
 """The rooms that may import timm, and why."""
 
+DECODE = SOURCE / "data" / "decode.py"
+"""The file that may have Pillow open images: it knows which formats run no program."""
+
 RAY = SOURCE / "benchmark" / "cluster.py"
 """The file that may import ray, inside functions."""
 
@@ -186,6 +189,29 @@ def unsafe_calls(room: str, tree: ast.Module) -> list[str]:
     return wrong
 
 
+def opened_images(tree: ast.Module) -> list[str]:
+    """Where Pillow is asked to open an image, or a plugin of its is named, which opens without being asked."""
+    modules = {"Image"}
+    wrong = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("PIL."):
+                    modules.add(alias.asname or alias.name)
+                elif alias.name == "PIL":
+                    modules.add(f"{alias.asname or alias.name}.Image")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "PIL":
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name == "Image"}
+            names = [alias.name for alias in node.names]
+            opens = node.module == "PIL.Image" and "open" in names
+            if opens or any(name.endswith(("Plugin", "ImageFile")) for name in [node.module or "", *names]):
+                wrong.append(f"{node.lineno}: imports {', '.join(names)} of {node.module}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value) in modules:
+            wrong.append(f"{node.lineno}: {ast.unparse(node)}; use open_allowed of trimtab.data.decode")
+    return wrong
+
+
 def long_functions(tree: ast.Module) -> dict[str, int]:
     """Lines of every function over 40, its docstring left out, by qualified name."""
     found: dict[str, int] = {}
@@ -268,6 +294,19 @@ def test_no_method_is_named_outside_methods(file: Path) -> None:
 def test_nothing_unsafe_is_called(file: Path) -> None:
     of_commands = file.name == "cli.py"
     assert unsafe_calls("cli" if of_commands else room_of(file), tree_of(file)) == []
+
+
+PROGRAMS = sorted(
+    file for folder in ("src", "scripts", "benchmarks") for file in (SOURCE.parents[1] / folder).rglob("*.py")
+)
+"""Every Python file but the tests."""
+
+
+def test_images_are_opened_in_one_place() -> None:
+    assert DECODE in PROGRAMS
+    found = {str(file): opened_images(tree_of(file)) for file in PROGRAMS if file != DECODE}
+    assert {file: lines for file, lines in found.items() if lines} == {}
+    assert opened_images(tree_of(DECODE)) != []
 
 
 def test_files_stay_short() -> None:
@@ -363,6 +402,23 @@ def test_safe_calls_pass() -> None:
     source = "torch.load(f, weights_only=True)\nexcept_ = pickle.UnpicklingError\nnp.load(f, allow_pickle=False)"
     assert unsafe_calls("fit", parsed(source)) == []
     assert unsafe_calls("cli", parsed("print(1)")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from PIL import Image\nImage.open(x)",
+        "from PIL import Image as I\nI.open(x)",
+        "import PIL.Image\nPIL.Image.open(x)",
+        "import PIL.Image as I\nI.open(x)",
+        "import PIL\nopening = PIL.Image.open",
+        "from PIL.Image import open",
+        "from PIL import EpsImagePlugin",
+        "from PIL.JpegImagePlugin import JpegImageFile",
+    ],
+)
+def test_opened_images_are_found(source: str) -> None:
+    assert opened_images(parsed(source))
 
 
 def test_long_functions_are_found() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+
+from trimtab.data.decode import open_allowed
 
 SIDE = 64
 
@@ -35,7 +36,7 @@ def read_images(parquet: Path, work: Path) -> tuple[Tensor, Tensor, list[str]]:
     if not kept.is_file():
         pictures = np.empty((table.num_rows, 3, SIDE, SIDE), np.uint8)
         for k, cell in enumerate(table["image"]):
-            with Image.open(io.BytesIO(cell.as_py()["bytes"])) as image:
+            with open_allowed(io.BytesIO(cell.as_py()["bytes"])) as image:
                 pictures[k] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         np.save(kept.with_name("images-part.npy"), pictures)
         kept.with_name("images-part.npy").replace(kept)

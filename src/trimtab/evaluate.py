@@ -26,7 +26,8 @@ from trimtab.data import (
     hidden_by,
     list_images,
     named_images,
-    why_unreadable,
+    note_of_turns,
+    unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import write_text
@@ -140,7 +141,7 @@ class Predictor:
         try:
             return self.preprocess.from_image(picture)
         except Exception as error:  # noqa: BLE001
-            return f"An image cannot be read: {why_unreadable(error)}; replace or remove it."
+            return unreadable("An image", error)
 
     def _batch(self, pictures: Sequence[Any], read: Sequence[Tensor | str]) -> Iterator[Prediction]:
         good = [image for image in read if isinstance(image, Tensor)]
@@ -267,6 +268,8 @@ def evaluate(
         for pixels, labels in store.batches(plan):
             tally.add(predictor.logits(pixels), labels)
             advance(labels.shape[0])
+    if turned := note_of_turns(store):
+        progress.say(turned)
     return {
         **task.summary(images, predictor.labels, tally),
         "split": split,

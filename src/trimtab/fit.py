@@ -14,7 +14,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
-from trimtab.data import ImageSet, TrainingData
+from trimtab.data import ImageSet, TrainingData, bits_in_use, note_of_turns
+from trimtab.data.colour import WIDEST
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.inputs import Shared
 from trimtab.loop import Job, Watch
@@ -31,6 +32,11 @@ from trimtab.weights import load_backbone
 _UNNAMED = (
     "No backbone is named, so {} is tuned: small, in this package, to try things out. "
     "For real work name a larger one with --backbone; `trimtab backbones` lists them."
+)
+
+_DEPTH = (
+    "The values of the 16-bit training images use {bits} bits, so {white} is taken for white, there and in what is "
+    "predicted."
 )
 
 
@@ -109,7 +115,7 @@ def fit(
     accelerator.wait_for_everyone()
     training = _open(data, config, progress, asked, named="backbone" in options)
     backbone = _backbone(config, accelerator.device, shared or Shared())
-    preprocess = make_preprocess(config, backbone, asked)
+    preprocess = _preprocess(config, backbone, asked, training, folder, shared or Shared(), progress)
     torch.manual_seed(config.seed)
     model = build(backbone, method_config, len(training.train.classes), asked.head)
     run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
@@ -127,7 +133,8 @@ def fit(
 
 def _go(job: Job, run: dict[str, Any]) -> None:
     # Broken images are found before anything that was in the folder is replaced.
-    job.decode()
+    if turned := note_of_turns(*(part.store for part in job.decode())):
+        job.progress.say(turned)
     run = _begin(job.folder, run, job.training, job.accelerator, job.task)
     with job.tracking:
         job.finish(job.train(), run)
@@ -164,8 +171,45 @@ def _backbone(config: FitConfig, device: torch.device, shared: Shared) -> Backbo
     )
 
 
-def make_preprocess(config: FitConfig, backbone: Backbone, task: Task | None = None) -> AnyPreprocess:
+def _preprocess(
+    config: FitConfig,
+    backbone: Backbone,
+    task: Task,
+    training: TrainingData,
+    folder: RunFolder,
+    shared: Shared,
+    progress: Progress,
+) -> AnyPreprocess:
+    """Preprocessing of a run, with how deep its 16-bit images are."""
+    if _began_before_colours(config, folder):
+        # It goes on as it began: without transparency, and with 16 bits.
+        return dataclasses.replace(make_preprocess(config, backbone, task), background=None)
+    images, threads = training.train.paths, config.threads
+    bits = shared.once(("bits", images), lambda: bits_in_use(images, threads))
+    if bits < WIDEST:
+        progress.say(_DEPTH.format(bits=bits, white=2**bits - 1))
+    return make_preprocess(config, backbone, task, bits)
+
+
+def _began_before_colours(config: FitConfig, folder: RunFolder) -> bool:
+    """Whether the run to be resumed is of a version that knew neither background nor bits."""
+    if not folder.going_on or config.background is not None:
+        return False
+    before = folder.recorded()
+    known = before.get("preprocessing")
+    return "background" not in before and isinstance(known, dict) and "background" not in known
+
+
+def make_preprocess(
+    config: FitConfig, backbone: Backbone, task: Task | None = None, bits: int = WIDEST
+) -> AnyPreprocess:
     """Preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size; to classify by default.
+
+    Args:
+        config: The options of the run.
+        backbone: What is tuned.
+        task: What is learned.
+        bits: How many bits the values of its 16-bit images use.
 
     Raises:
         ConfigError: If there is no preprocessing of that name.
@@ -190,7 +234,8 @@ def make_preprocess(config: FitConfig, backbone: Backbone, task: Task | None = N
         )
     if config.augment is not None:
         values["augment"] = config.augment
-    return (task or Classification()).preprocess(values, backbone)
+    made = (task or Classification()).preprocess(values, backbone)
+    return dataclasses.replace(made, bits=bits, background=config.background_colour())
 
 
 def _accelerator(config: FitConfig, task: Task) -> Accelerator:
@@ -235,12 +280,16 @@ def _open(
         progress.say(note)
     if config.limit is None:
         return training
+    train, val = (limited(images, config.limit, config.seed) for images in (training.train, training.val))
+    return dataclasses.replace(training, train=train, val=val)
 
-    def some(images: ImageSet) -> ImageSet:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
-        return images.select(sorted(order[: config.limit].tolist()))
 
-    return dataclasses.replace(training, train=some(training.train), val=some(training.val))
+def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
+    """The first ``limit`` images of a list shuffled by ``seed``; all of them without a limit."""
+    if limit is None:
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.select(sorted(order[:limit].tolist()))
 
 
 def _record(

@@ -7,7 +7,15 @@ import math
 from typing import Any, Literal
 
 from trimtab.choices import check_choices
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, nearest
+
+BACKGROUNDS: dict[str, tuple[int, int, int] | None] = {
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "grey": (128, 128, 128),
+    "drop": None,
+}
+"""Words for what shows through transparent pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +94,9 @@ class FitConfig:
     """Resizing and normalisation: native (the backbone's own), or a paper's by the name of its method."""
     augment: Literal["none", "flip", "crop", "crop-flip"] | None = None
     """Training augmentation. Default: the preprocessing's own, which is none for native."""
+    background: str | None = None
+    """What shows through transparent pixels: white, black, grey, or red,green,blue of 0 to 255; drop shows the colours
+    that the file has there. Default: white."""
     recipe: str | None = None
     """A paper's training recipe, by the name of its method, in place of our default."""
     optimizer: Literal["adamw", "sgd"] | None = None
@@ -147,6 +158,7 @@ class FitConfig:
             raise ConfigError("compile and recompute do not go together; choose one of them.")
         if self.compile and self.memory_report:
             raise ConfigError("compile hides what a step keeps from memory_report; choose one of them.")
+        self.background_colour()
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction is {self.val_fraction}; use 0 (none) up to, not including, 1.")
 
@@ -162,6 +174,24 @@ class FitConfig:
         if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
             raise ConfigError(f"image_size is {self.image_size!r}; write 224, or 224x336 for height x width.")
         return int(parts[0]), int(parts[-1])
+
+    def background_colour(self) -> tuple[int, int, int] | None:
+        """``background`` as red, green and blue; None where transparency is dropped.
+
+        Raises:
+            ConfigError: If it is no colour.
+        """
+        word = "white" if self.background is None else str(self.background).strip().lower().replace("gray", "grey")
+        if word in BACKGROUNDS:
+            return BACKGROUNDS[word]
+        parts = [part.strip() for part in word.split(",")]
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
+            raise ConfigError(
+                f"background is {self.background!r}; use {', '.join(BACKGROUNDS)}, or red,green,blue of 0 to 255, as "
+                f"255,255,255.{nearest(word, BACKGROUNDS, 1)}"
+            )
+        red, green, blue = map(int, parts)
+        return red, green, blue
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with this run's own values in it."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
-from trimtab.data import Codes, MaskPreprocess, find_images, why_unreadable
+from trimtab.data import Codes, MaskPreprocess, find_images, unreadable
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import write_bytes, write_text
 from trimtab.model import TunedModel
@@ -27,6 +27,9 @@ from trimtab.sliding import Views, enlarged, look
 
 _LIST = "predictions.csv"
 _OPACITY = 0.5
+_UPRIGHT = Image.Exif()
+_UPRIGHT[ExifTags.Base.Orientation] = 1
+"""Says of a predicted mask that it lies on the upright image, should it be trained on with a photo that is turned."""
 
 Array = npt.NDArray[Any]
 
@@ -122,7 +125,7 @@ class MaskPredictor:
         try:
             return self.preprocess.from_image(picture)
         except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
-            return f"An image cannot be read: {why_unreadable(error)}; replace or remove it."
+            return unreadable("An image", error)
 
     def _predicted(self, path: str | None, pixels: Tensor) -> MaskPrediction:
         logits = enlarged(self.logits(self.preprocess.whole(pixels)[None]), pixels.shape[-2:])
@@ -193,7 +196,7 @@ def predict_to_folder(
             continue
         mask, over = f"{name}.png", f"{name}.overlay.png"
         (out / mask).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / mask, _png(predictor.picture(prediction.mask)))
+        write_bytes(out / mask, _png(predictor.picture(prediction.mask), exif=_UPRIGHT))
         write_bytes(out / over, _png(prediction.overlay))
         rows.append([prediction.path, mask, over, ""])
     for pattern, reason in unmatched.items():
@@ -236,7 +239,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", **options)
     return buffer.getvalue()

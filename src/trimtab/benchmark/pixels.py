@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from trimtab.data import why_unreadable
-from trimtab.data.preprocess import in_colour
+from trimtab.data.colour import WIDEST
+from trimtab.data.decode import open_allowed
+from trimtab.data.preprocess import upright_colours
 from trimtab.errors import DataError
 
 LOSSLESS_FORMATS = frozenset({"PNG", "BMP", "PPM", "TIFF", "GIF"})
@@ -39,13 +40,13 @@ def look_at(content: bytes, label: str, where: str, mask: bytes | None = None) -
         DataError: It is no image that can be read; ``where`` says which.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_allowed(io.BytesIO(content)) as image:
             kind = image.format or ""
-            pixels = np.asarray(in_colour(ImageOps.exif_transpose(image)))
+            pixels = np.asarray(upright_colours(image, WIDEST, None))
         digest = hashlib.sha256(f"{label}\n{pixels.shape[0]} {pixels.shape[1]}\n".encode())
         digest.update(pixels.tobytes())
         if mask is not None:
-            with Image.open(io.BytesIO(mask)) as image:
+            with open_allowed(io.BytesIO(mask)) as image:
                 digest.update(np.asarray(image).astype("<i4").tobytes())
     except Exception as error:
         raise DataError(f"{where} is no image that can be read ({why_unreadable(error)}); fetch it again.") from error
@@ -59,7 +60,7 @@ def format_of(content: bytes, where: str) -> str:
         DataError: It is no image of a format that is known here.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_allowed(io.BytesIO(content)) as image:
             found = image.format or ""
     except Exception as error:
         raise DataError(f"{where} is no image that can be read ({why_unreadable(error)}); fetch it again.") from error

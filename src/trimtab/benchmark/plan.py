@@ -16,6 +16,7 @@ from trimtab.benchmark.results import Record, Results
 from trimtab.benchmark.search import propose, settings_count
 from trimtab.benchmark.suites import Parts, SuiteTask, open_parts
 from trimtab.benchmark.trial import Trial, bar_of
+from trimtab.data import bits_in_use
 from trimtab.methods import METHODS, configure, paper_recipe
 from trimtab.recipe import FitConfig
 
@@ -45,6 +46,7 @@ class Trials:
         self.config, self._backbone = config, backbone
         self.protocol = PROTOCOLS[config.protocol]
         self._parts: dict[str, Parts] = {}
+        self._bits: dict[tuple[str, str, int | None], int] = {}
         self._resolved: dict[str, Record] = {}
 
     def parts(self, task: SuiteTask) -> Parts:
@@ -56,8 +58,8 @@ class Trials:
     def make(self, row: Row, task: SuiteTask, part: str, seed: int, setting: Record) -> Trial:
         """The trial of a setting, with what replaces a recipe's values in all rows."""
         fit = {**setting["fit"], **self.config.overrides, **row.fit}
-        resolved = self._resolve(row, setting["options"], fit)
         final = part == "final"
+        resolved = self._resolve(row, setting["options"], fit, self._bits_of(task, part, fit.get("limit"), seed))
         return Trial(
             protocol=self.protocol.name,
             part=part,
@@ -74,17 +76,28 @@ class Trials:
             test_epochs=self.protocol.test_epochs(resolved["recipe"]["epochs"]) if final else (),
         )
 
-    def _resolve(self, row: Row, options: Record, fit: Record) -> Record:
+    def _bits_of(self, task: SuiteTask, part: str, limit: int | None, seed: int) -> int:
+        """How many bits the 16-bit images use that a part trains on, as the training finds it."""
+        from trimtab.fit import limited
+
+        key = task.name, part, None if limit is None else seed
+        if key not in self._bits:
+            parts = self.parts(task)
+            images = (parts.tuning if part == "tune" else parts.final).train
+            self._bits[key] = bits_in_use(limited(images, limit, seed).paths)
+        return self._bits[key]
+
+    def _resolve(self, row: Row, options: Record, fit: Record, bits: int) -> Record:
         from trimtab.fit import make_preprocess
 
-        asked = json.dumps([row.method, options, fit], sort_keys=True)
+        asked = json.dumps([row.method, options, fit, bits], sort_keys=True)
         if asked not in self._resolved:
             config = FitConfig(backbone=self.config.backbone, **fit)
             recipe = paper_recipe(config.recipe) if config.recipe else METHODS[row.method].recipe
             resolved = {
                 "recipe": dataclasses.asdict(config.resolve(recipe)),
                 "method_config": dataclasses.asdict(configure(row.method, options)),
-                "preprocessing": make_preprocess(config, self._backbone).to_dict(),
+                "preprocessing": make_preprocess(config, self._backbone, bits=bits).to_dict(),
             }
             self._resolved[asked] = json.loads(json.dumps(resolved))
         return self._resolved[asked]

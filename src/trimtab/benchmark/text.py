@@ -55,7 +55,10 @@ def rests_on(summary: Record) -> str:
 def preprocessing(values: Mapping[str, Any]) -> str:
     """Preprocessing in words."""
     mean, deviation = (",".join(f"{v:g}" for v in values[name]) for name in ("mean", "std"))
-    return f"{values['resize']} {values['interpolation']}, mean {mean}, std {deviation}, augment {values['augment']}"
+    told = f"{values['resize']} {values['interpolation']}, mean {mean}, std {deviation}, augment {values['augment']}"
+    if (background := values.get("background")) is not None:
+        told += f", background {','.join(map(str, background))}"
+    return told + (f", 16-bit images of {values['bits']} bits" if "bits" in values else "")
 
 
 def _of_group(summary: Record, group: str) -> tuple[list[str], list[list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folder
+from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
 from trimtab.data.folders import find_images, list_images
 from trimtab.data.images import BuiltInImage, BuiltInSet, ImageSource, open_image, stamp
@@ -10,7 +11,7 @@ from trimtab.data.joint import MaskPreprocess
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.mask_store import MaskStore
 from trimtab.data.masks import VOID, Codes
-from trimtab.data.preprocess import Preprocess, why_unreadable
+from trimtab.data.preprocess import Preprocess, unreadable, why_unreadable
 from trimtab.data.scenes import named_scene_splits, open_scene_split, open_scenes, write_scene_split
 from trimtab.data.sources import (
     ImageSet,
@@ -22,7 +23,7 @@ from trimtab.data.sources import (
     write_split,
 )
 from trimtab.data.sprites import Sprites
-from trimtab.data.store import ImageStore, Store
+from trimtab.data.store import ImageStore, Store, note_of_turns
 
 __all__ = [
     "BUILT_IN",
@@ -41,12 +42,14 @@ __all__ = [
     "Sprites",
     "Store",
     "TrainingData",
+    "bits_in_use",
     "find_images",
     "hidden_by",
     "list_images",
     "named_images",
     "named_scene_splits",
     "named_splits",
+    "note_of_turns",
     "open_image",
     "open_scene_split",
     "open_scenes",
@@ -54,6 +57,7 @@ __all__ = [
     "open_training",
     "stamp",
     "stratified_split",
+    "unreadable",
     "why_unreadable",
     "write_folder",
     "write_scene_split",

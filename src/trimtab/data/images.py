@@ -12,6 +12,7 @@ from typing import ClassVar, TypeAlias
 
 from PIL import Image
 
+from trimtab.data.decode import open_allowed
 from trimtab.errors import DataError
 
 
@@ -108,9 +109,10 @@ def open_image(image: str | ImageSource) -> Image.Image:
     """Opens an image, whatever it comes from.
 
     Raises:
+        DataError: It is no regular file, or of a format that is not opened (see `open_allowed`).
         Exception: Whatever Pillow raises of a file that it cannot read.
     """
-    return image.open() if isinstance(image, BuiltInImage) else Image.open(image)
+    return image.open() if isinstance(image, BuiltInImage) else open_allowed(image)
 
 
 def stamp(image: ImageSource) -> tuple[str, int]:

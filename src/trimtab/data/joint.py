@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from trimtab.data.colour import WIDEST, Colour, check_colours
 from trimtab.data.images import ImageSource, open_image
 from trimtab.data.masks import VOID
 from trimtab.data.preprocess import (
@@ -20,12 +20,15 @@ from trimtab.data.preprocess import (
     Augment,
     Interpolation,
     Resize,
+    as_json,
     check_word,
-    in_colour,
+    from_json,
     normalised,
-    why_unreadable,
+    unreadable,
+    upright_colours,
 )
-from trimtab.errors import CheckpointError, ConfigError, DataError
+from trimtab.data.turning import UPRIGHT, orientation_tag
+from trimtab.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,9 @@ class MaskPreprocess:
         augment: In training only: ``"crop"`` enlarges or shrinks image and mask by a random factor of ``jitter`` and
             takes a random window; ``"flip"`` turns every second pair about; ``"none"`` takes the window in the middle.
         jitter: The least and the greatest factor.
+        bits: How many bits the values of 16-bit images use; greater values are white.
+        background: What shows through transparent pixels, as red, green and blue of 0 to 255; None drops the
+            transparency and shows what lies under it.
 
     Raises:
         ConfigError: A value is out of range.
@@ -59,6 +65,8 @@ class MaskPreprocess:
     std: tuple[float, float, float]
     augment: Augment = "crop-flip"
     jitter: tuple[float, ...] = (0.5, 2.0)
+    bits: int = WIDEST
+    background: Colour | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work."""
@@ -75,11 +83,11 @@ class MaskPreprocess:
             raise ConfigError(f"jitter is {self.jitter}; give the least factor and the greatest, as 0.5,2.")
         if {len(self.mean), len(self.std)} != {3} or not all(value > 0 for value in self.std):
             raise ConfigError(f"mean is {self.mean} and std is {self.std}; give three numbers each, std above 0.")
+        check_colours(self.bits, self.background)
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them; `from_dict` reads them back."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MaskPreprocess:
@@ -88,19 +96,7 @@ class MaskPreprocess:
         Raises:
             CheckpointError: A value is missing, unknown or unusable.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if names != set(values):
-            raise CheckpointError(
-                f"The preprocessing lacks {sorted(names - set(values))} and has the unknown "
-                f"{sorted(set(values) - names)}; it was not saved by this version of trimtab."
-            )
-        restored: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        try:
-            return cls(**restored)
-        except (ConfigError, TypeError) as error:
-            raise CheckpointError(f"The saved preprocessing cannot be used: {error}") from error
+        return from_json(cls, values)
 
     def read(self, path: str | ImageSource) -> Tensor:
         """Reads an image, upright and in colour, at its own size.
@@ -111,15 +107,26 @@ class MaskPreprocess:
         Raises:
             DataError: The file cannot be read as an image.
         """
+        return self.read_turned(path)[0]
+
+    def read_turned(self, path: str | ImageSource) -> tuple[Tensor, int]:
+        """As `read`, and the EXIF orientation by which the image was turned, 1 to 8.
+
+        Raises:
+            DataError: The file cannot be read as an image.
+        """
         try:
             with open_image(path) as image:
-                return self.from_image(image)
+                # Pillow turns a TIFF as it decodes it, and has it without an orientation from then on.
+                before = orientation_tag(image) if image.format == "TIFF" else None
+                pixels = self.from_image(image)
+                return pixels, before or orientation_tag(image) or UPRIGHT
         except Exception as error:
-            raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error
+            raise DataError(unreadable(path, error)) from error
 
     def from_image(self, image: Image.Image) -> Tensor:
         """An open image, as `read`."""
-        image = in_colour(ImageOps.exif_transpose(image))
+        image = upright_colours(image, self.bits, self.background)
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(
                 f"it is {image.height} pixels high and {image.width} wide, and nothing above 1:{LONGEST} is resized"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from trimtab.data.images import ImageSource
 from trimtab.data.joint import MaskPreprocess
 from trimtab.data.mask_set import MaskSet
-from trimtab.data.masks import read_raw
+from trimtab.data.masks import Array, read_mask
 from trimtab.data.preprocess import why_unreadable
 from trimtab.data.store import Store
+from trimtab.data.turning import UPRIGHT, Reading, readings, stored_size
 from trimtab.errors import DataError
 
 
@@ -46,6 +48,7 @@ class MaskStore(Store):
         """
         super().__init__(images, cache_bytes=cache_bytes, threads=threads)
         self.preprocess, self.whole = preprocess, whole
+        self._readings: dict[int, Reading] = {}  # of masks whose images are turned
 
     def batches(
         self, plan: Iterable[Sequence[int]], seeds_of: Callable[[int], int] | None = None
@@ -77,26 +80,51 @@ class MaskStore(Store):
         for groups in self._ahead(plan, prepare):
             yield from groups
 
+    @property
+    def turns(self) -> Counter[Reading]:
+        """How the masks of images with an EXIF orientation were taken, of those decoded so far."""
+        return Counter(self._readings.values())
+
     def _load(self, index: int) -> Tensor:
         """An image and its mask as (4, h, w) uint8."""
         path, mask = self.images.paths[index], self.images.masks[index]
-        pixels = self.preprocess.read(path)
-        classes = self._classes(mask)
-        if classes.shape != pixels.shape[1:]:
-            (height, width), (other_height, other_width) = classes.shape, pixels.shape[1:]
-            reason = f"it is {height}x{width} and its image {other_height}x{other_width} (height x width)"
-            raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
-        return torch.cat([pixels, classes[None]])
+        pixels, orientation = self.preprocess.read_turned(path)
+        stored, own = self._classes(mask)
+        height, width = pixels.shape[1:]
+        for classes, reading in readings(stored, own, orientation):
+            if classes.shape == (height, width):
+                if orientation != UPRIGHT:
+                    self._readings[index] = reading
+                return torch.cat([pixels, torch.from_numpy(np.ascontiguousarray(classes))[None]])
+        reason = _misfit(stored, own, (height, width), orientation)
+        raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
 
-    def _classes(self, mask: ImageSource) -> Tensor:
+    def _classes(self, mask: ImageSource) -> tuple[Array, int | None]:
+        """The classes (h, w) as they are stored, and the mask's own orientation."""
         codes = self.images.codes
         try:
-            raw = read_raw(mask, coloured=codes.coloured) if isinstance(mask, Path) else np.asarray(mask.mask())
-            return torch.from_numpy(np.ascontiguousarray(codes.classes_of(raw)))
+            if isinstance(mask, Path):
+                raw, own = read_mask(mask, coloured=codes.coloured)
+            else:
+                raw, own = np.asarray(mask.mask()), None
+            return codes.classes_of(raw), own
         except Exception as error:  # noqa: BLE001 - a damaged file can fail in any way
             reason = why_unreadable(error)
             # What a list of faults shows is the cause, and has to say that it is not the image's.
             raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
+
+
+def _misfit(mask: Array, own: int | None, size: tuple[int, int], orientation: int) -> str:
+    """Says which sizes a mask and its image have; ``size`` is that of the upright image."""
+    (height, width), (upright_height, upright_width) = mask.shape, size
+    if orientation == UPRIGHT and own in (None, UPRIGHT):
+        return f"it is {height}x{width} and its image {upright_height}x{upright_width} (height x width)"
+    stored_height, stored_width = stored_size(*size, orientation)
+    turn = "" if own is None else f" with EXIF orientation {own}"
+    return (
+        f"it is {height}x{width}{turn}, and its image {stored_height}x{stored_width} as stored and "
+        f"{upright_height}x{upright_width} upright (height x width, EXIF orientation {orientation})"
+    )
 
 
 def _unusable(mask: ImageSource, reason: str) -> str:

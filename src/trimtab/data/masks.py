@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from trimtab.data.decode import open_allowed
+from trimtab.data.turning import orientation_tag, stored_array
 from trimtab.errors import CheckpointError, DataError
 
 VOID = 255
 """What a pixel that no class is asked of has in place of a class; there are at most so many classes."""
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabelled", "unlabeled"})
-_LOSSY = frozenset({".jpg", ".jpeg", ".jfif", ".webp"})
+_LOSSY = frozenset({".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif"})
 _INDEX_MODES = frozenset({"1", "L", "P", "I", "I;16"})
 
 Array = npt.NDArray[Any]
@@ -90,7 +92,12 @@ class Codes:
 
 
 def read_raw(path: Path, *, coloured: bool) -> Array:
-    """The values (h, w) of a mask file.
+    """The values (h, w) of a mask file, as they are stored (see `read_mask`)."""
+    return read_mask(path, coloured=coloured)[0]
+
+
+def read_mask(path: Path, *, coloured: bool) -> tuple[Array, int | None]:
+    """The values (h, w) of a mask file, as they are stored, and its own EXIF orientation, if it has one.
 
     Raises:
         ValueError: It is no mask of this kind.
@@ -98,16 +105,28 @@ def read_raw(path: Path, *, coloured: bool) -> Array:
     """
     if path.suffix.lower() in _LOSSY:
         raise ValueError("its format changes pixels to save room; save masks as PNG")
-    with Image.open(path) as image:
-        if coloured:
-            pixels = np.asarray(image.convert("RGB")).astype(np.int64)
-            return (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]
-        if image.mode not in _INDEX_MODES:
-            raise ValueError(
-                f"its pixels are colours (mode {image.mode}) and no numbers of classes; give the colours' "
-                "classes in a palette file"
-            )
-        return np.asarray(image).astype(np.int64)
+    with open_allowed(path) as image:
+        before = orientation_tag(image) if image.format == "TIFF" else None
+        values = _values_of(image, coloured=coloured)
+        # Pillow turns a TIFF as it decodes it, and has it without an orientation from then on.
+        after = orientation_tag(image)
+        if before is not None and after is None:
+            return stored_array(values, before), before
+        return values, after
+
+
+def _values_of(image: Image.Image, *, coloured: bool) -> Array:
+    # Before, as numpy takes the size that a TIFF has while Pillow has not turned it yet.
+    image.load()
+    if coloured:
+        pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+        return (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]
+    if image.mode not in _INDEX_MODES:
+        raise ValueError(
+            f"its pixels are colours (mode {image.mode}) and no numbers of classes; give the colours' "
+            "classes in a palette file"
+        )
+    return np.asarray(image).astype(np.int64)
 
 
 def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:

@@ -7,19 +7,26 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from trimtab.data.colour import WIDEST, Colour, check_colours, in_colour
+from trimtab.data.decode import check_opened
 from trimtab.data.images import ImageSource, open_image
+from trimtab.data.turning import UPRIGHT, orientation_tag, turned
 from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Resize = Literal["squash", "shorter"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Augment = Literal["none", "flip", "crop", "crop-flip"]
+Made = TypeVar("Made", bound="DataclassInstance")
 LONGEST = 100
 """How many times as long as its shorter side an image may be where the aspect ratio is kept."""
 
@@ -42,6 +49,9 @@ class Preprocess:
         std: What they are then divided by.
         augment: In training only: a random ``"crop"`` in place of the central one, a horizontal
             ``"flip"`` of every second image, or both.
+        bits: How many bits the values of 16-bit images use; greater values are white.
+        background: What shows through transparent pixels, as red, green and blue of 0 to 255; None
+            drops the transparency and shows what lies under it.
 
     Raises:
         ConfigError: A value is out of range, or a random crop would have nothing to cut off.
@@ -54,6 +64,8 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augment: Augment = "none"
+    bits: int = WIDEST
+    background: Colour | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that cannot work."""
@@ -74,11 +86,11 @@ class Preprocess:
                 f"augment is {self.augment!r}, but resize 'squash' with crop_pct {self.crop_pct} leaves "
                 "nothing to crop; use resize 'shorter', a smaller crop_pct such as 0.875, or augment 'flip'."
             )
+        check_colours(self.bits, self.background)
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them; `from_dict` reads them back."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return as_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -87,27 +99,14 @@ class Preprocess:
         Raises:
             CheckpointError: A value is missing, unknown or unusable.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if names != set(values):
-            raise CheckpointError(
-                f"The preprocessing lacks {sorted(names - set(values))} and has the unknown "
-                f"{sorted(set(values) - names)}; it was not saved by this version of trimtab."
-            )
-        restored: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        try:
-            return cls(**restored)
-        except (ConfigError, TypeError) as error:
-            raise CheckpointError(f"The saved preprocessing cannot be used: {error}") from error
+        return from_json(cls, values)
 
     def read(self, path: str | ImageSource) -> Tensor:
         """Reads and resizes an image, upright and in colour.
 
         Args:
-            path: A file of any format and mode that Pillow reads, or an image of a built-in set.
-                Transparency is dropped, of several frames the first is taken, and 16-bit grey keeps
-                its upper 8 bits.
+            path: A file of a format that is opened (see `open_allowed`), of any mode, or an image of a
+                built-in set. Of several frames the first is taken.
 
         Returns:
             What `finish` takes, (3, h, w) uint8: at ``image_size``, or larger when ``augment``
@@ -121,11 +120,11 @@ class Preprocess:
             with open_image(path) as image:
                 return self.from_image(image)
         except Exception as error:
-            raise DataError(f"{path} cannot be read: {why_unreadable(error)}; replace or remove it.") from error
+            raise DataError(unreadable(path, error)) from error
 
     def from_image(self, image: Image.Image) -> Tensor:
         """Resizes an open image; as `read`, whose errors come as Pillow raises them."""
-        image = in_colour(ImageOps.exif_transpose(image))
+        image = upright_colours(image, self.bits, self.background)
         if self.resize == "shorter" and max(image.size) > LONGEST * min(image.size):
             # With its shorter side enlarged, a thin line would fill the memory.
             raise ValueError(
@@ -210,10 +209,59 @@ class Preprocess:
         return image[:, top : top + height, left : left + width]
 
 
+_LATER = {"bits": WIDEST, "background": None}
+"""Fields that preprocessing saved by earlier versions does not have, and what these did."""
+
+
+def as_json(preprocess: Any) -> dict[str, Any]:
+    """Preprocessing as JSON can hold it; what earlier versions did all the same is left out."""
+    values = {name: value for name, value in dataclasses.asdict(preprocess).items() if value != _LATER.get(name, ...)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def from_json(kind: type[Made], values: Mapping[str, Any]) -> Made:
+    """Preprocessing of a kind, from what `as_json` gave.
+
+    Raises:
+        CheckpointError: A value is missing, unknown or unusable.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}
+    missing, unknown = names - set(values) - set(_LATER), set(values) - names
+    if missing or unknown:
+        raise CheckpointError(
+            f"The preprocessing lacks {sorted(missing)} and has the unknown {sorted(unknown)}; it was not saved by "
+            "this version of trimtab."
+        )
+    restored = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    try:
+        return kind(**restored)
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"The saved preprocessing cannot be used: {error}") from error
+
+
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, H, W) uint8 scaled to 0..1, the mean subtracted and divided by the deviation, as float32."""
     means, stds = images.new_tensor([mean, std], dtype=torch.float32).view(2, 3, 1, 1)
     return images.to(torch.float32, copy=True).div_(255).sub_(means).div_(stds)
+
+
+def upright_colours(image: Image.Image, bits: int, background: Colour | None) -> Image.Image:
+    """An open image in RGB with 8 bits (see `in_colour`), turned as its metadata say.
+
+    Raises:
+        DataError: Its format is none that is opened.
+        Exception: Whatever Pillow raises of a file that it cannot decode.
+    """
+    check_opened(image)
+    colours = in_colour(image, bits, background)
+    # Asked only now: what Pillow has turned itself, as it decoded it, has no orientation left.
+    return turned(colours, orientation_tag(image) or UPRIGHT)
+
+
+def unreadable(image: object, error: BaseException) -> str:
+    """Says that an image cannot be read, why, and what to do."""
+    way = "" if isinstance(error, DataError) else "; replace or remove it"
+    return f"{image} cannot be read: {why_unreadable(error)}{way}."
 
 
 def why_unreadable(error: BaseException) -> str:
@@ -230,20 +278,3 @@ def check_word(name: str, word: object, known: tuple[str, ...]) -> None:
     """Refuse a word that is none of the known ones, with the nearest."""
     if word not in known:
         raise ConfigError(f"{name} is {word!r}; use one of {', '.join(known)}.{nearest(str(word), known)}")
-
-
-def in_colour(image: Image.Image) -> Image.Image:
-    """The image in RGB with 8 bits."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;"):
-        # Pillow would clip 16 bits to 8 and turn most of the image white.
-        pixels = np.asarray(image).astype(np.int64)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits; save it with 8 or 16 bits")
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns where the palette has transparency
-    return image.convert("RGB")

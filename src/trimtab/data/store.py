@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from trimtab.data.preprocess import Preprocess, why_unreadable
 from trimtab.data.sources import ImageSet
+from trimtab.data.turning import Reading
 from trimtab.errors import ConfigError, DataError
 
 Ready = TypeVar("Ready")
@@ -48,6 +50,11 @@ class Store(abc.ABC):
         self, plan: Iterable[Sequence[int]], seeds_of: Callable[[int], int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and what is known of them, for each entry of ``plan``."""
+
+    @property
+    def turns(self) -> Counter[Reading]:
+        """How masks were taken whose images have an EXIF orientation; empty without masks."""
+        return Counter()
 
     @abc.abstractmethod
     def _load(self, index: int) -> Tensor:
@@ -123,6 +130,18 @@ class Store(abc.ABC):
         except DataError as error:
             return f"{self.images.paths[index]} ({why_unreadable(error.__cause__ or error)})"
         return None
+
+
+def note_of_turns(*stores: Store) -> str | None:
+    """Says how masks were taken whose images have an EXIF orientation; nothing where there are none."""
+    turns = sum((store.turns for store in stores), Counter[Reading]())
+    words: dict[Reading, str] = {
+        "with image": "turned with their images",
+        "upright": "taken as drawn on the upright image, as only that fits",
+        "own": "turned by their own orientation",
+    }
+    told = ", ".join(f"{turns[reading]} {text}" for reading, text in words.items() if turns[reading])
+    return f"Masks of images with an EXIF orientation: {told}." if told else None
 
 
 class ImageStore(Store):

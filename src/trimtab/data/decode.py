@@ -1,0 +1,234 @@
+"""Which image formats are opened, and the one place that opens them.
+
+Pillow knows a format by content, whatever the file is called, and some of its plugins do more than decode pixels: EPS
+starts Ghostscript, which runs the file as a program; IPTC opens what is embedded with every plugin there is; WMF, EMF,
+BUFR, GRIB and HDF5 are stubs that hand the file to whatever was registered; FPX and MIC parse OLE containers with
+another package. So there is a list of what may be opened, and everything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageFile, UnidentifiedImageError, features
+
+from trimtab.errors import DataError
+
+_HEAD = 256
+"""How many bytes of a file tell its format."""
+
+# Raster decoders of Pillow alone, and HEIF, which pillow-heif decodes.
+_OPENED = frozenset(
+    "AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905
+)
+_DEEP = frozenset({"JPEG2000", "PPM", "SGI", "TIFF"})
+_ORIENTATION, _SIDEWAYS = 0x0112, frozenset({5, 6, 7, 8})
+_TGA_SUFFIXES = frozenset({".tga", ".vda", ".icb", ".vst"})
+
+# A mask may not be a JPEG.
+_CONVERT = "convert it to PNG"
+_REFUSED = {
+    "EPS": f"it is an EPS file (a PostScript program), which is not run; {_CONVERT}",
+    "PSD": f"it is a Photoshop file (PSD), which holds layers; {_CONVERT}",
+    "SVG": f"it is an SVG file (a drawing), which has no pixels; {_CONVERT}",
+    "WMF": f"it is a Windows metafile (WMF or EMF), which is a drawing and not decoded; {_CONVERT}",
+    "JXL": f"it is a JPEG XL file, which Pillow does not decode; {_CONVERT}",
+    "RAW": f"it is a camera's raw file, which is not decoded; {_CONVERT}",
+    "HEIF": f"it is a HEIF file (HEIC), which Pillow alone does not decode; pip install 'trimtab[heif]', or {_CONVERT}",
+    "AVIF": f"it is an AVIF file, which this Pillow does not decode; install pillow 11.3 or newer, or {_CONVERT}",
+    "WEBP": f"it is a WebP file, which this Pillow was built without; install another Pillow, or {_CONVERT}",
+    "JPEG2000": f"it is a JPEG 2000 file, which this Pillow was built without; install another Pillow, or {_CONVERT}",
+}
+
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"\0\0\1\0", "ICO"),
+    (b"qoif", "QOI"),
+    (b"%!PS", "EPS"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
+    (b"8BPS", "PSD"),
+    (b"\xff\x0a", "JXL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
+    (b"FUJIFILMCCD-RAW", "RAW"),
+    (b"\xd7\xcd\xc6\x9a\0\0", "WMF"),
+    (b"icns", "ICNS"),
+    (b"DDS ", "DDS"),
+    (b"\x59\xa6\x6a\x95", "SUN"),
+    (b"/* XPM */", "XPM"),
+    (b"SIMPLE  =", "FITS"),
+    (b"gimp xcf", "XCF"),
+    (b"\x76\x2f\x31\x01", "EXR"),
+    (b"II\xbc", "JXR"),
+    (b"\xb1\x68\xde\x3a", "DCX"),
+    (b"BLP1", "BLP"),
+    (b"BLP2", "BLP"),
+)
+_DIB_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
+_TIFF = frozenset({b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"})
+_TGA = re.compile(rb".[\0\1][\1\2\3\x09\x0a\x0b].{15}", re.DOTALL)
+_HEADERS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
+    # Two letters are no signature of their own: a text may begin with them, so more of the header has to fit.
+    (lambda head: head.startswith(b"BM") and head[14:18] in _DIB_SIZES, "BMP"),
+    (lambda head: re.match(rb"P([1-6f]\s|0CMYK\s|y(P|RGBA|CMYK)\s)", head) is not None, "PPM"),
+    (lambda head: head[:4] in _TIFF, "TIFF"),
+    (lambda head: head.startswith(b"RIFF") and head[8:12] == b"WEBP", "WEBP"),
+    (lambda head: re.match(rb"\n[\0\2\3\5][\0\1][\1\2\4\x08]", head) is not None, "PCX"),
+    (lambda head: re.match(rb"\x01\xda[\0\1][\1\2]\0[\1\2\3]", head) is not None, "SGI"),
+    (lambda head: head[:4] in _DIB_SIZES and b"\1\0" in (head[8:10], head[12:14]), "DIB"),
+    (lambda head: head.startswith(b"\1\0\0\0") and head[40:44] == b" EMF", "WMF"),
+    (lambda head: head[128:132] == b"DICM", "DICOM"),
+    (lambda head: re.match(rb"(\xef\xbb\xbf)?\s*<", head) is not None and b"<svg" in head, "SVG"),
+)
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+
+
+def open_allowed(file: str | Path | BinaryIO) -> Image.Image:
+    """Open an image of an allowed format, known by its content; pixels are decoded when they are asked for.
+
+    Nothing but a regular file is opened, and no plugin that starts a program. TGA has no signature and is known by the
+    file's name.
+
+    Args:
+        file: A path, or an open file or `io.BytesIO`.
+
+    Raises:
+        DataError: It is no regular file, or of a format that is recognised and not opened.
+        UnidentifiedImageError: It is no image.
+        OSError: It cannot be read.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        head = _head_of(file)
+    else:
+        head = file.read(_HEAD)
+        file.seek(0)
+    kind = _format(head, Path(file).suffix if isinstance(file, (str, os.PathLike)) else "")
+    if kind is None:
+        raise UnidentifiedImageError("it is empty or not an image")
+    if not decodable(kind):
+        raise DataError(why_refused(kind))
+    # Without it a file whose name tells of another format makes Pillow load all its plugins.
+    Image.preinit()
+    if kind == "HEIF":
+        _register_heif()
+    image = Image.open(file, formats=(kind,))
+    if kind == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _SIDEWAYS:
+        # By its name, Pillow would map a grey one into memory at the size that it has once turned, and show noise.
+        image.filename = ""
+    return image
+
+
+def sniff(path: str | Path) -> str | None:
+    """The format of an image file by its content, as Pillow names it.
+
+    Args:
+        path: Any path; what is no regular file is not opened.
+
+    Returns:
+        Also formats that are recognised and not opened (see `decodable`); None for what is no image or cannot be read.
+    """
+    try:
+        return _format(_head_of(path), Path(path).suffix)
+    except (OSError, ValueError, DataError):
+        return None
+
+
+def may_have_16_bits(path: str | Path) -> bool:
+    """Whether an image file may hold values of 16 bits, by its first bytes."""
+    try:
+        head = _head_of(path)
+    except (OSError, ValueError, DataError):
+        return False
+    kind = _format(head, Path(path).suffix)
+    # The depth stands in the header of a PNG; of the others it is known once they are opened.
+    return head[24:25] == b"\x10" if kind == "PNG" else kind in _DEEP
+
+
+@functools.cache
+def decodable(kind: str) -> bool:
+    """Whether images of a format, as `sniff` names it, can be opened here."""
+    if kind == "HEIF":
+        return importlib.util.find_spec("pillow_heif") is not None
+    if kind == "AVIF":
+        # An older Pillow has no such feature, and warns when it is asked for it.
+        return "avif" in features.modules and bool(features.check("avif"))
+    if kind == "WEBP":
+        return bool(features.check("webp"))
+    if kind == "JPEG2000":
+        return bool(features.check("jpg_2000"))
+    return kind in _OPENED
+
+
+def why_refused(kind: str) -> str:
+    """Say in words why images of a format that is not `decodable` are not opened, and what to do."""
+    return _REFUSED.get(kind, f"it is a file of the format {kind}, which is not opened; {_CONVERT}")
+
+
+def check_opened(image: Image.Image) -> None:
+    """Refuse an image that the caller opened, if decoding it would start what `open_allowed` does not.
+
+    Raises:
+        DataError: Its pixels are not decoded yet, and its format is none of those that are opened.
+    """
+    waiting = isinstance(image, ImageFile.ImageFile) and (image.tile or isinstance(image, ImageFile.StubImageFile))
+    if waiting and image.format is not None and image.format not in _OPENED:
+        raise DataError(why_refused("WMF" if image.format == "EMF" else image.format))
+
+
+def _head_of(path: str | Path) -> bytes:
+    """The first bytes of a regular file."""
+    mode = os.stat(path).st_mode  # noqa: PTH116 - takes a text as it is
+    if not stat.S_ISREG(mode):
+        raise DataError(f"it is {_kind_of(mode)} and not a file; give a file with an image")
+    # Opened without a buffer, as nothing else is read.
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read(_HEAD) or b""
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _format(head: bytes, suffix: str) -> str | None:
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head[4:8] == b"ftyp":
+        return _of_brands(head)
+    if suffix.lower() in _TGA_SUFFIXES and _TGA.match(head) is not None:
+        return "TGA"
+    return next((kind for fits, kind in _HEADERS if fits(head)), None)
+
+
+def _of_brands(head: bytes) -> str | None:
+    """The format of a file of the ISO family by its brands; films have others."""
+    box = head[8 : min(int.from_bytes(head[:4], "big"), _HEAD)]
+    brands = [box[:4], *(box[k : k + 4] for k in range(8, len(box), 4))]
+    for brand in brands:
+        if brand in _AVIF_BRANDS:
+            return "AVIF"
+        if brand in _HEIF_BRANDS:
+            return "HEIF"
+    if brands[0] in (b"mif1", b"msf1"):
+        return "HEIF"
+    return "RAW" if brands[0] == b"crx " else None
+
+
+def _register_heif() -> None:
+    if "HEIF" not in Image.OPEN:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()

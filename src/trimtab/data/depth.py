@@ -1,0 +1,46 @@
+"""How many bits the values of 16-bit images use: cameras and scanners often fill 10, 12 or 14 of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from trimtab.data.colour import WIDEST, bits_used
+from trimtab.data.decode import may_have_16_bits, open_allowed
+from trimtab.data.images import ImageSource
+
+_NEVER = frozenset({".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp"})
+"""How names of files end whose formats have 8 bits; these files are not touched."""
+
+
+def bits_in_use(images: Sequence[ImageSource], threads: int = 2) -> int:
+    """The bits that the greatest value of all 16-bit images of a set has, 8 to 16; 16 where there are none.
+
+    Only 16-bit images are decoded. What cannot be read counts for nothing; whoever decodes the set tells of it.
+
+    Args:
+        images: The images, such as those of a training set.
+        threads: How many threads read them.
+    """
+    files = [image for image in images if isinstance(image, Path) and image.suffix.lower() not in _NEVER]
+    most = None
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for bits in pool.map(_bits_of, files):
+            most = bits if most is None else max(most, bits or 0)
+            if most == WIDEST:
+                break
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return WIDEST if most is None else max(8, most)
+
+
+def _bits_of(path: Path) -> int | None:
+    if not may_have_16_bits(path):
+        return None
+    try:
+        with open_allowed(path) as image:
+            return bits_used(image)
+    except Exception:  # noqa: BLE001 - a damaged file can fail in any way
+        return None
