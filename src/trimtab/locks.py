@@ -180,8 +180,8 @@ def _registered(folder: Path, way_out: str, error: type[TrimtabError]) -> Iterat
 
 def _make(folder: Path, made: list[Path]) -> None:
     """Make a folder with its parents, and note which ones."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 path.mkdir()
