@@ -34,7 +34,7 @@ if not __package__:
 from benchmarks.studies import BACKBONE
 from trimtab.benchmark.results import Record, Results, repair
 from trimtab.benchmark.workers import THREADS, alone, set_up_worker
-from trimtab.errors import ConfigError, DataError, TrainingError
+from trimtab.errors import DataError, TrainingError, TrimtabError
 from trimtab.files import write_text
 from trimtab.progress import TerminalProgress
 
@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
                 write_text(parsed.table, table(run.results, run.budget))
             else:
                 run.go()
-    except (ConfigError, DataError, OSError) as error:
+    except (TrimtabError, OSError) as error:
         TerminalProgress().say(f"{type(error).__name__}: {error}")
         return 1
     return 0

@@ -28,7 +28,7 @@ from benchmarks.studies import BACKBONE, SETS, STUDIES, Row, Study, TunedRow
 from benchmarks.trial import Budget, Place, read_test, run_trial
 from trimtab.benchmark.results import Results, repair
 from trimtab.benchmark.workers import THREADS, alone, set_up_worker
-from trimtab.errors import ConfigError, DataError, nearest
+from trimtab.errors import ConfigError, TrimtabError, nearest
 from trimtab.progress import TerminalProgress, clock
 
 
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
                 return run.go()
             finally:
                 run.ledger.close()
-    except (ConfigError, DataError, LedgerError, OSError, ValueError) as error:
+    except (TrimtabError, LedgerError, OSError, ValueError) as error:
         TerminalProgress().say(f"{type(error).__name__}: {error}")
         return 1
 

@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "choices": "errors",
     "recipe": "errors choices",
     "files": "errors",
+    "locks": "errors",
+    "checksums": "",
     "options": "errors",
     "progress": "errors",
     "show": "errors progress",
@@ -36,8 +38,9 @@ MAY_IMPORT = {
     "model": f"{_CORE} heads",
     "sliding": "errors choices",
     "tasks": f"{_CORE} heads model data sliding",
-    "checkpoint": f"{_CORE} embedded weights heads model data tasks",
-    "run_folder": f"{_CORE} weights heads model data checkpoint tasks",
+    "card": "embedded weights",
+    "checkpoint": f"{_CORE} locks checksums card embedded weights heads model data tasks",
+    "run_folder": f"{_CORE} locks checksums weights heads model data checkpoint tasks",
     "inputs": f"{_CORE} heads data",
     "optimizer": "recipe",
     "memory": "",
@@ -47,14 +50,14 @@ MAY_IMPORT = {
     "tracking": "errors files progress run_folder",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
     "objective progress tracking",
-    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs loop progress tracking",
+    "fit": f"{_CORE} locks weights heads model data checkpoint tasks run_folder inputs loop progress tracking",
     "segment": "errors files data model progress sliding",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder segment sliding progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint",
     "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate sliding",
-    "benchmark": f"{_CORE} options weights heads model data checkpoint tasks run_folder inputs optimizer progress show "
-    "loop fit evaluate report",
+    "benchmark": f"{_CORE} locks options weights heads model data checkpoint tasks run_folder inputs optimizer "
+    "progress show loop fit evaluate report",
     "cli": "errors files data methods options progress show catalogue checkpoint sliding fit evaluate export cost "
     "report benchmark",
     "__main__": "cli",

@@ -131,16 +131,32 @@ def test_a_broken_folder_is_told_in_a_line(adapter: Path, what: str, action: Cal
     assert "\n" not in str(raised.value)
 
 
+def change_both(adapter: Path, **values: Any) -> None:
+    """Change the preprocessing of an adapter as it was before there were checksums."""
+    change(adapter / CONFIG, checksum=...)
+    change(adapter / PREPROCESSOR, **values)
+
+
+# Of adapters of earlier versions, which have no checksum: with one, the change itself is told.
 BROKEN_FOR_LOADING: dict[str, tuple[Spoil, str]] = {
     "no preprocessing": (lambda a: (a / PREPROCESSOR).unlink(), f"{PREPROCESSOR} cannot be read"),
-    "unknown preprocessing": (lambda a: change(a / PREPROCESSOR, zoom=2), "zoom"),
-    "odd preprocessing": (lambda a: change(a / PREPROCESSOR, resize="melt"), "melt"),
-    "one label fewer": (lambda a: change(a / CONFIG, labels=["a", "b"]), "do not fit its configuration"),
-    "one label": (lambda a: change(a / CONFIG, labels=["a"]), "do not fit its configuration"),
-    "unknown method": (lambda a: change(a / CONFIG, method="vtp"), "needs the method 'vtp', which is not installed"),
-    "another method": (lambda a: change(a / CONFIG, method="linear"), "do not fit its configuration"),
-    "unknown option": (lambda a: change(a / CONFIG, method_config={"lenght": 1}), "do not fit its configuration"),
-    "other length": (lambda a: change(a / CONFIG, method_config={"num_prompts": 4}), "do not fit its configuration"),
+    "unknown preprocessing": (lambda a: change_both(a, zoom=2), "zoom"),
+    "odd preprocessing": (lambda a: change_both(a, resize="melt"), "melt"),
+    "one label fewer": (lambda a: change(a / CONFIG, checksum=..., labels=["a", "b"]), "do not fit its configuration"),
+    "one label": (lambda a: change(a / CONFIG, checksum=..., labels=["a"]), "do not fit its configuration"),
+    "unknown method": (
+        lambda a: change(a / CONFIG, checksum=..., method="vtp"),
+        "needs the method 'vtp', which is not installed",
+    ),
+    "another method": (lambda a: change(a / CONFIG, checksum=..., method="linear"), "do not fit its configuration"),
+    "unknown option": (
+        lambda a: change(a / CONFIG, checksum=..., method_config={"lenght": 1}),
+        "do not fit its configuration",
+    ),
+    "other length": (
+        lambda a: change(a / CONFIG, checksum=..., method_config={"num_prompts": 4}),
+        "do not fit its configuration",
+    ),
 }
 
 

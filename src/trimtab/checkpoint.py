@@ -2,7 +2,8 @@
 
 ======================================  ============================================================
 ``adapter_model.safetensors``           tensors of method and head
-``adapter_config.json``                 method and its options, labels, backbone and its fingerprint
+``adapter_config.json``                 method and its options, labels, backbone and its fingerprint,
+                                        checksums of all that decides a prediction
 ``preprocessor_config.json``            what happens to an image before the backbone
 ``metrics.json``                        validation metrics, history, sizes, time, memory
 ``config.json``                         the resolved configuration and the command of the run
@@ -19,8 +20,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.card import model_card as _card
+from trimtab.checksums import checksums, is_intact, is_kept_by
 from trimtab.errors import CheckpointError
 from trimtab.files import write_bytes, write_json, write_text
+from trimtab.locks import LOCK, reading
 
 if TYPE_CHECKING:
     import torch
@@ -94,8 +98,10 @@ def save(
     raw = to_bytes(plain, {"format": "pt"})
     write_bytes(directory / TENSORS, raw)
     config = _config(model, labels, weights, hashlib.sha256(raw).hexdigest()) | {"task": task, **(of_task or {})}
+    preprocessor = preprocess.to_dict()
+    config["checksum"] = checksums(config, preprocessor)
     metrics = {**metrics, "adapter_bytes": len(raw)}
-    write_json(directory / PREPROCESSOR, preprocess.to_dict())
+    write_json(directory / PREPROCESSOR, preprocessor)
     write_json(directory / METRICS, metrics)
     write_text(directory / CARD, _card(config, metrics, run))
     write_json(directory / CONFIG, config)
@@ -133,9 +139,11 @@ def read(directory: str | Path) -> Saved:
     from safetensors.torch import load as load_tensors
 
     directory = Path(directory)
-    config = read_config(directory)
-    task = task_of(directory)
-    raw = _tensors(directory, config)
+    with reading(directory):
+        config = _checked_config(directory)
+        task = _task_of(directory, config)
+        raw = _tensors(directory, config)
+        preprocessor = _preprocessor(directory, config)
     backbone = config["backbone"]
     height, width = backbone["image_size"]
     return Saved(
@@ -146,18 +154,23 @@ def read(directory: str | Path) -> Saved:
         fingerprint=backbone["fingerprint"],
         weights=backbone.get("weights"),
         image_size=(height, width),
-        preprocess=task.preprocess_of(_json(directory / PREPROCESSOR)),
+        preprocess=task.preprocess_of(preprocessor),
         tensors=load_tensors(raw),
         task=task,
     )
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The adapter's configuration, checked for its format but without its tensors.
+    """The adapter's configuration, checked, but without its tensors and preprocessing.
 
     Raises:
         CheckpointError: As :func:`read`.
     """
+    with reading(directory):
+        return _checked_config(directory)
+
+
+def _checked_config(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise CheckpointError(f"There is no folder {str(directory)!r}; name one that 'trimtab fit' wrote.")
     config = _json(directory / CONFIG)
@@ -179,7 +192,24 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{CONFIG} in {str(directory)!r} lacks {', '.join(wrong)}, or has something else there; it was "
             "changed. Copy the folder again or train anew."
         )
+    if not is_intact(config):
+        raise _changed(directory, CONFIG)
     return config
+
+
+def _changed(directory: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} in {str(directory)!r} was changed after the adapter was saved (another checksum), so predictions "
+        "could be wrong. Copy the folder again or train anew."
+    )
+
+
+def _preprocessor(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What the preprocessor's file holds, checked to be what was saved."""
+    values = _json(directory / PREPROCESSOR)
+    if not is_kept_by(config, values):
+        raise _changed(directory, PREPROCESSOR)
+    return values
 
 
 def task_of(directory: str | Path) -> Task:
@@ -188,10 +218,14 @@ def task_of(directory: str | Path) -> Task:
     Raises:
         CheckpointError: As :func:`read`.
     """
+    directory = Path(directory)
+    return _task_of(directory, read_config(directory))
+
+
+def _task_of(directory: Path, config: dict[str, Any]) -> Task:
     from trimtab.errors import ConfigError
     from trimtab.tasks import saved_task
 
-    config = read_config(Path(directory))
     try:
         return saved_task(config.get("task", "classification"), config)
     except ConfigError as error:
@@ -279,8 +313,15 @@ def describe(directory: str | Path) -> dict[str, Any]:
         CheckpointError: As :func:`read`.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    with reading(directory):
+        return _described(directory)
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    config = _checked_config(directory)
     raw = _tensors(directory, config)
+    if "checksum" in config:
+        _preprocessor(directory, config)
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     header.pop("__metadata__", None)
     counts: dict[str, dict[str, int]] = {"parameters": {}, "fixed": {}}
@@ -289,7 +330,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
         # What all hierarchies, blocks or layers have is one part.
         part = ".".join(name.split(".")[:2])
         kind[part] = kind.get(part, 0) + math.prod(entry["shape"])
-    files = [path for path in directory.iterdir() if path.is_file()]
+    files = [path for path in directory.iterdir() if path.is_file() and path.name != LOCK]
     segments = {name: config[name] for name in ("task", "head") if "head" in config}
     return {
         **segments,
@@ -336,56 +377,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path.name} in {str(path.parent)!r} holds no JSON object; copy the folder again.")
     return value
-
-
-def _card(config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) -> str:
-    """A model card in the hub's form."""
-    labels = config["labels"]
-    shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-    base = _base_model(config["backbone"]["name"])
-    segments = "head" in config
-    measure = metrics.get("val_miou" if segments else "val_accuracy")
-    result = "not measured (no validation images)" if measure is None else f"{measure:.4f}"
-    head = ""
-    if segments:
-        head = f"| head | {config['head']['head']}, with {metrics.get('head_parameters')} of the trained parameters |\n"
-    measured = "mIoU" if segments else "accuracy"
-    kind, out = ("segmentation", "FOLDER") if segments else ("classification", "predictions.csv")
-    return f"""---
-library_name: trimtab
-{base}pipeline_tag: image-{kind}
-tags: [image-{kind}, visual-prompt-tuning, {config["method"]}]
----
-
-# {config["method"]} on {config["backbone"]["name"]}
-
-A {"segmenter" if segments else "classifier"} of {len(labels)} classes: {shown}.
-
-| | |
-|---|---|
-| method | {config["method"]} |
-| backbone | {config["backbone"]["name"]}, weights {config["backbone"]["fingerprint"][:12]} |
-| image size | {config["backbone"]["image_size"][0]}x{config["backbone"]["image_size"][1]} |
-{head}| validation {measured} | {result} |
-| trained parameters | {metrics.get("trainable_parameters")} |
-| training images | {metrics.get("train_images")} |
-
-Validation images choose the epoch and the settings, so their {measured} is a little optimistic: measure with
-`trimtab eval` on images that were not used here.
-
-```
-{run.get("command") or "trained from Python"}
-trimtab predict . IMAGES... --out {out}
-```
-"""
-
-
-def _base_model(name: str) -> str:
-    """The card's line on the backbone's repository; nothing for a folder or one of the package, which have none."""
-    from trimtab.embedded import EMBEDDED
-    from trimtab.weights import FOLDER, HUB
-
-    if name.startswith(FOLDER) or name in EMBEDDED:
-        return ""
-    repository = name.removeprefix(HUB).partition("@")[0] if name.startswith(HUB) else f"timm/{name}"
-    return f"base_model: {repository}\n"

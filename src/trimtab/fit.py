@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
 from trimtab.data import ImageSet, TrainingData, bits_in_use, note_of_turns
 from trimtab.data.colour import WIDEST
-from trimtab.errors import CheckpointError, ConfigError, nearest
+from trimtab.errors import CheckpointError, ConfigError, TrimtabError, nearest
 from trimtab.inputs import Shared
+from trimtab.locks import check_free, own, partner
 from trimtab.loop import Job, Watch
 from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
 from trimtab.model import TunedModel, build
@@ -97,7 +100,8 @@ def fit(
         overwrite: Replace what is in ``out``.
         progress: Who is told how far it is; nobody by default.
         command: The command line, for the record.
-        watch: Called after every epoch with the history and the model; what it raises ends the run.
+        watch: Called after every epoch with the history and the model, in a resumed run first for the epochs that are
+            done; what it raises ends the run.
         shared: What other runs of this process have in common with this one: backbone, decoded images, features.
         options: Fields of :class:`~trimtab.recipe.FitConfig`.
 
@@ -110,25 +114,55 @@ def fit(
     recipe = _recipe(config, asked, method_config)
     accelerator = _accelerator(config, asked)
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
-    folder = RunFolder(out, resume=resume, overwrite=overwrite)
-    # Nobody writes before all have looked.
-    accelerator.wait_for_everyone()
-    training = _open(data, config, progress, asked, named="backbone" in options)
-    backbone = _backbone(config, accelerator.device, shared or Shared())
-    preprocess = _preprocess(config, backbone, asked, training, folder, shared or Shared(), progress)
-    torch.manual_seed(config.seed)
-    model = build(backbone, method_config, len(training.train.classes), asked.head)
-    run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
-    folder.check(run)
-    if folder.finished:
-        progress.say(f"{out} is finished; nothing is left to do.")
+    with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
+        training = _open(data, config, progress, asked, named="backbone" in options)
+        backbone = _backbone(config, accelerator.device, shared or Shared())
+        preprocess = _preprocess(config, backbone, asked, training, folder, shared or Shared(), progress)
+        torch.manual_seed(config.seed)
+        model = build(backbone, method_config, len(training.train.classes), asked.head)
+        run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
+        folder.check(run)
+        if folder.finished:
+            progress.say(f"{out} is finished; nothing is left to do.")
+            return _finished(folder.path)
+        tracking = _tracking(config, accelerator, folder, run, progress)
+        job = Job(
+            config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
+        )
+        _go(job, run)
         return _finished(folder.path)
-    tracking = _tracking(config, accelerator, folder, run, progress)
-    job = Job(
-        config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
-    )
-    _go(job, run)
-    return _finished(folder.path)
+
+
+@contextlib.contextmanager
+def _folder(
+    out: str | Path, resume: bool, overwrite: bool, accelerator: Accelerator, progress: Progress, command: str | None
+) -> Iterator[RunFolder]:
+    """The run's folder, which the main process locks for all."""
+    path, refused = Path(out), [None]  # type: Path, list[TrimtabError | None]
+    way_out = "wait until it has ended, or name another folder with --out"
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                check_free(path, way_out)
+                # No lock is put into a folder that is refused.
+                RunFolder(path, resume=resume, overwrite=overwrite)
+                stack.enter_context(own(path, way_out=way_out, command=command, say=progress.say))
+            except TrimtabError as error:
+                refused = [error]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise refused[0]
+        if not accelerator.is_main_process:
+            stack.enter_context(partner(path))
+        folder = RunFolder(out, resume=resume, overwrite=overwrite)
+        # Nobody writes before all have looked.
+        accelerator.wait_for_everyone()
+        yield folder
+        # Nobody else may have it before all have read the result.
+        accelerator.wait_for_everyone()
+    # Nobody goes on to read it before it is free.
+    accelerator.wait_for_everyone()
 
 
 def _go(job: Job, run: dict[str, Any]) -> None:

@@ -40,7 +40,8 @@ from trimtab.tasks.base import AnyPreprocess
 from trimtab.tracking import Tracking
 
 Watch: TypeAlias = Callable[[Sequence[dict[str, float]], TunedModel], None]
-"""What is called after every epoch: with the history so far, an entry an epoch, and the model."""
+"""What is called after every epoch, and of a resumed run first after the last one that was done: with the history so
+far, an entry an epoch, and the model."""
 
 
 class Job:
@@ -65,7 +66,7 @@ class Job:
         self.folder, self.model, self.training = folder, model, training
         self.preprocess, self.progress, self.task = preprocess, progress, task
         self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
-        self.watch, self.shared = watch, shared or Shared()
+        self.watch, self.shared = watch or (lambda history, model: None), shared or Shared()
         self.started = time.monotonic()
         self.objective = Objective(model, config, task)
         self._decoded: tuple[Decoded, Decoded] | None = None
@@ -209,6 +210,8 @@ class Job:
             state = TrainState(0, dataclasses.asdict(self.model.method.config), {}, {}, 0, [], {}, 0.0, 0)
         else:
             restore_optimizer(optimizer, state.optimizer)
+            # It may have been killed after it had saved the epoch and before this.
+            self.watch(state.history, self.model)
         spent = state.seconds
         steps, epochs = self._steps(), self.recipe.epochs
         self.tracking.start(state.epoch * steps)
@@ -231,8 +234,7 @@ class Job:
                 state.peak_memory = max(state.peak_memory, peak_memory(self.accelerator.device))
                 if self.accelerator.is_main_process:
                     self.folder.save_state(state)
-                if self.watch is not None:
-                    self.watch(state.history, self.model)
+                self.watch(state.history, self.model)
         return state
 
     def _steps(self) -> int:

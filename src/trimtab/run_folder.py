@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
+from trimtab.checksums import json_digest, seal_of, sealed
 from trimtab.errors import CheckpointError, TrainingError
-from trimtab.files import DRAFT, json_bytes, remove_drafts, write_bytes
+from trimtab.files import DRAFT, json_bytes, remove_drafts, write_atomically, write_bytes
+from trimtab.locks import LOCK
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,8 @@ TRACKING = "tracking.json"
 """How trackers know the run, for a resumed one to go on in the same place."""
 EVENTS = "tensorboard"
 """Folder of TensorBoard's files, where it follows the run."""
+_SEALED = "sealed_state"
+"""In a run's record: its states have a checksum, and one without is none of it."""
 # In the order of removal: without its configuration an adapter is none, so a kill midway leaves nothing that
 # looks whole.
 _OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, RUN)
@@ -74,7 +78,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"The output {str(path)!r} is a file; name a folder with --out.")
         there = [name for name in _OURS if (self.path / name).exists()]
-        others = self.path.exists() and any(self.path.iterdir())
+        others = self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir())
         if others and not (resume or overwrite):
             what = "an unfinished run" if RESUME in there and CONFIG not in there else "files"
             raise CheckpointError(
@@ -93,11 +97,12 @@ class RunFolder:
                 "or name another folder with --out."
             )
         self.finished = self.going_on and CONFIG in there and RESUME not in there
+        self._identity: str | None = None
 
     def begin(self, run: dict[str, Any]) -> None:
         """Make the folder ours and record the run's configuration, unless it is being resumed."""
         # First, so that a record that cannot be written leaves everything as it was.
-        record = json_bytes(run)
+        record = json_bytes({**run, _SEALED: True})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_drafts(self.path, _OURS)
@@ -109,6 +114,7 @@ class RunFolder:
             raise TrainingError(f"Could not make the folder {str(self.path)!r}: {error.strerror}.") from error
         if not self.going_on:
             write_bytes(self.path / RUN, record)
+        self._identity = json_digest(self.recorded())
 
     def check(self, run: dict[str, Any]) -> None:
         """Make sure that a run to be resumed is this one; nothing is changed.
@@ -135,14 +141,18 @@ class RunFolder:
         Raises:
             CheckpointError: If its record is broken.
         """
+        return self._record()[0]
+
+    def _record(self) -> tuple[dict[str, Any], bool]:
+        """The run's identity, and whether its states have a checksum."""
         try:
-            identity = json.loads((self.path / RUN).read_text(encoding="utf-8"))["identity"]
+            record = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            return dict(record["identity"]), _SEALED in record
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{RUN} in {str(self.path)!r} is broken ({type(error).__name__}), so the run cannot be resumed; "
                 "start anew with --overwrite."
             ) from error
-        return dict(identity)
 
     def save_state(self, state: TrainState) -> None:
         """Write the state atomically."""
@@ -160,21 +170,36 @@ class RunFolder:
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         kept = ("epoch", "method_config", "best_epoch", "history", "seconds", "peak_memory")
         scalars = {name: getattr(state, name) for name in kept} | {"optimizer": numbers}
-        metadata = {"state": json.dumps(scalars)}
-        write_bytes(self.path / RESUME, save(plain, metadata))
+        run = self._identity or json_digest(self.recorded())
+        head, data = sealed(save(plain, {"state": json.dumps(scalars), "run": run}))
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                file.write(head)
+                file.write(data)
+
+        write_atomically(self.path / RESUME, write)
 
     def load_state(self) -> TrainState | None:
         """The state to go on from, if there is one.
 
         Raises:
-            CheckpointError: If it is broken.
+            CheckpointError: If it is broken, was changed, or is another run's.
         """
         from safetensors import SafetensorError, safe_open
 
         if not self.going_on or not (self.path / RESUME).exists():
             return None
+        identity, has_seal = self._record()
         parts: dict[str, dict[str, Tensor]] = {"trained": {}, "best": {}, "optimizer": {}}
         try:
+            seal = seal_of(self.path / RESUME)
+            # States of earlier versions have none, and neither do their runs.
+            if (seal is None and has_seal) or (seal is not None and seal.get("run") != json_digest(identity)):
+                raise CheckpointError(
+                    f"{RESUME} in {str(self.path)!r} is the state of another run, or was changed, so the run cannot "
+                    "be resumed; start anew with --overwrite."
+                )
             with safe_open(self.path / RESUME, framework="pt") as file:
                 scalars = json.loads(file.metadata()["state"])
                 for name in file.keys():  # noqa: SIM118 - the file is no mapping
@@ -189,7 +214,7 @@ class RunFolder:
             return TrainState(trained=parts["trained"], best=parts["best"], optimizer=optimizer, **scalars)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{RESUME} in {str(self.path)!r} is broken ({type(error).__name__}), so the run cannot be resumed; "
+                f"{RESUME} in {str(self.path)!r} is broken ({_reason(error)}), so the run cannot be resumed; "
                 "start anew with --overwrite."
             ) from error
 
@@ -198,10 +223,18 @@ class RunFolder:
         (self.path / RESUME).unlink(missing_ok=True)
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _is_ours(path: Path) -> bool:
     """Whether trimtab may write into a folder that is there."""
-    # A run that was killed before its first file was whole leaves a draft at most.
-    return _proof(path) is not None or all(entry.name.endswith(DRAFT) for entry in path.iterdir())
+    # A run that was killed before its first file was whole leaves a draft and its lock's file at most.
+    return _proof(path) is not None or all(_is_left(entry.name) for entry in path.iterdir())
+
+
+def _is_left(name: str) -> bool:
+    return name == LOCK or name.endswith(DRAFT)
 
 
 def _to_remove(path: Path) -> list[str]:

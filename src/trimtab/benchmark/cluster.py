@@ -27,8 +27,10 @@ _HEALTH_SECONDS = 20
 """How long what answers may take to say that it is a Ray cluster."""
 _STORE_BYTES = 200_000_000
 """Of a local Ray, for what is handed to its workers: lists of images."""
-_MARK = "cluster"
+MARK = "cluster"
 """The file in the result folder by which a worker knows that it sees the parent's."""
+MARK_SIZE = 16
+"""Its bytes."""
 
 
 class Cluster:
@@ -142,17 +144,17 @@ class _Sees:
     """
 
     def __init__(self, work: Path, needs: Sequence[Path]) -> None:
-        self._home, self._number = Path.cwd(), secrets.token_hex(8)
+        self._home, self._number = Path.cwd(), secrets.token_hex(MARK_SIZE // 2)
         self._work, self._needs = work.absolute(), [path.absolute() for path in needs]
         self._work.mkdir(parents=True, exist_ok=True)
-        (self._work / _MARK).write_text(self._number, encoding="ascii")
+        (self._work / MARK).write_text(self._number, encoding="ascii")
 
     def check(self) -> None:
         """Raise :class:`PoolError` where one is missing; relative paths then start where the parent's do."""
         with contextlib.suppress(OSError):
             os.chdir(self._home)
         try:
-            same = (self._work / _MARK).read_text(encoding="ascii") == self._number
+            same = (self._work / MARK).read_text(encoding="ascii") == self._number
         except OSError:
             same = False
         missing = [] if same else [self._work]

@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.benchmark.cluster import MARK, MARK_SIZE
 from trimtab.benchmark.config import BenchConfig
 from trimtab.benchmark.plan import Trials
 from trimtab.benchmark.pools import Pool
 from trimtab.benchmark.protocols import Row
 from trimtab.benchmark.provenance import computer, provenance
-from trimtab.benchmark.results import Record, Results, repair
+from trimtab.benchmark.results import BENCH, Record, Results, repair
 from trimtab.benchmark.run import Outcome, Run
 from trimtab.benchmark.search import check_sampler
 from trimtab.benchmark.suites import SuiteTask, check_variants, open_suite
 from trimtab.benchmark.workers import alone
 from trimtab.errors import ConfigError
+from trimtab.locks import LOCK
 from trimtab.methods import METHODS
 from trimtab.options import read_options
 from trimtab.progress import Progress
@@ -69,18 +71,44 @@ def bench(
     _check_rows(rows)
     found = open_suite(suite, config.root, tasks)
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{str(out)!r} is a file; name a folder with --out.")
-    with alone(out, "--out"):
-        repair(out / RESULTS)
-        results = Results(out / RESULTS)
+    _check_out(out)
+    with alone(out, "--out", command=command, say=progress.say):
+        results = Results(out / RESULTS, BENCH)
         size = _image_size(config)
         backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device="cpu")
         _check_setup(results, config, found, backbone.fingerprint, out)
         trials = Trials(config, backbone)
         run = Run(rows, found, config, trials, results, out, progress, pool)
+        repair(out / RESULTS, BENCH)
         _begin(results, config, found, backbone.fingerprint, command)
         return run.go()
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that is not a benchmark's before anything is put into it."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ConfigError(f"{str(out)!r} is a file; name a folder with --out.")
+    if Results(out / RESULTS, BENCH).records:
+        return
+    others = sorted(entry.name for entry in out.iterdir() if not _is_left(entry))
+    if others:
+        raise ConfigError(
+            f"{str(out)!r} holds files ({', '.join(others[:3])}) and no results of `trimtab bench`, and is left as "
+            "it is; name another folder with --out."
+        )
+
+
+def _is_left(entry: Path) -> bool:
+    """Whether a file may be what a benchmark left that was killed before its first line was whole."""
+    if entry.name == LOCK:
+        return True
+    if not entry.is_file():
+        return False
+    # Earlier versions locked an empty file.
+    sizes = {"lock": 0, MARK: MARK_SIZE}
+    return entry.name == RESULTS or entry.stat().st_size == sizes.get(entry.name)
 
 
 def read_row(text: str) -> Row:

@@ -23,19 +23,64 @@ from trimtab.errors import DataError
 
 Record: TypeAlias = "dict[str, Any]"
 
+_NUMBER = (int, float)
+_TEXT_OR_NONE = (str, type(None))
+_NUMBER_OR_NONE = (int, float, type(None))
+Fields: TypeAlias = "Mapping[str, Mapping[str, type | tuple[type, ...]]]"
+"""For each kind of line the fields that it must have, dotted where they are in others, with their types."""
+
+ANY: Fields = {"trial": {"key": str}}
+"""What any results have; lines of other kinds are taken as they are."""
+_CELL: Mapping[str, type | tuple[type, ...]] = {"row": str, "task": str}
+BENCH: Fields = {
+    "setup": {
+        "setup": dict,
+        **dict.fromkeys(("setup.suite", "setup.fingerprint", "setup.protocol", "setup.sampler", "setup.backbone"), str),
+        "setup.prune": bool,
+    },
+    "task": {"task": str, "group": str, "variant": str, "splits": dict},
+    "run": {"options": dict, "options.weights": _TEXT_OR_NONE},
+    "asked": {**_CELL, "number": int, "setting": dict},
+    "trial": {
+        **_CELL,
+        **dict.fromkeys(("key", "method", "part"), str),
+        **dict.fromkeys(("options", "fit", "resolved", "resolved.recipe", "resolved.preprocessing"), dict),
+        "resolved.recipe.epochs": int,
+        "failed": _TEXT_OR_NONE,
+        "pruned": bool,
+        "val_history": list,
+        "test_history": list,
+        "val_accuracy": _NUMBER_OR_NONE,
+        "val_loss": _NUMBER_OR_NONE,
+        "wall_seconds": _NUMBER,
+    },
+    "choice": {**_CELL, "settings": list, "tried": list},
+    "test-opened": {**_CELL, "seed": int, "key": str},
+    "test": {**_CELL, "seed": int, "key": str, "time": str, "test_accuracy": _NUMBER, "test_images": int},
+}
+"""What the lines of ``trimtab bench`` have; it writes no others, and first the setup."""
+
 _NAMES = (("key",), ("row", "task"))
 """What lines are found by without looking at all of them: a trial, or a cell of the table."""
 
 
 class Results:
-    """The lines of ``path``; another process of ours must not write them at the same time."""
+    """The lines of ``path``; another process of ours must not write them at the same time.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file; there need be none.
+        fields: What its lines must have.
+
+    Raises:
+        DataError: If a line is no such record.
+    """
+
+    def __init__(self, path: Path, fields: Fields = ANY) -> None:
         self.path = path
         self.records: dict[str, list[Record]] = {}
         self.trials: dict[str, Record] = {}
         self._named: dict[tuple[str, ...], list[Record]] = {}
-        for record in _read(path):
+        for record in _read(path, fields)[0]:
             self._take(record)
 
     def append(self, kind: str, values: Mapping[str, Any]) -> Record:
@@ -95,26 +140,113 @@ def best(trials: Iterable[Record]) -> Record:
     return max(trials, key=rank)
 
 
-def repair(path: Path) -> None:
-    """Remove the half of a line that a killed run may have left at the end, before new lines follow it."""
+def repair(path: Path, fields: Fields = ANY) -> None:
+    """Finish the last line where only its line break is missing, and remove half of one that a killed run left.
+
+    Raises:
+        DataError: If a line is no record of ours; the file is left as it is.
+    """
     if not path.is_file():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
+    _, whole = _read(path, fields)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if whole < size:
             file.truncate(whole)
+        elif size:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
 
 
-def _read(path: Path) -> list[Record]:
+def _read(path: Path, fields: Fields) -> tuple[list[Record], int]:
+    """The records of a file, and how many of its bytes they are: all but half a line at the end."""
     if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    # After the last line break there is nothing, or half a line.
-    for number, line in enumerate(lines[:-1], start=1):
+        return [], 0
+    content = path.read_bytes()
+    *lines, last = content.split(b"\n")
+    whole = len(content)
+    if last and (is_half(last, fields) and _parsed(last) is None):
+        whole -= len(last)
+    elif last:
+        lines.append(last)
+    check, records = _Check(path, fields), []
+    for number, line in enumerate(lines, start=1):
+        records.append(check.record(number, line))
+    return records, whole
+
+
+def is_half(line: bytes, fields: Fields) -> bool:
+    """Whether a line may be the beginning of one of ours."""
+    starts = [b'{"kind": "'] if fields is ANY else [f'{{"kind": "{kind}", "time": "'.encode() for kind in fields]
+    return any(line.startswith(start) or start.startswith(line) for start in starts)
+
+
+def _parsed(line: bytes) -> Any:
+    """The JSON value of a line, ``None`` if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+class _Check:
+    """Checks the lines of a file, one after another."""
+
+    def __init__(self, path: Path, fields: Fields) -> None:
+        self._path, self._fields = path, fields
+        self._trials: set[str] = set()
+        self._tasks: set[str] = set()
+
+    def record(self, number: int, line: bytes) -> Record:
+        """The record in a line."""
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is no JSON ({error}); remove the line.") from error
-    return records
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{self._path}, line {number} is no JSON ({error}); remove the line, or name another folder."
+            ) from error
+        wrong = self._wrong(number, record)
+        if wrong is not None:
+            raise DataError(
+                f"{self._path}, line {number} is no record of a benchmark ({wrong}); put the line right, or name "
+                "another folder."
+            )
+        found: Record = record
+        return found
+
+    def _wrong(self, number: int, record: Any) -> str | None:
+        if not isinstance(record, dict):
+            return "no JSON object"
+        kind = record.get("kind")
+        if not isinstance(kind, str):
+            return "it has no kind"
+        if self._fields is not ANY and kind not in self._fields:
+            return f"there is no kind {kind!r}"
+        for name, types in self._fields.get(kind, {}).items():
+            if not _has(record, name, types):
+                return f"{name} of the {kind} is missing, or something else"
+        return None if self._fields is ANY else self._out_of_place(number, kind, record)
+
+    def _out_of_place(self, number: int, kind: str, record: Record) -> str | None:
+        if number == 1 and kind != "setup":
+            return f"the first is the setup, and not a {kind}"
+        if kind == "test" and record["key"] not in self._trials:
+            return f"no line before it is the trial {record['key']!r}"
+        if kind == "test" and record["task"] not in self._tasks:
+            return f"no line before it is the task {record['task']!r}"
+        if kind == "trial":
+            self._trials.add(record["key"])
+        if kind == "task":
+            self._tasks.add(record["task"])
+        return None
+
+
+def _has(record: Record, name: str, types: type | tuple[type, ...]) -> bool:
+    value: Any = record
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    # A truth value is a number to Python.
+    return isinstance(value, types) and (types is bool or not isinstance(value, bool))

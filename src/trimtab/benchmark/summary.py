@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.benchmark.protocols import PROTOCOLS
 from trimtab.benchmark.published import beside
-from trimtab.benchmark.results import Record, Results
+from trimtab.benchmark.results import BENCH, Record, Results
 from trimtab.benchmark.statistics import difference, holm, interval, paired_test, signed_rank_test
 from trimtab.benchmark.suites import check_variants
 from trimtab.errors import ConfigError, DataError
@@ -29,7 +29,7 @@ def summarise(folders: Sequence[str | Path]) -> Record:
     """All that the report of these result folders shows, JSON values.
 
     Raises:
-        DataError: If a folder has no results.
+        DataError: If a folder has no results, or a line of them is none.
         ConfigError: If they do not belong into one table.
     """
     # A folder that is named twice is one.
@@ -89,7 +89,7 @@ def _tell_apart(rows: Sequence[Record]) -> None:
 
 
 def _read(folder: Path) -> Results:
-    results = Results(folder / RESULTS)
+    results = Results(folder / RESULTS, BENCH)
     if "setup" not in results.records:
         raise DataError(f"{str(folder)!r} has no {RESULTS} of a benchmark; name the --out of `trimtab bench`.")
     return results

@@ -130,6 +130,8 @@ def run_trial(trial: Trial, place: Place) -> Record:
     try:
         measured = _train(trial, place, watching.epoch)
         failed, pruned = None, False
+        # What was done before an interruption was watched by nobody of now.
+        watching.val = measured.pop("val_history")
     except _PrunedError:
         measured, failed, pruned = {"val_accuracy": watching.best, "val_loss": None}, None, True
     except TrainingError as error:
@@ -186,6 +188,7 @@ def _measured(out: Path, result: FitResult) -> Record:
     return {
         "val_accuracy": last.get("val_accuracy"),
         "val_loss": finite(last.get("val_loss")),
+        "val_history": _curve(metrics["history"]),
         "train_loss": last["train_loss"],
         "seconds": result.seconds,
         "trainable": result.trainable,
@@ -247,7 +250,7 @@ class _Watching:
         return max(self.val, default=0.0)
 
     def epoch(self, history: Sequence[Mapping[str, float]], model: Any) -> None:
-        self.val = [round(entry["val_accuracy"], 6) for entry in history if "val_accuracy" in entry]
+        self.val = _curve(history)
         done = len(history)
         if done in self._trial.test_epochs and self._place.test is not None:
             self.test.append((done, self._read(model)))
@@ -265,6 +268,11 @@ class _Watching:
         if test is None:
             raise TypeError("There are no test images.")
         return _measure(self._trial, predictor, test, self._place.running)["accuracy"]
+
+
+def _curve(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Validation accuracy after each epoch."""
+    return [round(entry["val_accuracy"], 6) for entry in history if "val_accuracy" in entry]
 
 
 def bar_of(curves: Sequence[Sequence[float]], epochs: int) -> tuple[float, ...]:

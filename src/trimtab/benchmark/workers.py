@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from trimtab.errors import ConfigError
+from trimtab.locks import own
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What libraries read, when they are imported, for how many threads to start."""
@@ -34,27 +35,23 @@ def set_up_worker() -> None:
 
 
 @contextmanager
-def alone(work: Path, option: str = "--work") -> Iterator[None]:
+def alone(
+    work: Path, option: str = "--work", *, command: str | None = None, say: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Make sure that no other run works in this folder.
 
     Args:
         work: The folder; made if it is not there.
         option: How the command line names it.
+        command: The command line, for those who are refused.
+        say: Is told where the file system has no locks.
 
     Raises:
         ConfigError: If one does.
+        TrainingError: If the folder cannot be made.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such lock
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"Another run works in {str(work)!r}; wait for it, or name another {option}.") from error
+    way_out = f"wait for it, or name another {option}"
+    with own(work, way_out=way_out, command=command, say=say, error=ConfigError):
         yield
 
 
