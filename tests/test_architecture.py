@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "tasks": f"{_CORE} heads model data sliding",
     "checkpoint": f"{_CORE} embedded weights heads model data tasks",
     "run_folder": f"{_CORE} weights heads model data checkpoint tasks",
+    "guard": "files data checkpoint run_folder weights",
     "inputs": f"{_CORE} heads data",
     "optimizer": "recipe",
     "memory": "",
@@ -47,16 +48,16 @@ MAY_IMPORT = {
     "tracking": "errors files progress run_folder",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
     "objective progress tracking",
-    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs loop progress tracking",
+    "fit": f"{_CORE} weights heads model data checkpoint tasks run_folder guard inputs loop progress tracking",
     "segment": "errors files data model progress sliding",
-    "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder segment sliding progress",
+    "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder guard segment sliding progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
-    "export": f"{_CORE} heads model data checkpoint",
-    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate sliding",
-    "benchmark": f"{_CORE} options weights heads model data checkpoint tasks run_folder inputs optimizer progress show "
-    "loop fit evaluate report",
-    "cli": "errors files data methods options progress show catalogue checkpoint sliding fit evaluate export cost "
-    "report benchmark",
+    "export": f"{_CORE} heads model data checkpoint guard",
+    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder guard progress evaluate sliding",
+    "benchmark": f"{_CORE} options weights heads model data checkpoint tasks run_folder guard inputs optimizer "
+    "progress show loop fit evaluate report",
+    "cli": "errors files data methods options progress show catalogue checkpoint guard sliding fit evaluate export "
+    "cost report benchmark",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""
