@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "tasks": f"{_CORE} heads model data sliding",
     "checkpoint": f"{_CORE} embedded weights heads model data tasks",
     "run_folder": f"{_CORE} weights heads model data checkpoint tasks",
-    "guard": "files data checkpoint run_folder weights",
+    "guard": "errors files data checkpoint run_folder weights",
     "inputs": f"{_CORE} heads data",
     "optimizer": "recipe",
     "memory": "",

@@ -196,11 +196,15 @@ def check_file(path: str | Path, what: str, *, overwrite: bool) -> None:
 
 
 def _check_descriptor(path: Path, number: int) -> None:
+    # Of a stream that was closed when the process began, the number may be another file's by now.
+    closed = {0: sys.__stdin__, 1: sys.__stdout__, 2: sys.__stderr__}.get(number, path) is None
     try:
         mode = os.fstat(number).st_mode
         readable_only = _access(number) == os.O_RDONLY
-    except OSError as error:
-        raise CheckpointError(f"{str(path)!r} is not open in this process; name a file.") from error
+    except OSError:
+        closed = True
+    if closed:
+        raise CheckpointError(f"{str(path)!r} is not open in this process; name a file.")
     if stat.S_ISDIR(mode) or readable_only:
         raise CheckpointError(f"{str(path)!r} is not open for writing; name a file.")
 

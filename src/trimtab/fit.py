@@ -16,6 +16,7 @@ from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
 from trimtab.data import ImageSet, TrainingData
 from trimtab.errors import CheckpointError, ConfigError, nearest
+from trimtab.guard import check_run
 from trimtab.inputs import Shared
 from trimtab.loop import Job, Watch
 from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
@@ -104,7 +105,7 @@ def fit(
     recipe = _recipe(config, asked, method_config)
     accelerator = _accelerator(config, asked)
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
-    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    folder = _folder(RunFolder(out, resume=resume, overwrite=overwrite), data, config, asked)
     # Nobody writes before all have looked.
     accelerator.wait_for_everyone()
     training = _open(data, config, progress, asked, named="backbone" in options)
@@ -123,6 +124,12 @@ def fit(
     )
     _go(job, run)
     return _finished(folder.path)
+
+
+def _folder(folder: RunFolder, data: str | Path | TrainingData, config: FitConfig, task: Task) -> RunFolder:
+    """The folder, once it is sure that nothing that is trained from would be replaced in it."""
+    check_run(folder.path, data, config.backbone, config.weights, task.recorded().get("palette"))
+    return folder
 
 
 def _go(job: Job, run: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.data import MaskSet, TrainingData, files_of
+from trimtab.errors import ConfigError
 from trimtab.files import refuse_inputs
 from trimtab.run_folder import EVENTS, RESUME, SPLIT, TRACKING
 from trimtab.weights import FOLDER
@@ -51,18 +53,38 @@ def report_files(
             yield from files_of(looked_at)
 
 
-def check_run(
-    out: str | Path, data: str | Path | TrainingData, *, palette: str | None, backbone: str, weights: str | None
-) -> None:
-    """Make sure that a run in ``out`` replaces nothing that it is trained from.
+def check_run(out: str | Path, data: str | Path | TrainingData, *read: str | None) -> None:
+    """Make sure that a run in ``out`` replaces nothing that it is made from.
+
+    Args:
+        out: The run's folder.
+        data: What is trained on.
+        read: Other files that are read, and folders of backbones.
 
     Raises:
-        ConfigError: If a file that a new run there removes or writes is read, too.
+        ConfigError: If a file that a run there removes or writes is read, too.
     """
     files = _files_of_sets(data) if isinstance(data, TrainingData) else files_of(data)
-    others = (Path(place) for place in (palette,) if place)
-    of_backbone = chain.from_iterable(weights_files(place) for place in (backbone, weights) if place)
-    refuse_inputs(_run_files(Path(out)), chain(files, others, of_backbone))
+    others = chain.from_iterable(weights_files(place) for place in read if place)
+    refuse_inputs(_run_files(Path(out)), chain(files, others))
+
+
+def check_bench(out: str | Path, suite: str, data: Iterable[str], *, backbone: str, weights: str | None) -> None:
+    """Make sure that a benchmark in ``out`` writes over nothing that it reads.
+
+    Raises:
+        ConfigError: If the suite's file, a data set or the backbone is among what is written or removed there.
+    """
+    of_backbone = [place.removeprefix(FOLDER) for place in (backbone, weights) if place]
+    places = [suite, *data, *of_backbone]
+    refuse_inputs([Path(out) / name for name in ("results.jsonl", "lock")], places)
+    models = Path(os.path.realpath(Path(out) / "models"))
+    for place in places:
+        if os.path.exists(place) and Path(os.path.realpath(place)).is_relative_to(models):  # noqa: PTH110
+            raise ConfigError(
+                f"{place!r} is in {str(models)!r}, where the benchmark's own models are written and removed; name "
+                "another --out."
+            )
 
 
 def _run_files(folder: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from trimtab.benchmark.search import check_sampler
 from trimtab.benchmark.suites import SuiteTask, check_variants, open_suite
 from trimtab.benchmark.workers import alone
 from trimtab.errors import ConfigError
+from trimtab.guard import check_bench
 from trimtab.methods import METHODS
 from trimtab.options import read_options
 from trimtab.progress import Progress
@@ -71,6 +72,7 @@ def bench(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{str(out)!r} is a file; name a folder with --out.")
+    check_bench(out, suite, [task.data for task in found], backbone=config.backbone, weights=config.weights)
     with alone(out, "--out"):
         repair(out / RESULTS)
         results = Results(out / RESULTS)
