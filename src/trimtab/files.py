@@ -144,9 +144,10 @@ def descriptor(path: Path) -> int | None:
         found = _OPEN_FILE.fullmatch(place)
         if found and found["process"] in (None, str(os.getpid())):
             return int(found["number"])
-        if not os.path.islink(place):  # noqa: PTH114
+        try:
+            path = Path(folder, os.readlink(place))  # noqa: PTH115
+        except OSError:  # no link, or another process's
             return None
-        path = Path(folder, os.readlink(place))  # noqa: PTH115
     return None
 
 

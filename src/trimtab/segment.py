@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -303,10 +303,10 @@ def names_of(paths: Sequence[str]) -> list[str]:
     """
     whole = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - without `..`
     common = os.path.commonpath([os.path.dirname(path) for path in whole])  # noqa: PTH120
-    full = [os.path.relpath(path, common) for path in whole]
-    stems = [PurePath(name).with_suffix("").as_posix() for name in full]
+    full = [os.path.relpath(path, common).replace(os.sep, "/") for path in whole]
+    stems = [_without_extension(name) for name in full]
     there = Counter(stems)
-    wanted = [stem if there[stem] == 1 else PurePath(name).as_posix() for stem, name in zip(stems, full, strict=True)]
+    wanted = [stem if there[stem] == 1 else name for stem, name in zip(stems, full, strict=True)]
     return _Names().give([_shortened(name) for name in wanted])
 
 
@@ -321,7 +321,7 @@ class _Names:
     def give(self, wanted: Sequence[str]) -> list[str]:
         """Names for files, those wanted wherever they are free."""
         wanted = self._beside_the_list(wanted)
-        self.folders = {str(folder) for name in set(wanted) for folder in PurePosixPath(name).parents}
+        self.folders = _folders(wanted)
         # Only when all that can have their own name have it, others get a number.
         given = [name if self._take(name) else None for name in wanted]
         return [self._numbered(name) if own is None else own for name, own in zip(wanted, given, strict=True)]
@@ -347,6 +347,22 @@ class _Names:
         other = next(name for k in itertools.count(2) if (name := f"{_LIST}-{k}") not in firsts)
         start = f"{_LIST}/"
         return [other + name[len(_LIST) :] if name.startswith(start) else name for name in wanted]
+
+
+def _without_extension(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + PurePath(last).stem
+
+
+def _folders(names: Iterable[str]) -> set[str]:
+    """All folders that files of these names are in."""
+    found = {""}
+    for name in names:
+        folder = name.rpartition("/")[0]
+        while folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
 
 
 def _shortened(name: str) -> str:
