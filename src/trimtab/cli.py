@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 1 for errors, 2 for wrong usage, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     started = time.time()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As standard error does: a name that cannot be shown as it is must not end the command.
         with contextlib.suppress(OSError):

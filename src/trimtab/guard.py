@@ -11,7 +11,7 @@ from pathlib import Path
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.data import MaskSet, TrainingData, files_of
 from trimtab.errors import ConfigError
-from trimtab.files import refuse_inputs
+from trimtab.files import check_folder, refuse_inputs
 from trimtab.run_folder import EVENTS, RESUME, SPLIT, TRACKING
 from trimtab.weights import FOLDER
 
@@ -63,7 +63,9 @@ def check_run(out: str | Path, data: str | Path | TrainingData, *read: str | Non
 
     Raises:
         ConfigError: If a file that a run there removes or writes is read, too.
+        CheckpointError: If the folder cannot be made.
     """
+    check_folder(out, "another folder with --out")
     files = _files_of_sets(data) if isinstance(data, TrainingData) else files_of(data)
     others = chain.from_iterable(weights_files(place) for place in read if place)
     refuse_inputs(_run_files(Path(out)), chain(files, others))
@@ -74,7 +76,9 @@ def check_bench(out: str | Path, suite: str, data: Iterable[str], *, backbone: s
 
     Raises:
         ConfigError: If the suite's file, a data set or the backbone is among what is written or removed there.
+        CheckpointError: If the folder cannot be made.
     """
+    check_folder(out, "another folder with --out")
     of_backbone = [place.removeprefix(FOLDER) for place in (backbone, weights) if place]
     places = [suite, *data, *of_backbone]
     refuse_inputs([Path(out) / name for name in ("results.jsonl", "lock")], places)

@@ -416,6 +416,38 @@ def test_a_benchmark_does_not_write_into_its_suite(tmp_path: Path, capsys: pytes
     assert job.contents(out) == before
 
 
+def test_files_where_folders_are_needed_are_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    suite = tmp_path / "suite.csv"
+    suite.write_text("task,data\nmine,digits\n")
+    out = file / "a" / "b"
+    prepare = ["data", "prepare", "fgvc", "--from", tmp_path]
+    for words in [
+        [*job.words("linear", out)],
+        ["bench", suite, "--methods", "linear", "--backbone", job.BACKBONE, "--out", out],
+        ["export", job.finished("linear"), "--format", "torch", "--out", out],
+        ["data", "digits", "--out", out],
+        [*prepare, "--root", out],
+    ]:
+        refused(capsys, *words)
+    (tmp_path / "fgvc").mkdir()
+    (tmp_path / "fgvc" / "cub200_2011").write_text("mine")
+    assert "is a file" in refused(capsys, *prepare, "--tasks", "cub200_2011", "--root", tmp_path)
+    assert file.read_text() == (tmp_path / "fgvc" / "cub200_2011").read_text() == "mine"
+
+
+def test_what_is_given_is_not_among_the_downloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    downloads = tmp_path / "fgvc" / ".downloads"
+    downloads.mkdir(parents=True)
+    (downloads / "mine.tgz").write_text("mine")
+    (tmp_path / "link").symlink_to(downloads)
+    assert "is removed" in refused(capsys, "data", "prepare", "fgvc", "--from", tmp_path / "link", "--root", tmp_path)
+    assert (downloads / "mine.tgz").read_text() == "mine"
+
+
 # --- names ------------------------------------------------------------------------------------------
 
 

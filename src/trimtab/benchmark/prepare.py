@@ -36,7 +36,7 @@ from trimtab.benchmark.prepared import (
 )
 from trimtab.benchmark.sources import Picture, Source, source_of
 from trimtab.errors import ConfigError, DataError, nearest
-from trimtab.files import remove_drafts, write_bytes, write_json, write_text
+from trimtab.files import check_folder, remove_drafts, write_bytes, write_json, write_text
 from trimtab.progress import Progress
 
 DOWNLOADS = ".downloads"
@@ -159,6 +159,8 @@ def _sources(
 ) -> list[Source]:
     """The sources of tasks; why one cannot be had is added to ``failed``."""
     _check_given(given, home / DOWNLOADS)
+    for folder in (home / DOWNLOADS, *(home / task.name for task in tasks)):
+        check_folder(folder, "another --root")
     sources = []
     with progress.stage("Looking for the sources", len(tasks), "tasks") as advance:
         for task in tasks:

@@ -52,12 +52,11 @@ def bench_report(
     out = Path(out) if out is not None else Path(folders[0]) / "report"
     _check_out(out, summary, folders, overwrite=overwrite)
     text = text_of(summary)
+    contents = {"report.txt": text, "report.html": page(summary), **csv_of(summary)}
     make_folder(Path(os.path.realpath(out)))
     # First, for it shows that the other files are of a report.
     write_json(out / _SUMMARY, summary)
-    write_text(out / "report.txt", text)
-    write_text(out / "report.html", page(summary))
-    for name, content in csv_of(summary).items():
+    for name, content in contents.items():
         write_text(out / name, content)
     return BenchReport(out, text, summary)
 
