@@ -130,15 +130,26 @@ def test_a_named_pipe_gets_the_bytes_and_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
-def test_devices_are_written_to_and_not_replaced() -> None:
-    before = Path("/dev/null").stat()
-    check_file("/dev/null", "file", overwrite=False)
-    write_text(Path("/dev/null"), "x")
-    after = Path("/dev/null").stat()
-    assert stat.S_ISCHR(after.st_mode)
-    assert (after.st_ino, after.st_rdev) == (before.st_ino, before.st_rdev)
-    with pytest.raises(TrainingError, match="/dev/full': the disk is full"):
-        write_text(Path("/dev/full"), "x")
+def device(path: Path, minor: int) -> Path:
+    """A device of our own, like /dev/null (3) or /dev/full (7): code that replaces it must not break the machine."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        path.open("wb").close()
+    except OSError as error:
+        pytest.skip(f"devices cannot be made here: {error}")
+    return path
+
+
+def test_devices_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    null, full = device(tmp_path / "null", 3), device(tmp_path / "full", 7)
+    before = null.stat()
+    check_file(null, "file", overwrite=False)
+    write_text(null, "x")
+    assert stat.S_ISCHR(null.stat().st_mode)
+    assert null.stat().st_ino == before.st_ino
+    with pytest.raises(TrainingError, match="/full': the disk is full"):
+        write_text(full, "x")
+    assert stat.S_ISCHR(full.stat().st_mode)
 
 
 def test_a_link_to_a_device_is_written_through(tmp_path: Path) -> None:
@@ -146,6 +157,7 @@ def test_a_link_to_a_device_is_written_through(tmp_path: Path) -> None:
     check_file(tmp_path / "link", "file", overwrite=False)
     write_text(tmp_path / "link", "x")
     assert (tmp_path / "link").readlink() == Path("/dev/null")
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
 @pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"])
@@ -558,8 +570,10 @@ def test_standard_output_has_the_predictions_alone() -> None:
 def test_standard_output_in_a_file_is_added_to(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
+    # As /dev/stdout is, but one that may be lost.
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
     with log.open("a") as file:
-        words = ["eval", job.finished("linear"), job.data(), "--json", "/dev/stdout"]
+        words = ["eval", job.finished("linear"), job.data(), "--json", tmp_path / "stdout"]
         running = process(*words, stdout=file)
         err = running.communicate(timeout=120)[1]
         assert running.returncode == 0, err
@@ -568,7 +582,8 @@ def test_standard_output_in_a_file_is_added_to(tmp_path: Path) -> None:
     assert (lines[0], lines[-1]) == ("before", "after")
     assert json.loads("\n".join(lines[1:-1]))["images"] == 15
     assert b"accuracy" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "stdout"]
+    assert (tmp_path / "stdout").is_symlink()
 
 
 def test_a_reader_that_has_gone_ends_a_command_quietly(tmp_path: Path) -> None:
@@ -582,9 +597,10 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_the_null_device_stays_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", str(job.finished("linear")), str(job.data()), "--json", "/dev/null"]) == 0
-    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+def test_the_null_device_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    null = device(tmp_path / "null", 3)
+    assert main(["eval", str(job.finished("linear")), str(job.data()), "--json", str(null)]) == 0
+    assert stat.S_ISCHR(null.stat().st_mode)
     assert "accuracy" in capsys.readouterr().out
 
 
