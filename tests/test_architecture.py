@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "card": "embedded weights",
     "checkpoint": f"{_CORE} locks checksums card embedded weights heads model data tasks",
     "run_folder": f"{_CORE} locks checksums weights heads model data checkpoint tasks",
+    "guard": "errors files data checkpoint run_folder weights",
     "inputs": f"{_CORE} heads data",
     "optimizer": "recipe",
     "memory": "",
@@ -50,16 +51,16 @@ MAY_IMPORT = {
     "tracking": "errors files progress run_folder",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
     "objective progress tracking",
-    "fit": f"{_CORE} locks weights heads model data checkpoint tasks run_folder inputs loop progress tracking",
+    "fit": f"{_CORE} locks weights heads model data checkpoint tasks run_folder guard inputs loop progress tracking",
     "segment": "errors files data model progress sliding",
-    "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder segment sliding progress",
+    "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder guard segment sliding progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
-    "export": f"{_CORE} heads model data checkpoint",
-    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder progress evaluate sliding",
-    "benchmark": f"{_CORE} locks options weights heads model data checkpoint tasks run_folder inputs optimizer "
+    "export": f"{_CORE} heads model data checkpoint guard",
+    "report": f"{_CORE} weights heads model data checkpoint tasks run_folder guard progress evaluate sliding",
+    "benchmark": f"{_CORE} locks options weights heads model data checkpoint tasks run_folder guard inputs optimizer "
     "progress show loop fit evaluate report",
-    "cli": "errors files data methods options progress show catalogue checkpoint sliding fit evaluate export cost "
-    "report benchmark",
+    "cli": "errors files data methods options progress show catalogue checkpoint guard sliding fit evaluate export "
+    "cost report benchmark",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""

@@ -16,11 +16,11 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from trimtab import __version__
 from trimtab.errors import ConfigError, TrainingError, TrimtabError, nearest
-from trimtab.files import write_json
+from trimtab.files import STDOUT, check_file, is_stdout, refuse_inputs, write_json
 from trimtab.methods import METHODS
 from trimtab.options import Option, add_options, count, given_options, read_options, summary
 from trimtab.progress import default_progress, main_process
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 1 for errors, 2 for wrong usage, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     started = time.time()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As standard error does: a name that cannot be shown as it is must not end the command.
         with contextlib.suppress(OSError):
@@ -89,13 +92,25 @@ def _fit(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     from trimtab.evaluate import evaluate
 
+    if args.json is not None and main_process():
+        _check_json(args)
     result = evaluate(
         args.directory, args.data, split=args.split, views=_views(args), progress=default_progress(), **_running(args)
     )
     if args.json is not None and main_process():
         write_json(args.json, result)
     out = "MASKS" if "miou" in result else "predictions.csv"
-    show(result, follow_up=["trimtab", "predict", args.directory, "IMAGES", "--out", out])
+    follow_up = ["trimtab", "predict", args.directory, "IMAGES", "--out", out]
+    show(result, follow_up, stream=_beside(args.json))
+
+
+def _check_json(args: argparse.Namespace) -> None:
+    """Refuse a file for the numbers that is there already, or that is read."""
+    from trimtab.data import files_of
+    from trimtab.guard import adapter_files
+
+    check_file(args.json, "file", overwrite=args.overwrite)
+    refuse_inputs([args.json], itertools.chain(adapter_files(args.directory, args.weights), files_of(args.data)))
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -110,7 +125,8 @@ def _predict(args: argparse.Namespace) -> None:
         progress=default_progress(),
         **_running(args),
     )
-    show({"result": args.out, "images": counts.done, "skipped": len(counts.skipped)})
+    facts = {"result": args.out, "images": counts.done, "skipped": len(counts.skipped)}
+    show(facts, stream=_beside(args.out))
     for path, reason in counts.skipped[:_MANY]:
         _tell(f"skipped {path}: {reason}")
     if len(counts.skipped) > _MANY:
@@ -144,7 +160,8 @@ def _write_report(args: argparse.Namespace) -> None:
         progress=default_progress(),
         **_running(args),
     )
-    show({"result": str(written.file), "runs": written.runs, "page_bytes": written.bytes})
+    facts = {"result": str(written.file), "runs": written.runs, "page_bytes": written.bytes}
+    show(facts, stream=_beside(args.out))
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -287,7 +304,9 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument("directory", metavar="DIR", help="result folder of fit")
     parser.add_argument("data", metavar="DATA", help="images with labels, as for fit")
     parser.add_argument("--split", default="test", metavar="NAME", help="train, val, test or all (default: test)")
-    parser.add_argument("--json", type=_file_to_write, metavar="FILE", help="write the numbers to a file, too")
+    help_ = "write the numbers to a file, too; - is standard output"
+    parser.add_argument("--json", type=_file_to_write, metavar="FILE", help=help_)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file of --json")
     _add_running(parser)
     _add_views(parser)
 
@@ -297,7 +316,8 @@ def _add_predict(parser: _Parser) -> None:
     parser.add_argument(
         "images", metavar="PATHS", nargs="+", help="images, folders of images, patterns, or names of `trimtab data`"
     )
-    parser.add_argument("--out", required=True, metavar="OUT", help="CSV to write; for segmentation a folder of masks")
+    help_ = "CSV to write, - for standard output; for segmentation a folder of masks"
+    parser.add_argument("--out", required=True, type=_or_stdout, metavar="OUT", help=help_)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_running(parser)
     _add_views(parser)
@@ -341,7 +361,8 @@ def _add_data(parser: _Parser, words: list[str]) -> None:
 
 def _add_report(parser: _Parser) -> None:
     parser.add_argument("directories", metavar="DIR", nargs="+", help="result folders of fit, compared if several")
-    parser.add_argument("--out", required=True, metavar="FILE", help="HTML file to write")
+    help_ = "HTML file to write; - is standard output"
+    parser.add_argument("--out", required=True, type=_or_stdout, metavar="FILE", help=help_)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--data", metavar="DATA", help="labelled images to look at (default: those of each run)")
     parser.add_argument("--split", metavar="NAME", help="which of them: train, val, test or all (default: val)")
@@ -481,8 +502,12 @@ def _owners(flag: str) -> list[str]:
     return [name for name in METHODS if has(name)]
 
 
+def _or_stdout(text: str) -> str:
+    return STDOUT if text == "-" else text
+
+
 def _file_to_write(text: str) -> Path:
-    path = Path(text)
+    path = Path(_or_stdout(text))
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file.")
     if not path.parent.is_dir():
@@ -491,6 +516,11 @@ def _file_to_write(text: str) -> Path:
 
 
 # --- errors ---------------------------------------------------------------------------------------
+
+
+def _beside(out: str | Path | None) -> TextIO:
+    """Where facts go that must not mix with what is written to ``out``."""
+    return sys.stderr if out is not None and is_stdout(out) else sys.stdout
 
 
 def _tell(text: str) -> None:

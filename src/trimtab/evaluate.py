@@ -30,11 +30,12 @@ from trimtab.data import (
     unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
-from trimtab.files import write_text
+from trimtab.files import check_file, refuse_inputs, write_text
+from trimtab.guard import adapter_files
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
 from trimtab.run_folder import SPLIT
-from trimtab.segment import MaskCounts, MaskPredictor, check_folder, predict_to_folder
+from trimtab.segment import MaskCounts, MaskPredictor, plan_masks, write_masks
 from trimtab.sliding import Views
 from trimtab.tasks import Segmentation, Task
 
@@ -303,21 +304,20 @@ def predict_to_csv(
 ) -> PredictionCounts:
     """Predict files, folders and globs into a CSV: path, label, probability, error, one column a class.
 
-    What matches no image has a row with an error, as an unreadable image has.
+    What matches no image has a row with an error, as an unreadable image has. A link is followed; a pipe or
+    ``/dev/stdout`` is written to.
 
     Raises:
-        TrimtabError: If nothing matches, nothing can be read, or ``out`` exists and is not to be replaced.
+        TrimtabError: If nothing matches, nothing can be read, or ``out`` exists and is not to be replaced, or is one of
+            the files that are read.
     """
     out = Path(out)
-    if out.is_dir():
-        raise CheckpointError(f"{str(out)!r} is a folder; name the CSV file to write.")
-    if out.exists() and not overwrite:
-        raise CheckpointError(f"{str(out)!r} exists; replace it with --overwrite or name another file.")
-    if not out.parent.is_dir():
-        raise CheckpointError(f"There is no folder {str(out.parent)!r} for {out.name!r}; make it first.")
+    check_file(out, "CSV file", overwrite=overwrite)
     paths, unmatched = find_images(patterns)
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
+    files = (path for path in paths if isinstance(path, Path))
+    refuse_inputs([out], itertools.chain(files, adapter_files(directory, weights)))
     predictor = load(directory, weights=weights, device=device)
     if not isinstance(predictor, Predictor):
         raise ConfigError("A segmenter's predictions are masks and not rows of a CSV; see predict_to_folder.")
@@ -353,12 +353,17 @@ def predict_to(
         if views is not None:
             raise ConfigError(_VIEWS_FOR)
         return predict_to_csv(directory, patterns, out=out, batch_size=batch_size, **options)
-    check_folder(out, overwrite=options.get("overwrite", False))
     running = {name: options.pop(name) for name in ("weights", "device") if name in options}
+    plan = plan_masks(
+        patterns,
+        out,
+        overwrite=options.pop("overwrite", False),
+        inputs=adapter_files(directory, running.get("weights")),
+    )
     predictor = load(directory, views=views, **running)
     if not isinstance(predictor, MaskPredictor):
         raise CheckpointError(f"The adapter in {str(directory)!r} has no masks to give; it was changed.")
-    return predict_to_folder(predictor, patterns, out=out, **options)
+    return write_masks(predictor, plan, **options)
 
 
 def _csv(labels: Sequence[str], predictions: Iterable[Prediction]) -> tuple[str, PredictionCounts]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.data import MaskPreprocess, Preprocess
 from trimtab.errors import CheckpointError, ConfigError
-from trimtab.files import write_atomically, write_bytes, write_json
+from trimtab.files import check_folder, make_folder, refuse_inputs, write_atomically, write_bytes, write_json
+from trimtab.guard import adapter_files
 from trimtab.heads import Classifier
 from trimtab.methods.base import Constants
 from trimtab.model import TunedModel
@@ -118,6 +120,7 @@ def export(
     if format == "onnx":
         _need_onnx()
     _check_out(out, overwrite)
+    refuse_inputs([out / name for name in (FILES[format], TASK, ABOUT)], adapter_files(directory, weights))
     saved = checkpoint.read(directory)
     model = checkpoint.restore(saved, weights=weights).fold()
     example: tuple[Any, ...] = (torch.rand(2, 3, *model.backbone.image_size),)
@@ -129,7 +132,7 @@ def export(
         example += _inputs(task, model.backbone)
     names = ["images", *task]
     file = out / FILES[format]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(os.path.realpath(out)))
     with torch.no_grad():
         program = torch.export.export(graph, example, dynamic_shapes=_dynamic(task, model.backbone))
         write_atomically(file, lambda temporary: _write(program, temporary, format, names))
@@ -141,12 +144,16 @@ def export(
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"The output {str(out)!r} is a file; name a folder with --out.")
+    check_folder(out, "a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise CheckpointError(
             f"There is something in {str(out)!r}; replace it with --overwrite, or name another --out."
         )
+    for name in (*FILES.values(), TASK, ABOUT):
+        if (out / name).is_dir():
+            raise CheckpointError(
+                f"{str(out / name)!r} is a folder and a file is to be written there; name another --out."
+            )
 
 
 def task_tensors(model: TunedModel) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from trimtab.checkpoint import METRICS, RUN
 from trimtab.data import ImageSet, TrainingData, bits_in_use, note_of_turns
 from trimtab.data.colour import WIDEST
 from trimtab.errors import CheckpointError, ConfigError, TrimtabError, nearest
+from trimtab.guard import check_run
 from trimtab.inputs import Shared
 from trimtab.locks import check_free, own, partner
 from trimtab.loop import Job, Watch
@@ -114,6 +115,7 @@ def fit(
     recipe = _recipe(config, asked, method_config)
     accelerator = _accelerator(config, asked)
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
+    check_run(out, data, config.backbone, config.weights, asked.recorded().get("palette"))
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
         training = _open(data, config, progress, asked, named="backbone" in options)
         backbone = _backbone(config, accelerator.device, shared or Shared())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,16 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from trimtab.data import Codes, MaskPreprocess, find_images, unreadable
+from trimtab.data import Codes, ImageSource, MaskPreprocess, find_images, unreadable
 from trimtab.errors import CheckpointError, ConfigError, DataError
-from trimtab.files import write_bytes, write_text
+from trimtab.files import check_folder, make_folder, refuse_inputs, write_bytes, write_text
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
 from trimtab.sliding import Views, enlarged, look
 
 _LIST = "predictions.csv"
+_LONGEST = 230
+"""Bytes of a file's name without endings and a number; most file systems take 255 with them."""
 _OPACITY = 0.5
 _UPRIGHT = Image.Exif()
 _UPRIGHT[ExifTags.Base.Orientation] = 1
@@ -178,28 +182,84 @@ def predict_to_folder(
     """Predict files, folders and globs into a folder.
 
     For each image ``NAME.png`` (the values of the training masks) and ``NAME.overlay.png``; ``predictions.csv`` lists
-    them, and what could not be read. Names are those of the images from their common folder on.
+    them, and what could not be read. Names are those of the images from their common folder on
+    (:func:`names_of`).
 
     Raises:
-        TrimtabError: If nothing matches, nothing can be read, or there is something in ``out`` already.
+        TrimtabError: If nothing matches, nothing can be read, there is something in ``out`` already, or a mask would
+            be written over an image.
     """
-    out = check_folder(out, overwrite=overwrite)
+    plan = plan_masks(patterns, out, overwrite=overwrite)
+    return write_masks(predictor, plan, threads=threads, progress=progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPlan:
+    """Which images are to be predicted, and where each goes."""
+
+    out: Path
+    """The folder."""
+    paths: list[ImageSource]
+    names: list[str]
+    """For each image the name of its files in the folder, without their endings; no two share a file."""
+    unmatched: dict[str, str]
+    """What was named and stands for no image, and why."""
+
+
+def plan_masks(
+    patterns: Sequence[str], out: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()
+) -> MaskPlan:
+    """Find the images to predict and check that their masks can be written, before any is.
+
+    Args:
+        patterns: Files, folders and globs.
+        out: The folder to write.
+        overwrite: Whether what is in it already may be replaced.
+        inputs: Files besides the images that must not be written over.
+
+    Raises:
+        TrimtabError: If nothing matches, ``out`` is in use, or a mask would be written over an input.
+    """
+    out = Path(out)
+    check_folder(out, "a folder for the masks")
+    in_use = out.is_dir() and any(out.iterdir())
+    if in_use and not overwrite:
+        raise CheckpointError(
+            f"There is something in {str(out)!r}; write among it with --overwrite, or name another folder."
+        )
     paths, unmatched = find_images(patterns)
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
-    names = _names([Path(str(path)) for path in paths])
+    # Through a link that leads nowhere yet, the folder could not be made.
+    plan = MaskPlan(Path(os.path.realpath(out)), paths, names_of([str(path) for path in paths]), unmatched)
+    if in_use:
+        _check_outputs(out, plan.names)
+        files = (path for path in paths if isinstance(path, Path))
+        refuse_inputs(_outputs(out, plan.names), chain(files, inputs))
+    return plan
+
+
+def write_masks(
+    predictor: MaskPredictor, plan: MaskPlan, *, threads: int = 2, progress: Progress | None = None
+) -> MaskCounts:
+    """Predict the images of a plan, and write the masks, the overlays and the list.
+
+    Raises:
+        TrimtabError: If nothing can be read, or the folder cannot be written.
+    """
     rows, skipped = [], []
-    for name, prediction in zip(names, predictor.iterate(paths, threads=threads, progress=progress), strict=True):
+    predictions = predictor.iterate(plan.paths, threads=threads, progress=progress)
+    for name, prediction in zip(plan.names, predictions, strict=True):
         if prediction.mask is None or prediction.overlay is None:
             skipped.append((str(prediction.path), str(prediction.error)))
             rows.append([prediction.path, "", "", prediction.error])
             continue
-        mask, over = f"{name}.png", f"{name}.overlay.png"
-        (out / mask).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / mask, _png(predictor.picture(prediction.mask), exif=_UPRIGHT))
-        write_bytes(out / over, _png(prediction.overlay))
+        mask, over = _files(name)
+        make_folder((plan.out / mask).parent)
+        write_bytes(plan.out / mask, _png(predictor.picture(prediction.mask), exif=_UPRIGHT))
+        write_bytes(plan.out / over, _png(prediction.overlay))
         rows.append([prediction.path, mask, over, ""])
-    for pattern, reason in unmatched.items():
+    for pattern, reason in plan.unmatched.items():
         skipped.append((pattern, reason))
         rows.append([pattern, "", "", reason])
     if len(skipped) == len(rows):
@@ -207,36 +267,113 @@ def predict_to_folder(
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([["path", "mask", "overlay", "error"], *rows])
-    write_text(out / _LIST, buffer.getvalue())
+    write_text(plan.out / _LIST, buffer.getvalue())
     return MaskCounts(len(rows) - len(skipped), skipped)
 
 
-def check_folder(out: str | Path, *, overwrite: bool) -> Path:
-    """A folder that masks may be written into.
+def _files(name: str) -> tuple[str, str]:
+    """Mask and overlay of an image."""
+    return f"{name}.png", f"{name}.overlay.png"
 
-    Raises:
-        CheckpointError: If it is a file, or holds something and nothing is to be replaced.
+
+def _outputs(out: Path, names: Iterable[str]) -> Iterator[Path]:
+    yield out / _LIST
+    yield from (out / file for name in names for file in _files(name))
+
+
+def _check_outputs(out: Path, names: Iterable[str]) -> None:
+    """Make sure that no folder stands where a file is to be written, and no file where a folder is needed."""
+    checked: set[Path] = set()
+    for output in _outputs(out, names):
+        if output.is_dir():
+            raise CheckpointError(f"{str(output)!r} is a folder and a file is to be written there; name another --out.")
+        if output.parent not in checked:
+            check_folder(output.parent, "another --out: a folder is needed there")
+            checked.add(output.parent)
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Name each file by its path from the files' common folder on, without its extension.
+
+    Where two would have one name, both keep their extensions; what still shares a file, or has one where another needs
+    a folder, gets a number.
+
+    Args:
+        paths: The files, absolute or from the working folder.
+
+    Returns:
+        Relative paths without ``..``, in the order of the files.
     """
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{str(out)!r} is a file; name a folder for the masks.")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise CheckpointError(
-            f"There is something in {str(out)!r}; write among it with --overwrite, or name another folder."
-        )
-    return out
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file, from their common folder on; with its extension where another would have the same."""
-    whole = [path.absolute() for path in paths]
-    common = Path(os.path.commonpath([path.parent for path in whole]))
-    stems = [path.relative_to(common).with_suffix("").as_posix() for path in whole]
+    whole = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - without `..`
+    common = os.path.commonpath([os.path.dirname(path) for path in whole])  # noqa: PTH120
+    full = [os.path.relpath(path, common).replace(os.sep, "/") for path in whole]
+    stems = [_without_extension(name) for name in full]
     there = Counter(stems)
-    return [
-        stem if there[stem] == 1 else path.relative_to(common).as_posix()
-        for stem, path in zip(stems, whole, strict=True)
-    ]
+    wanted = [stem if there[stem] == 1 else name for stem, name in zip(stems, full, strict=True)]
+    return _Names().give([_shortened(name) for name in wanted])
+
+
+class _Names:
+    """Gives names that share no file."""
+
+    def __init__(self) -> None:
+        self.files = {_LIST}
+        self.folders: set[str] = set()
+        self.counts: Counter[str] = Counter()
+
+    def give(self, wanted: Sequence[str]) -> list[str]:
+        """Names for files, those wanted wherever they are free."""
+        wanted = self._beside_the_list(wanted)
+        self.folders = _folders(wanted)
+        # Only when all that can have their own name have it, others get a number.
+        given = [name if self._take(name) else None for name in wanted]
+        return [self._numbered(name) if own is None else own for name, own in zip(wanted, given, strict=True)]
+
+    def _take(self, name: str) -> bool:
+        files = _files(name)
+        if any(file in self.files or file in self.folders for file in files):
+            return False
+        self.files.update(files)
+        return True
+
+    def _numbered(self, name: str) -> str:
+        while True:
+            self.counts[name] += 1
+            candidate = f"{name}-{self.counts[name] + 1}"
+            if self._take(candidate):
+                return candidate
+
+    @staticmethod
+    def _beside_the_list(wanted: Sequence[str]) -> list[str]:
+        """The same names, but none in a folder that has the name of the list."""
+        firsts = {name.partition("/")[0] for name in wanted}
+        other = next(name for k in itertools.count(2) if (name := f"{_LIST}-{k}") not in firsts)
+        start = f"{_LIST}/"
+        return [other + name[len(_LIST) :] if name.startswith(start) else name for name in wanted]
+
+
+def _without_extension(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + PurePath(last).stem
+
+
+def _folders(names: Iterable[str]) -> set[str]:
+    """All folders that files of these names are in."""
+    found = {""}
+    for name in names:
+        folder = name.rpartition("/")[0]
+        while folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
+
+
+def _shortened(name: str) -> str:
+    """A name whose files' names, with a number, are no longer than file systems take."""
+    folder, slash, last = name.rpartition("/")
+    while len(os.fsencode(last)) > _LONGEST:
+        last = last[:-1]
+    return folder + slash + last
 
 
 def _png(image: Image.Image, **options: Any) -> bytes:

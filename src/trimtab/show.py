@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from trimtab.progress import clock, console, main_process
 
@@ -16,29 +16,30 @@ _MANY_ROWS = 40
 """Entries of a mapping that are still shown."""
 
 
-def show(facts: Mapping[str, Any], follow_up: Sequence[str] = ()) -> None:
+def show(facts: Mapping[str, Any], follow_up: Sequence[str] = (), *, stream: TextIO | None = None) -> None:
     """Print facts and the next command to type.
 
     Args:
         facts: JSON values by name. Names ending in ``bytes`` and ``seconds`` are shown in their unit; a short
             mapping has a row for each entry.
         follow_up: The words of the next command.
+        stream: Where to; by default standard output.
     """
     if not main_process():
         return
-    rows = _rows(facts)
-    if sys.stdout.isatty():
+    rows, stream = _rows(facts), stream or sys.stdout
+    if stream.isatty():
         from rich.table import Table
 
         table = Table(show_header=False)
         for row in rows:
             table.add_row(*row)
-        console(sys.stdout).print(table)
+        console(stream).print(table)
     else:
         width = max((len(name) for name, _ in rows), default=0)
-        sys.stdout.writelines(f"{name:<{width}}  {text}\n" for name, text in rows)
+        stream.writelines(f"{name:<{width}}  {text}\n" for name, text in rows)
     if follow_up:
-        sys.stdout.write(f"Next: {shlex.join(follow_up)}\n")
+        stream.write(f"Next: {shlex.join(follow_up)}\n")
 
 
 def _rows(facts: Mapping[str, Any], before: str = "", unit: str = "") -> list[tuple[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import re
 import shutil
 import statistics
@@ -20,7 +22,7 @@ from trimtab.benchmark.published import reasons
 from trimtab.benchmark.report import bench_report
 from trimtab.benchmark.statistics import holm
 from trimtab.benchmark.summary import label, summarise
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import CheckpointError, ConfigError, DataError
 
 GROUPS = {"moths": "insects", "wasps": "insects", "maps": "drawn", "m4": "drawn", "m5": "drawn", "m6": "drawn"}
 ORIGINAL = "vit_base_patch16_224.orig_in21k"
@@ -99,6 +101,48 @@ def test_the_page_holds_its_pictures_and_loads_nothing(out: Path, tmp_path: Path
     again = page
     bench_report([out], out=tmp_path)
     assert (tmp_path / "report.html").read_text() == again
+
+
+def test_an_earlier_report_is_replaced_and_nothing_else(out: Path, tmp_path: Path) -> None:
+    place = tmp_path / "report"
+    place.mkdir()
+    (place / "means.csv").write_text("mine")
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"means\.csv' exists and is not of an earlier report; .*--overwrite"):
+        bench_report([out], out=place)
+    assert sorted(path.name for path in place.iterdir()) == ["means.csv", "notes.txt"]
+    bench_report([out], out=place, overwrite=True)
+    again = bench_report([out], out=place)
+    assert (place / "report.txt").read_text() == again.text
+    assert (place / "notes.txt").read_text() == "mine"
+    # A table that the earlier report did not have is another's.
+    summary = json.loads((place / "summary.json").read_text())
+    (place / "summary.json").write_text(json.dumps({**summary, "comparisons": []}))
+    (place / "comparisons.csv").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"comparisons\.csv' exists"):
+        bench_report([out], out=place)
+    # As is a summary of another program, and what lies beside it.
+    (place / "summary.json").write_text('{"rows": []}')
+    with pytest.raises(CheckpointError, match=r"summary\.json' exists"):
+        bench_report([out], out=place)
+    assert (place / "comparisons.csv").read_text() == "mine"
+
+
+def test_a_report_replaces_nothing_that_it_is_made_from(out: Path, tmp_path: Path) -> None:
+    before = (out / "results.jsonl").read_bytes()
+    os.link(out / "results.jsonl", tmp_path / "means.csv")
+    with pytest.raises(ConfigError, match=r"means\.csv' is the same file as the input"):
+        bench_report([out], out=tmp_path, overwrite=True)
+    assert (out / "results.jsonl").read_bytes() == before
+    image = next((out.parent / "sets").rglob("*.png"))
+    (tmp_path / "means.csv").unlink()
+    (tmp_path / "report.html").symlink_to(image)
+    with pytest.raises(ConfigError, match=r"report\.html' is the same file as the input"):
+        bench_report([out], out=tmp_path, overwrite=True)
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        bench_report([out], out=tmp_path / "file" / "report")
 
 
 def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:

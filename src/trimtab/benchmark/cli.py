@@ -40,7 +40,7 @@ def _bench(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from trimtab.benchmark.report import bench_report
 
-    written = bench_report(args.directories, out=args.out)
+    written = bench_report(args.directories, out=args.out, overwrite=args.overwrite)
     print(written.text)
     show({"result": str(written.out)})
 
@@ -93,10 +93,12 @@ def add_bench(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_report)
-    parser.usage = "trimtab bench report DIR... [--out DIR]"
+    parser.usage = "trimtab bench report DIR... [--out DIR] [--overwrite]"
     parser.add_argument("report", choices=["report"], help=argparse.SUPPRESS)
     parser.add_argument("directories", metavar="DIR", nargs="+", help="result folders of bench, of one suite")
     parser.add_argument("--out", metavar="DIR", help="folder for text, CSV and HTML (default: report in DIR)")
+    help_ = "replace files that are not of an earlier report, too"
+    parser.add_argument("--overwrite", action="store_true", help=help_)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

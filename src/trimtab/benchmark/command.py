@@ -21,6 +21,7 @@ from trimtab.benchmark.search import check_sampler
 from trimtab.benchmark.suites import SuiteTask, check_variants, open_suite
 from trimtab.benchmark.workers import alone
 from trimtab.errors import ConfigError
+from trimtab.guard import check_bench
 from trimtab.locks import LOCK
 from trimtab.methods import METHODS
 from trimtab.options import read_options
@@ -72,6 +73,7 @@ def bench(
     found = open_suite(suite, config.root, tasks)
     out = Path(out)
     _check_out(out)
+    check_bench(out, suite, [task.data for task in found], backbone=config.backbone, weights=config.weights)
     with alone(out, "--out", command=command, say=progress.say):
         results = Results(out / RESULTS, BENCH)
         size = _image_size(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +36,7 @@ from trimtab.benchmark.prepared import (
 )
 from trimtab.benchmark.sources import Picture, Source, source_of
 from trimtab.errors import ConfigError, DataError, nearest
-from trimtab.files import remove_drafts, write_bytes, write_json, write_text
+from trimtab.files import check_folder, remove_drafts, write_bytes, write_json, write_text
 from trimtab.progress import Progress
 
 DOWNLOADS = ".downloads"
@@ -122,6 +123,15 @@ def prepare(
     return Prepared(folders, variants, tuple(task.name for task in missing))
 
 
+def _check_given(given: Path | None, downloads: Path) -> None:
+    """Refuse to take what the user has from where downloads are removed in the end."""
+    if given is not None and Path(os.path.realpath(given)).is_relative_to(os.path.realpath(downloads)):
+        raise ConfigError(
+            f"--from {str(given)!r} is in {str(downloads)!r}, which is removed once its suite is prepared; move it to "
+            "another folder, or leave --from out."
+        )
+
+
 def _tidy(home: Path, suite: str) -> None:
     """Remove what was downloaded, unless tasks that are not prepared yet may need some of it."""
     whole = all((home / name / MANIFEST).is_file() for name in catalog.TASKS[suite])
@@ -148,6 +158,9 @@ def _sources(
     progress: Progress,
 ) -> list[Source]:
     """The sources of tasks; why one cannot be had is added to ``failed``."""
+    _check_given(given, home / DOWNLOADS)
+    for folder in (home / DOWNLOADS, *(home / task.name for task in tasks)):
+        check_folder(folder, "another --root")
     sources = []
     with progress.stage("Looking for the sources", len(tasks), "tasks") as advance:
         for task in tasks:

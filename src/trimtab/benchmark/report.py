@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.benchmark.page import page
-from trimtab.benchmark.results import Record
-from trimtab.benchmark.summary import summarise
-from trimtab.benchmark.text import csv_of, text_of
-from trimtab.errors import TrainingError
-from trimtab.files import write_json, write_text
+from trimtab.benchmark.results import Record, Results
+from trimtab.benchmark.summary import RESULTS, summarise
+from trimtab.benchmark.text import csv_names, csv_of, text_of
+from trimtab.data import files_of
+from trimtab.errors import CheckpointError
+from trimtab.files import check_folder, make_folder, refuse_inputs, write_json, write_text
+
+_SUMMARY = "summary.json"
+_KEYS = {"suite", "tasks", "groups", "rows", "comparisons", "tests", "published"}
+"""What a summary of ours has."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +33,72 @@ class BenchReport:
     """All numbers."""
 
 
-def bench_report(folders: Sequence[str | Path], *, out: str | Path | None = None) -> BenchReport:
+def bench_report(
+    folders: Sequence[str | Path], *, out: str | Path | None = None, overwrite: bool = False
+) -> BenchReport:
     """Write tables and pictures of what ``bench`` measured; an earlier report in the same place is replaced.
 
     Args:
         folders: Result folders of ``bench``, of one suite.
         out: Folder for ``report.txt``, ``report.html``, CSV files and ``summary.json``; by default ``report`` in the
             first of ``folders``.
+        overwrite: Replace files of these names that are not of an earlier report, too.
 
     Raises:
-        TrimtabError: If there are no results, they do not belong into one table, or ``out`` cannot be written.
+        TrimtabError: If there are no results, they do not belong into one table, or ``out`` cannot be written or has
+            other files of these names.
     """
     summary = summarise(folders)
     out = Path(out) if out is not None else Path(folders[0]) / "report"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"Could not make the folder {str(out)!r}: {error.strerror}; name another --out.") from error
+    _check_out(out, summary, folders, overwrite=overwrite)
     text = text_of(summary)
-    write_json(out / "summary.json", summary)
-    write_text(out / "report.txt", text)
-    write_text(out / "report.html", page(summary))
-    for name, content in csv_of(summary).items():
+    contents = {"report.txt": text, "report.html": page(summary), **csv_of(summary)}
+    make_folder(Path(os.path.realpath(out)))
+    # First, for it shows that the other files are of a report.
+    write_json(out / _SUMMARY, summary)
+    for name, content in contents.items():
         write_text(out / name, content)
     return BenchReport(out, text, summary)
+
+
+def _names(summary: Record) -> list[str]:
+    """The files of a report."""
+    return [_SUMMARY, "report.txt", "report.html", *csv_names(summary)]
+
+
+def _check_out(out: Path, summary: Record, folders: Sequence[str | Path], *, overwrite: bool) -> None:
+    """Refuse to write over what is read, and, unasked, over anything but an earlier report."""
+    check_folder(out, "a folder with --out")
+    ours = set(_names(summary) if overwrite else _earlier(out))
+    for name in _names(summary):
+        place = out / name
+        if place.is_dir():
+            raise CheckpointError(f"{str(place)!r} is a folder, and a file is written there; name another --out.")
+        if place.exists() and name not in ours:
+            raise CheckpointError(
+                f"{str(place)!r} exists and is not of an earlier report; replace it with --overwrite, or name another "
+                "--out."
+            )
+    refuse_inputs((out / name for name in _names(summary)), _inputs(folders))
+
+
+def _earlier(out: Path) -> list[str]:
+    """The files of the report that is in a folder."""
+    try:
+        summary = json.loads((out / _SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return _names(summary) if isinstance(summary, dict) and summary.keys() >= _KEYS else []
+
+
+def _inputs(folders: Sequence[str | Path]) -> Iterator[str | Path]:
+    """What is reported on: results and models, and the suite and data that they are of."""
+    for folder in map(Path, folders):
+        yield folder / RESULTS
+        yield from (folder / "models").rglob("*")
+        results = Results(folder / RESULTS)
+        for line in results.find("task"):
+            yield from files_of(line["data"])
+        for line in results.find("run"):
+            # Of names, some are files: the suite, weights.
+            yield from shlex.split(line.get("command") or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.benchmark.results import Record
@@ -148,14 +148,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # --- CSV --------------------------------------------------------------------------------------------------
 
 
+def csv_names(summary: Record) -> list[str]:
+    """The names of the files that :func:`csv_of` has."""
+    return [name for name in _TABLES if summary.get(name.removesuffix(".csv"), True)]
+
+
 def csv_of(summary: Record) -> dict[str, str]:
     """The tables as CSV texts, by the name of their file."""
-    found = {"tasks.csv": _csv(_task_lines(summary)), "means.csv": _csv(_mean_lines(summary))}
-    if summary["comparisons"]:
-        found["comparisons.csv"] = _csv(summary["comparisons"])
-    if summary["published"]:
-        found["published.csv"] = _csv(_published_lines(summary))
-    return found
+    return {name: _csv(_TABLES[name](summary)) for name in csv_names(summary)}
 
 
 def _origin(row: Record) -> Record:
@@ -232,3 +232,12 @@ def _csv(lines: Sequence[Record]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
+
+
+_TABLES: dict[str, Callable[[Record], list[Record]]] = {
+    "tasks.csv": _task_lines,
+    "means.csv": _mean_lines,
+    "comparisons.csv": lambda summary: list(summary["comparisons"]),
+    "published.csv": _published_lines,
+}
+"""What makes the lines of each table; the last two may have none."""

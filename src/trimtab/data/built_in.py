@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,15 +86,17 @@ def write_folder(name: str, folder: str | Path) -> Path:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is not an empty folder; name another one.")
+    # A link stays, and what it leads to is made.
+    place = Path(os.path.realpath(folder))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as draft:
             whole = Path(draft) / "whole"
             for split in built_in.sizes:
                 for image, label in zip(built_in.images(split), built_in.labels(split), strict=True):
                     (whole / split / label).mkdir(parents=True, exist_ok=True)
                     image.open().save(whole / split / label / f"{image.number:04}.png")
-            whole.rename(folder)
+            whole.rename(place)
     except OSError as error:
         raise TrainingError(f"Could not write the folder {str(folder)!r}: {error.strerror or error}.") from error
     return folder

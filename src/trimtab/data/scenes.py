@@ -29,7 +29,7 @@ from trimtab.files import write_text
 IMAGE_FOLDERS = ("images", "image", "imgs")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels")
 PALETTE = "palette.csv"
-_ADE20K = "objectInfo150.txt"
+ADE20K = "objectInfo150.txt"
 _LAYOUTS = (
     "a folder with images/ and masks/ (or annotations/) of the same names, perhaps each with train/, val/ and test/, "
     "or a .csv file with the columns path,mask[,split]"
@@ -205,10 +205,10 @@ def _classes(
         ignored = codes.ignored if codes.coloured else _with_void(codes.ignored, ignore_label)
         return names, dataclasses.replace(codes, ignored=tuple(v for v in ignored if v not in codes.values)), []
     ignored = _with_void((), ignore_label)
-    if (folder / _ADE20K).is_file():
-        names = _ade20k_names(folder / _ADE20K)
+    if (folder / ADE20K).is_file():
+        names = _ade20k_names(folder / ADE20K)
         codes = codes_of_values(range(1, len(names) + 1), _with_void((0,), ignore_label))
-        return names, codes, [f"The {len(names)} classes are those of {_ADE20K}; label 0 is ignored."]
+        return names, codes, [f"The {len(names)} classes are those of {ADE20K}; label 0 is ignored."]
     values = _values_in([pair.mask for pair in pairs])
     codes = codes_of_values(values, ignored)
     told = ", ".join(str(value) for value in sorted(set(values) & set(ignored))) or "none"

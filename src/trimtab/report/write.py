@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab.errors import CheckpointError, TrimtabError
-from trimtab.files import write_text
+from trimtab.errors import TrimtabError
+from trimtab.files import check_file, refuse_inputs, write_text
+from trimtab.guard import report_files
 from trimtab.progress import Progress
 from trimtab.report.drawing import looks, shown
 from trimtab.report.find import find
@@ -54,7 +55,7 @@ def report(
 
     Args:
         directories: Result folders of ``fit``.
-        out: The file to write.
+        out: The file to write. A link is followed; a pipe or ``/dev/stdout`` is written to.
         data: Labelled images to look at, as for ``fit``; by default those of the runs.
         split: Which of them: ``"train"``, ``"val"``, ``"test"`` or ``"all"``; ``"val"`` by default.
         weights: Where the backbone's weights lie now, for all runs.
@@ -69,8 +70,9 @@ def report(
             cannot be used.
     """
     out, progress = Path(out), progress or Progress()
-    _check_out(out, overwrite=overwrite)
+    check_file(out, "HTML file", overwrite=overwrite)
     folders = [directories] if isinstance(directories, (str, Path)) else directories
+    refuse_inputs([out], report_files(folders, data, weights))
     runs = read_runs(folders)
     asked = Asked(data, split or "val", weights, batch_size, threads, device)
     # What is asked for by name must be there.
@@ -107,12 +109,3 @@ def _find(
         if strict:
             raise
         return None, [f"No images were looked at: {error}"]
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if out.is_dir():
-        raise CheckpointError(f"{str(out)!r} is a folder; name the HTML file to write.")
-    if out.exists() and not overwrite:
-        raise CheckpointError(f"{str(out)!r} exists; replace it with --overwrite or name another file.")
-    if not out.parent.is_dir():
-        raise CheckpointError(f"There is no folder {str(out.parent)!r} for {out.name!r}; make it first.")
