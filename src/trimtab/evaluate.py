@@ -22,10 +22,10 @@ from trimtab.data import (
     BuiltInImage,
     MaskPreprocess,
     Preprocess,
-    find_images,
     hidden_by,
     list_images,
     named_images,
+    search_images,
     unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
@@ -249,7 +249,8 @@ def evaluate(
         (how many of the model's classes occur), ``split`` and ``seconds``. Of a segmenter: ``miou``,
         ``pixel_accuracy``, ``mean_class_accuracy`` and ``loss`` over all pixels of the set that have a class, ``iou``
         by class (None where it is neither there nor predicted), ``per_image`` (path, ``miou`` and ``pixel_accuracy``
-        of each image), ``images``, ``classes``, ``split`` and ``seconds``.
+        of each image), ``images``, ``classes``, ``split`` and ``seconds``. Where images were found that cannot be
+        decoded here, ``left_out`` counts them.
 
     Raises:
         TrimtabError: If the adapter, the backbone or the data cannot be used.
@@ -260,6 +261,8 @@ def evaluate(
     if hidden := hidden_by(data):
         progress.say(hidden)
     images = task.open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
+    for note in images.notes:
+        progress.say(note)
     store = task.store(images, predictor.preprocess, cache_bytes=0, threads=threads, whole=True)
     plan = batches_of(len(images), min(batch_size, task.eval_batch), threads)
     tally = task.tally(predictor.labels)
@@ -269,6 +272,7 @@ def evaluate(
             advance(labels.shape[0])
     return {
         **task.summary(images, predictor.labels, tally),
+        **({"left_out": images.left_out} if images.left_out else {}),
         "split": split,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -312,9 +316,12 @@ def predict_to_csv(
         raise CheckpointError(f"{str(out)!r} exists; replace it with --overwrite or name another file.")
     if not out.parent.is_dir():
         raise CheckpointError(f"There is no folder {str(out.parent)!r} for {out.name!r}; make it first.")
-    paths, unmatched = find_images(patterns)
+    found = search_images(patterns)
+    paths, unmatched = found.images, found.unmatched
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
+    for note in found.notes:
+        (progress or Progress()).say(note)
     predictor = load(directory, weights=weights, device=device)
     if not isinstance(predictor, Predictor):
         raise ConfigError("A segmenter's predictions are masks and not rows of a CSV; see predict_to_folder.")

@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
-from trimtab.data import ImageSet, TrainingData
+from trimtab.data import ImageSet, TrainingData, find_leaks
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.inputs import Shared
 from trimtab.loop import Job, Watch
@@ -74,7 +74,8 @@ def fit(
 ) -> FitResult:
     """Tune a backbone on labelled images and save the adapter.
 
-    The test images of ``data``, if it has any, are never read.
+    The test images of ``data``, if it has any, are neither trained on nor decoded: their files are only compared with
+    the training and validation images, to tell of the same image in two splits.
 
     Args:
         data: A folder with ``train/`` (and ``val/``, ``test/``) of class folders, one folder of class folders,
@@ -230,8 +231,13 @@ def _open(
 ) -> TrainingData:
     if not named:
         progress.say(_UNNAMED.format(config.backbone))
-    training = data if isinstance(data, TrainingData) else task.open_training(data, config.val_fraction, config.seed)
-    for note in training.notes:
+    if isinstance(data, TrainingData):
+        training, notes = data, data.notes
+    else:
+        training = task.open_training(data, config.val_fraction, config.seed)
+        parts = (training.train.part, training.val.part, task.held_out(data))
+        notes = training.notes + find_leaks(data, parts, made=training.split_made).notes
+    for note in notes:
         progress.say(note)
     if config.limit is None:
         return training

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trimtab.data import Codes, MaskPreprocess, find_images, unreadable
+from trimtab.data import Codes, MaskPreprocess, find_images, search_images, unreadable
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import write_bytes, write_text
 from trimtab.model import TunedModel
@@ -181,9 +181,12 @@ def predict_to_folder(
         TrimtabError: If nothing matches, nothing can be read, or there is something in ``out`` already.
     """
     out = check_folder(out, overwrite=overwrite)
-    paths, unmatched = find_images(patterns)
+    found = search_images(patterns)
+    paths, unmatched = found.images, found.unmatched
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
+    for note in found.notes:
+        (progress or Progress()).say(note)
     names = _names([Path(str(path)) for path in paths])
     rows, skipped = [], []
     for name, prediction in zip(names, predictor.iterate(paths, threads=threads, progress=progress), strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.data.decode import open_allowed
+from trimtab.data.found import nfc
 from trimtab.errors import CheckpointError, DataError
 
 VOID = 255
@@ -123,7 +124,7 @@ def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
             header = [(name or "").strip().lower() for name in rows[0]] if rows else []
-            rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in rows]
+            rows = [{(k or "").strip().lower(): nfc((v or "").strip()) for k, v in row.items() if k} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
         raise DataError(f"{path} cannot be read as CSV ({error}); save it as CSV in UTF-8.") from error
     numbered, coloured = "value" in header, {"red", "green", "blue"} <= set(header)
