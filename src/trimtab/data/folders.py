@@ -189,6 +189,17 @@ def in_other_words(folders: Sequence[Path], *, flat: bool = False) -> list[Path]
     return list(like) if all(scan(folder)[0] for folder in like) else []
 
 
+def refuse_other_words(path: Path) -> None:
+    """Refuse a folder whose splits have other names, which would be taken for classes.
+
+    Raises:
+        DataError: They do (see `in_other_words`).
+    """
+    splits, others = split_folders(path)
+    if not splits:
+        _refuse_other_words(path, others)
+
+
 def _refuse_other_words(path: Path, folders: Sequence[Path]) -> None:
     if named := in_other_words(folders):
         raise DataError(

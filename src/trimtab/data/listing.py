@@ -33,6 +33,8 @@ SUFFIXES = frozenset(
 """Extensions of images that are known without opening the file."""
 
 FOLDER, LINK, FILE, OTHER = "folder", "link to a folder", "file", "other"
+_SAID = {"HEIF": "HEIC"}
+"""What formats are better known as."""
 Entry: TypeAlias = "tuple[str, str]"
 """A name in a folder, and what it is: one of the four words above. A link to a file is a file."""
 
@@ -56,32 +58,36 @@ class LeftOut:
     @property
     def images(self) -> int:
         """How many images are left out."""
-        return len(self.broken) + sum(map(len, self.undecodable.values()))
+        return len(set(self.broken)) + sum(len(set(files)) for files in self.undecodable.values())
 
     def sentences(self, where: str) -> list[str]:
         """What is left out of the place ``where``, in at most two sentences."""
         parts = [
-            f"{len(files)} {'HEIC' if kind == 'HEIF' else kind} ({_names(files)}; {_way_out(kind)})"
+            f"{len(set(files))} {_SAID.get(kind, kind)} ({_names(files)}; {_way_out(kind)})"
             for kind, files in sorted(self.undecodable.items())
         ]
         if self.broken:
-            parts.append(f"{len(self.broken)} links to nothing or special files ({_names(self.broken)})")
+            parts.append(f"{len(set(self.broken))} links to nothing or special files ({_names(self.broken)})")
         if self.others:
-            parts.append(f"{len(self.others)} not images ({_names(self.others)})")
+            parts.append(f"{len(set(self.others))} not images ({_names(self.others)})")
         told = [f"Left out of {where}: {', '.join(parts)}."] if parts else []
         if self.links:
+            links = some([str(link) for link in dict.fromkeys(self.links)])
             told.append(
-                f"Links not followed in {where}: {some([str(link) for link in self.links])}; they lead back to a "
-                "folder above, into another class, or to a folder that is searched anyway."
+                f"Links not followed in {where}: {links}; they lead back to a folder above, into another class, or to "
+                "a folder that is searched anyway."
             )
         return told
 
 
 def _names(files: Sequence[Path]) -> str:
-    return some([file.name for file in files])
+    # Patterns may come upon a file twice.
+    return some([file.name for file in dict.fromkeys(files)])
 
 
 def _way_out(kind: str) -> str:
+    if kind == "HEIF":
+        return "install pillow-heif to read them"
     reason = why_refused(kind)
     return reason.partition("; ")[2] or reason
 

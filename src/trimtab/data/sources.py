@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trimtab.data.built_in import BUILT_IN, built_in_set, hidden_by, split_images, training_images
-from trimtab.data.folders import folder_splits, held_out_folder, split_folder, training_folders
+from trimtab.data.folders import folder_splits, held_out_folder, refuse_other_words, split_folder, training_folders
 from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Listed, Reading, is_utf8, nfc
 from trimtab.data.images import ImageSource
 from trimtab.data.leaks import Part
@@ -159,6 +159,8 @@ def open_split(path: str | Path, split: str, classes: Sequence[str], *, made: Pa
     held_out = made is not None and made.is_file() and "val" not in named
     if made is not None and held_out and wanted in ("train", "val"):
         return _made_split(path, made, wanted, tuple(classes))
+    if wanted not in ("all", *named) and path.is_dir():
+        refuse_other_words(path)
     if wanted == "test" and wanted not in named:
         val = "measure on the held-out validation images with --split val; " if held_out or "val" in named else ""
         raise DataError(f"{path} has no 'test' split; {val}--split all measures on all images, also those trained on.")
