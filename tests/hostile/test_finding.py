@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import job, scenes
-from tests.benchmark.pretended import Inline, go, make_suite, results_of
+from tests.benchmark.pretended import SECRET, Inline, go, make_suite, prepare, results_of
 from trimtab.data import (
     ImageSet,
     TrainingData,
@@ -314,6 +314,20 @@ def test_bench_refuses_copies_unless_told_otherwise(tmp_path: Path) -> None:
     results = results_of(tmp_path / "a")
     assert results.find("run")[-1]["options"]["duplicates"] == "keep"
     assert "duplicates" not in results.find("setup")[-1]["setup"]
+
+
+def test_bench_keeps_published_splits_and_says_so(tmp_path: Path) -> None:
+    root, heard = prepare(tmp_path / "data", "vtab1k", "dtd"), Heard()
+    images = tmp_path / "data/vtab1k/dtd/images"
+    for number, file in enumerate(sorted(images.iterdir())):
+        file.write_bytes(bytes([number]))
+    shutil.copy(images / "train-00-0.png", images / f"{SECRET}-01-0.png")
+    options = {"root": str(root), "tasks": ["dtd"], "seeds": 1, "progress": heard}
+    assert go(Path("vtab1k"), tmp_path / "a", Inline(), "linear", **options).broken == ()
+    assert any(text.startswith("dtd: 1 of 9 test images are copies of training images") for text in heard.said)
+    heard.said.clear()
+    go(Path("vtab1k"), tmp_path / "a", Inline(), "linear", **options)
+    assert not any("copies" in text for text in heard.said)
 
 
 # --- formats ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -143,12 +144,11 @@ def held_out_folder(path: Path) -> list[Found]:
     test = split_folders(path)[0].get("test")
     if test is None:
         return []
-    left = LeftOut()
-    return [
-        image
-        for folder in class_roots(test, left)
-        for image in _labelled(test, folder, Walk(left, above=(os.path.realpath(test),)).by_folder(folder))
-    ]
+    left, found = LeftOut(), list[Found]()
+    for folder in class_roots(test, left):
+        with contextlib.suppress(DataError):
+            found += _labelled(test, folder, Walk(left, above=(os.path.realpath(test),)).by_folder(folder))
+    return found
 
 
 def split_folders(path: Path) -> tuple[dict[str, Path], list[Path]]:
