@@ -22,11 +22,11 @@ from trimtab.data import (
     BuiltInImage,
     MaskPreprocess,
     Preprocess,
-    find_images,
     hidden_by,
     list_images,
     named_images,
     note_of_turns,
+    search_images,
     unreadable,
 )
 from trimtab.errors import CheckpointError, ConfigError, DataError
@@ -251,7 +251,8 @@ def evaluate(
         (how many of the model's classes occur), ``split`` and ``seconds``. Of a segmenter: ``miou``,
         ``pixel_accuracy``, ``mean_class_accuracy`` and ``loss`` over all pixels of the set that have a class, ``iou``
         by class (None where it is neither there nor predicted), ``per_image`` (path, ``miou`` and ``pixel_accuracy``
-        of each image), ``images``, ``classes``, ``split`` and ``seconds``.
+        of each image), ``images``, ``classes``, ``split`` and ``seconds``. Where images were found that cannot be
+        decoded here, ``left_out`` counts them.
 
     Raises:
         TrimtabError: If the adapter, the backbone or the data cannot be used.
@@ -262,6 +263,8 @@ def evaluate(
     if hidden := hidden_by(data):
         progress.say(hidden)
     images = task.open_split(data, split, predictor.labels, made=Path(directory) / SPLIT)
+    for note in images.notes:
+        progress.say(note)
     store = task.store(images, predictor.preprocess, cache_bytes=0, threads=threads, whole=True)
     plan = batches_of(len(images), min(batch_size, task.eval_batch), threads)
     tally = task.tally(predictor.labels)
@@ -273,6 +276,7 @@ def evaluate(
         progress.say(turned)
     return {
         **task.summary(images, predictor.labels, tally),
+        **({"left_out": images.left_out} if images.left_out else {}),
         "split": split,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -313,11 +317,14 @@ def predict_to_csv(
     """
     out = Path(out)
     check_file(out, "CSV file", overwrite=overwrite)
-    paths, unmatched = find_images(patterns)
+    found = search_images(patterns)
+    paths, unmatched = found.images, found.unmatched
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
     files = (path for path in paths if isinstance(path, Path))
     refuse_inputs([out], itertools.chain(files, adapter_files(directory, weights)))
+    for note in found.notes:
+        (progress or Progress()).say(note)
     predictor = load(directory, weights=weights, device=device)
     if not isinstance(predictor, Predictor):
         raise ConfigError("A segmenter's predictions are masks and not rows of a CSV; see predict_to_folder.")

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
-from trimtab.data import ImageSet, TrainingData, bits_in_use, note_of_turns
+from trimtab.data import ImageSet, TrainingData, bits_in_use, find_leaks, note_of_turns
 from trimtab.data.colour import WIDEST
 from trimtab.errors import CheckpointError, ConfigError, TrimtabError, nearest
 from trimtab.guard import check_run
@@ -84,7 +84,8 @@ def fit(
 ) -> FitResult:
     """Tune a backbone on labelled images and save the adapter.
 
-    The test images of ``data``, if it has any, are never read.
+    The test images of ``data``, if it has any, are neither trained on nor decoded: their files are only compared with
+    the training and validation images, to tell of the same image in two splits.
 
     Args:
         data: A folder with ``train/`` (and ``val/``, ``test/``) of class folders, one folder of class folders,
@@ -311,8 +312,13 @@ def _open(
 ) -> TrainingData:
     if not named:
         progress.say(_UNNAMED.format(config.backbone))
-    training = data if isinstance(data, TrainingData) else task.open_training(data, config.val_fraction, config.seed)
-    for note in training.notes:
+    if isinstance(data, TrainingData):
+        training, notes = data, data.notes
+    else:
+        training = task.open_training(data, config.val_fraction, config.seed)
+        parts = (training.train.part, training.val.part, task.held_out(data))
+        notes = training.notes + find_leaks(data, parts, made=training.split_made).notes
+    for note in notes:
         progress.say(note)
     if config.limit is None:
         return training

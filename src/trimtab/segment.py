@@ -20,7 +20,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from trimtab.data import Codes, ImageSource, MaskPreprocess, find_images, unreadable
+from trimtab.data import Codes, ImageSource, MaskPreprocess, find_images, search_images, unreadable
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.files import check_folder, make_folder, refuse_inputs, write_bytes, write_text
 from trimtab.model import TunedModel
@@ -204,6 +204,8 @@ class MaskPlan:
     """For each image the name of its files in the folder, without their endings; no two share a file."""
     unmatched: dict[str, str]
     """What was named and stands for no image, and why."""
+    notes: list[str]
+    """What to say of the files that were found."""
 
 
 def plan_masks(
@@ -227,11 +229,12 @@ def plan_masks(
         raise CheckpointError(
             f"There is something in {str(out)!r}; write among it with --overwrite, or name another folder."
         )
-    paths, unmatched = find_images(patterns)
+    found = search_images(patterns)
+    paths, unmatched = found.images, found.unmatched
     if not paths:
         raise DataError(next(iter(unmatched.values()), "No images are named; give some."))
     # Through a link that leads nowhere yet, the folder could not be made.
-    plan = MaskPlan(Path(os.path.realpath(out)), paths, names_of([str(path) for path in paths]), unmatched)
+    plan = MaskPlan(Path(os.path.realpath(out)), paths, names_of([str(path) for path in paths]), unmatched, found.notes)
     if in_use:
         _check_outputs(out, plan.names)
         files = (path for path in paths if isinstance(path, Path))
@@ -247,6 +250,8 @@ def write_masks(
     Raises:
         TrimtabError: If nothing can be read, or the folder cannot be written.
     """
+    for note in plan.notes:
+        (progress or Progress()).say(note)
     rows, skipped = [], []
     predictions = predictor.iterate(plan.paths, threads=threads, progress=progress)
     for name, prediction in zip(plan.names, predictions, strict=True):

@@ -40,7 +40,7 @@ def test_split_folders() -> None:
     pairs = zip(found.train.paths, masks(found.train).masks, strict=True)
     assert all(image.stem == mask.stem and image.parent.name == mask.parent.name for image, mask in pairs)
     assert named_scene_splits(data()) == {"train", "val", "test"}
-    assert any("test images are not read" in note for note in found.notes)
+    assert any("test images are not trained on" in note for note in found.notes)
 
 
 def test_folders_of_splits_outside(tmp_path: Path) -> None:

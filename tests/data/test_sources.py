@@ -101,7 +101,7 @@ def test_what_is_no_image_is_left_out_and_told(tmp_path: Path, class_folders: Fo
     data = open_training(tmp_path, val_fraction=0)
     assert data.train.classes == ("a", "b")
     assert [data.train.labels.count(label) for label in range(2)] == [3, 4]
-    assert f"Ignored in {tmp_path.name}/: 2 not images ('README.md', 'notes.txt')." in data.notes
+    assert f"Left out of {tmp_path.name}/: 2 not images ('README.md', 'notes.txt')." in data.notes
     assert f"Ignored in {tmp_path.name}/: 1 beside the class folders ('lost.PNG')." in data.notes
 
 
@@ -148,7 +148,7 @@ def test_the_test_folder_is_never_looked_into(
         open_split(tmp_path, "test", data.train.classes)
     assert len(data.train) + len(data.val) == 6
     assert all("test" not in path.relative_to(tmp_path).parts for path in data.train.paths + data.val.paths)
-    assert any("test/ is not read" in note for note in data.notes)
+    assert any("test/ is not trained on" in note for note in data.notes)
 
 
 def test_an_unreadable_test_folder_is_no_hindrance(tmp_path: Path, class_folders: Folders) -> None:
@@ -194,7 +194,7 @@ def test_csv_with_splits(photos: Path) -> None:
     assert names(data.train, photos) == ["photos/p/001.png", "photos/p/000.png"]
     assert data.train.labels == (0, 1)
     assert names(data.val, photos) == ["photos/p/002.png"]
-    assert any("test split are not read (1)" in note for note in data.notes)
+    assert any("test split are not trained on (1)" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("split_column", [False, True])

@@ -18,7 +18,7 @@ from trimtab.benchmark.provenance import computer, provenance
 from trimtab.benchmark.results import BENCH, Record, Results, repair
 from trimtab.benchmark.run import Outcome, Run
 from trimtab.benchmark.search import check_sampler
-from trimtab.benchmark.suites import SuiteTask, check_variants, open_suite
+from trimtab.benchmark.suites import OWN, SuiteTask, check_duplicates, check_variants, open_suite
 from trimtab.benchmark.workers import alone
 from trimtab.errors import ConfigError
 from trimtab.guard import check_bench
@@ -80,6 +80,11 @@ def bench(
         backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device="cpu")
         _check_setup(results, config, found, backbone.fingerprint, out)
         trials = Trials(config, backbone)
+        for task in found:
+            # Of a prepared task it was said when it was begun; only data of one's own may have changed.
+            if task.variant == OWN or results.last("task", task=task.name) is None:
+                for note in check_duplicates(task, trials.parts(task), config.duplicates):
+                    progress.say(note)
         run = Run(rows, found, config, trials, results, out, progress, pool)
         repair(out / RESULTS, BENCH)
         _begin(results, config, found, backbone.fingerprint, command)

@@ -60,6 +60,9 @@ class BenchConfig:
     """Arithmetic of the forward and backward pass."""
     val_fraction: float = 0.2
     """Part of the training images to choose on where a set names no validation images."""
+    duplicates: Literal["refuse", "keep"] = "refuse"
+    """What to do where a set of your own has the same image in two of training, validation and test: refuse the set, or
+    keep it as it is and say so. Published splits (vtab1k, fgvc) are always kept."""
     limit: int | None = None
     """Use only the first N training and validation images of a shuffled list, to try things out."""
     cache_gb: float = 2.0

@@ -12,7 +12,18 @@ from typing import Any
 
 from trimtab.benchmark.catalog import TASKS
 from trimtab.benchmark.prepared import SPLITS, read_manifest
-from trimtab.data import BUILT_IN, ImageSet, TrainingData, named_splits, open_split, open_training, stamp
+from trimtab.data import (
+    BUILT_IN,
+    ImageSet,
+    TrainingData,
+    find_leaks,
+    held_out_part,
+    named_splits,
+    open_split,
+    open_training,
+    stamp,
+)
+from trimtab.data.found import nfc
 from trimtab.errors import ConfigError, DataError, nearest
 
 OWN = "own"
@@ -88,7 +99,7 @@ def _prepared(suite: str, root: str | None, tasks: Sequence[str]) -> list[SuiteT
                 f"--root {root}`, or leave the task out with --tasks."
             )
         manifest = read_manifest(folder)
-        classes, splits = tuple(manifest["classes"]), manifest["splits"]
+        classes, splits = tuple(map(nfc, manifest["classes"])), manifest["splits"]
         data, variant = str(folder / SPLITS), manifest["variant"]
         found.append(SuiteTask(suite, name, table[name].group, data, variant, classes, splits))
     return found
@@ -177,6 +188,30 @@ def open_parts(task: SuiteTask, val_fraction: float) -> Parts:
     together = ImageSet("train", train.paths + val.paths, train.labels + val.labels, train.classes)
     final = TrainingData(together, ImageSet("val", (), (), train.classes), tuning.source, False, ())
     return Parts(tuning, final, digest_of(train, val))
+
+
+def check_duplicates(task: SuiteTask, parts: Parts, duplicates: str) -> list[str]:
+    """Compare the files of a task's splits; what is to be told of images that are in two of them.
+
+    Test images are read as files, and not decoded.
+
+    Args:
+        task: The task.
+        parts: Its training and validation images.
+        duplicates: ``"refuse"`` or ``"keep"``. What trimtab prepared is kept: its splits are published as they are.
+
+    Raises:
+        DataError: There are some and they are refused, or one file is in two splits.
+    """
+    tuning = parts.tuning
+    compared = (tuning.train.part, tuning.val.part, held_out_part(task.data))
+    leaks = find_leaks(task.data, compared, made=tuning.split_made)
+    if leaks.copies and duplicates == "refuse" and task.variant == OWN:
+        raise DataError(
+            f"{task.name} ({task.data}) has the same images in two splits, which its test accuracy would count: "
+            f"{' '.join(leaks.copies)} Remove them from one split, or measure all the same with --duplicates keep."
+        )
+    return [f"{task.name}: {note}" for note in leaks.notes]
 
 
 def open_test(task: SuiteTask, classes: tuple[str, ...]) -> ImageSet:

@@ -6,17 +6,25 @@ from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folde
 from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
 from trimtab.data.files_of import files_of
-from trimtab.data.folders import find_images, list_images
+from trimtab.data.folders import find_images, list_images, search_images
 from trimtab.data.images import BuiltInImage, BuiltInSet, ImageSource, open_image, stamp
 from trimtab.data.joint import MaskPreprocess
+from trimtab.data.leaks import Leaks, Part, find_leaks
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.mask_store import MaskStore
 from trimtab.data.masks import VOID, Codes
 from trimtab.data.preprocess import Preprocess, unreadable, why_unreadable
-from trimtab.data.scenes import named_scene_splits, open_scene_split, open_scenes, write_scene_split
+from trimtab.data.scenes import (
+    held_out_scene_part,
+    named_scene_splits,
+    open_scene_split,
+    open_scenes,
+    write_scene_split,
+)
 from trimtab.data.sources import (
     ImageSet,
     TrainingData,
+    held_out_part,
     named_splits,
     open_split,
     open_training,
@@ -36,9 +44,11 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "ImageStore",
+    "Leaks",
     "MaskPreprocess",
     "MaskSet",
     "MaskStore",
+    "Part",
     "Preprocess",
     "Sprites",
     "Store",
@@ -46,6 +56,9 @@ __all__ = [
     "bits_in_use",
     "files_of",
     "find_images",
+    "find_leaks",
+    "held_out_part",
+    "held_out_scene_part",
     "hidden_by",
     "list_images",
     "named_images",
@@ -57,6 +70,7 @@ __all__ = [
     "open_scenes",
     "open_split",
     "open_training",
+    "search_images",
     "stamp",
     "stratified_split",
     "unreadable",

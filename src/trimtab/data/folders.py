@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.data.built_in import named_images
-from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Reading, some
+from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Listed, Reading, check_nested, some, split_like
 from trimtab.data.images import BuiltInImage, ImageSource
+from trimtab.data.listing import LeftOut, Walk, class_roots, expand, is_image, leads_up, scan
 from trimtab.errors import DataError
 
-_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
+_SPLITS_ABOVE = (
+    "put the splits above the classes (train/CLASS/, test/CLASS/), or give a .csv file with the columns "
+    "path,label,split"
 )
 
 
 def list_images(patterns: Sequence[str | Path]) -> list[ImageSource]:
     """The images that files, folders, glob patterns and names of built-in data stand for, sorted and each once.
 
-    Folders are searched with all folders inside them. A file named as such is taken whatever its
-    extension; from folders and globs only files with an image's extension are. Of built-in data
-    (``digits``) the test images are taken; ``digits/val`` and ``digits/val/0007`` name others.
+    Folders are searched with all folders inside them. A file named as such is taken whatever it is; from folders
+    and globs files are taken that are images by their extension or their content, even if they cannot be decoded
+    here. Of built-in data (``digits``) the test images are taken; ``digits/val`` and ``digits/val/0007`` name others.
 
     Raises:
         DataError: A pattern stands for no image.
@@ -49,55 +38,85 @@ def list_images(patterns: Sequence[str | Path]) -> list[ImageSource]:
 
 def find_images(patterns: Sequence[str | Path]) -> tuple[list[ImageSource], dict[str, str]]:
     """As `list_images`, and the patterns that stand for no image, each with a sentence that says so."""
+    found = search_images(patterns)
+    return found.images, found.unmatched
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `search_images` found.
+
+    Attributes:
+        images: The images, sorted and each once.
+        unmatched: The patterns that stand for no image, each with a sentence that says so.
+        notes: Sentences about files that are no images, and links that are not followed.
+    """
+
+    images: list[ImageSource]
+    unmatched: dict[str, str]
+    notes: list[str]
+
+
+def search_images(patterns: Sequence[str | Path]) -> Search:
+    """As `list_images`, and what was not found or not taken.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
     chosen: dict[Path, Path] = {}
     built_in: dict[BuiltInImage, None] = {}
     unmatched: dict[str, str] = {}
-    for pattern in patterns:
-        images, named = _matches(str(pattern)), named_images(str(pattern))
+    notes: dict[str, None] = {}
+    for pattern in map(str, patterns):
+        left = LeftOut()
+        images, named = _matches(pattern, left), named_images(pattern)
         if not images and not named:
-            unmatched[str(pattern)] = (
-                f"{str(pattern)!r} matches no image; give image files, folders that hold some, "
+            unmatched[pattern] = (
+                f"{pattern!r} matches no image; give image files, folders that hold some, "
                 "or glob patterns such as 'photos/**/*.jpg'."
             )
         for image in images:
             chosen.setdefault(image.absolute(), image)
         built_in |= dict.fromkeys(named)
-    return [*sorted(chosen.values()), *built_in], unmatched
+        notes |= dict.fromkeys(left.sentences(pattern))
+    return Search([*sorted(chosen.values()), *built_in], unmatched, list(notes))
 
 
 def training_folders(path: Path) -> Reading:
     """The training and validation images of a folder; a test folder is not looked into."""
-    splits, others = _split_folders(path)
-    notes: list[str] = []
+    splits, others = split_folders(path)
     if not splits:
-        return Reading("folder", _class_folders(path, notes, allow_empty=False), [], notes)
+        _refuse_other_words(path, others)
+        listed = _class_folders(path, allow_empty=False)
+        return Reading("folder", listed.images, [], listed.notes)
     if "train" not in splits:
         named = next(iter(splits.values())).name
         raise DataError(
             f"{path} has a folder {named!r} but no 'train'; put the training images in train/, "
             f"or rename {named!r} if it is a class."
         )
-    train = _class_folders(splits["train"], notes, allow_empty=False)
-    val = _class_folders(splits["val"], notes, allow_empty=True) if "val" in splits else []
-    if "val" in splits and not val:
+    train = _class_folders(splits["train"], allow_empty=False)
+    val = _class_folders(splits["val"], allow_empty=True) if "val" in splits else Listed([], [])
+    if "val" in splits and not val.images:
         raise DataError(f"{splits['val']} has no images; add some, or remove it to have some of train/ held out.")
+    notes = train.notes + val.notes
     if "test" in splits:
-        notes.append(f"{splits['test'].name}/ is not read; it is for the final evaluation.")
+        notes.append(f"{splits['test'].name}/ is not trained on; it is for the final evaluation.")
     if others:
-        notes.append(f"Ignored beside {splits['train'].name}/: {some(others)}.")
-    return Reading("split folders", train, val, notes)
+        notes.append(f"Ignored beside {splits['train'].name}/: {some([folder.name for folder in others])}.")
+    return Reading("split folders", train.images, val.images, notes)
 
 
 def folder_splits(path: Path) -> set[str]:
     """The splits that a folder has folders for."""
-    return set(_split_folders(path)[0])
+    return set(split_folders(path)[0])
 
 
-def split_folder(path: Path, wanted: str) -> list[Found]:
+def split_folder(path: Path, wanted: str) -> Listed:
     """The images of one split of a folder, or of all its splits or class folders."""
-    splits, _ = _split_folders(path)
+    splits, others = split_folders(path)
     if wanted == "all":
-        folders = list(splits.values()) or [path]
+        folders = list(splits.values()) or in_other_words(others) or [path]
     elif wanted in splits:
         folders = [splits[wanted]]
     elif splits:
@@ -107,22 +126,40 @@ def split_folder(path: Path, wanted: str) -> list[Found]:
             "of the split that training made."
         )
     else:
+        _refuse_other_words(path, others)
         raise DataError(
             f"{path} has no {wanted!r} split, for it is one folder of class folders; use the split 'all', "
             "or give the .csv file of the split that training made."
         )
-    return [image for folder in folders for image in _class_folders(folder, [], allow_empty=True)]
+    listed = [_class_folders(folder, allow_empty=True, whole=wanted == "all") for folder in folders]
+    return Listed(
+        [image for part in listed for image in part.images],
+        [note for part in listed for note in part.notes],
+        sum(part.left_out for part in listed),
+    )
 
 
-def _split_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders that stand for splits, by split, and the names of the other folders."""
+def held_out_folder(path: Path) -> list[Found]:
+    """The images of the test split, taken as far as they can be listed; nothing is checked."""
+    test = split_folders(path)[0].get("test")
+    if test is None:
+        return []
+    left, found = LeftOut(), list[Found]()
+    for folder in class_roots(test, left):
+        with contextlib.suppress(DataError):
+            found += _labelled(test, folder, Walk(left, above=(os.path.realpath(test),)).by_folder(folder))
+    return found
+
+
+def split_folders(path: Path) -> tuple[dict[str, Path], list[Path]]:
+    """The folders that stand for splits, by split, and the other folders."""
     folders, _ = scan(path)
     splits: dict[str, Path] = {}
     others = []
     for folder in folders:
         split = SPLIT_WORDS.get(folder.name.lower())
         if split is None:
-            others.append(folder.name)
+            others.append(folder)
         elif split in splits:
             raise DataError(
                 f"{path} has both {splits[split].name!r} and {folder.name!r}, which mean the same split; "
@@ -133,69 +170,97 @@ def _split_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
     return splits, others
 
 
-def _class_folders(path: Path, notes: list[str], *, allow_empty: bool) -> list[Found]:
-    """The images in the class folders of ``path``; what is left out is added to ``notes``."""
-    folders, loose = scan(path)
-    if not folders:
+def in_other_words(folders: Sequence[Path], *, flat: bool = False) -> list[Path]:
+    """Those of some folders that look like splits in other words, such as ``train_set`` and ``test2017``.
+
+    Args:
+        folders: All folders of a place.
+        flat: Whether splits need no folders inside even where other folders are beside them.
+
+    Returns:
+        None where only one kind of them is there, which classes may well be called, or for what seems no split inside.
+    """
+    like = {folder: split for folder in folders if (split := split_like(folder.name))}
+    alone, kinds = len(like) == len(folders), set(like.values())
+    if not kinds & {"val", "test"} or not (alone or "train" in kinds):
+        return []
+    if "train" in kinds and (alone or flat):
+        return list(like)
+    return list(like) if all(scan(folder)[0] for folder in like) else []
+
+
+def refuse_other_words(path: Path) -> None:
+    """Refuse a folder whose splits have other names, which would be taken for classes.
+
+    Raises:
+        DataError: They do (see `in_other_words`).
+    """
+    splits, others = split_folders(path)
+    if not splits:
+        _refuse_other_words(path, others)
+
+
+def _refuse_other_words(path: Path, folders: Sequence[Path]) -> None:
+    if named := in_other_words(folders):
+        raise DataError(
+            f"{path} has the folders {some([folder.name for folder in named])}, which look like splits and would be "
+            "used as classes; rename them to train/, val/ and test/, or give a .csv file if they are classes."
+        )
+
+
+def _class_folders(path: Path, *, allow_empty: bool, whole: bool = False) -> Listed:
+    """The images in the class folders of ``path``; ``whole`` if no split is asked for."""
+    left, notes = LeftOut(), []
+    roots, loose = class_roots(path, left), scan(path)[1]
+    if not roots:
         rename = f", or rename {path.name!r} if it is a class itself" if path.name.lower() in SPLIT_WORDS else ""
         raise DataError(f"{path} has no class folders; put the images of each class into a folder of its own{rename}.")
     found: list[Found] = []
-    beside = [file for file in loose if is_image(file)]
-    other = [file for file in loose if not is_image(file)]
-    empty = []
-    for folder in folders:
-        files = walk(folder)
-        images = [file for file in files if is_image(file)]
-        if not images:
+    beside = [file for file in loose if is_image(file, left)]
+    empty, everyone, above = [], frozenset(roots.values()), (os.path.realpath(path),)
+    for folder in roots:
+        places = Walk(left, everyone, above).by_folder(folder)
+        if not places:
             empty.append(folder.name)
-        other += [file for file in files if not is_image(file)]
-        where = f"{path.name}/{folder.name}"
-        found += [Found(image, folder.name, image.relative_to(path).as_posix(), where) for image in images]
+        if not whole:
+            notes += check_nested(folder, [place for place, _ in places], _SPLITS_ABOVE)
+        found += _labelled(path, folder, places)
+    hint = "".join(f" {sentence}" for sentence in left.sentences(f"{path.name}/")) if left.images else ""
     if not found and not allow_empty:
-        raise DataError(f"{path} has no images in its class folders ({some(empty)}); give {LAYOUTS}.")
+        raise DataError(f"{path} has no images in its class folders ({some(empty)}); give {LAYOUTS}.{hint}")
     if empty and not allow_empty:
-        raise DataError(f"{path} has class folders without images: {some(empty)}; fill or remove them.")
-    for left_out, why in ((beside, "beside the class folders"), (other, "not images")):
-        if left_out:
-            shown = some([file.name for file in left_out])
-            notes.append(f"Ignored in {path.name}/: {len(left_out)} {why} ({shown}).")
-    return found
+        raise DataError(f"{path} has class folders without images: {some(empty)}; fill or remove them.{hint}")
+    if beside:
+        shown = some([file.name for file in beside])
+        notes.append(f"Ignored in {path.name}/: {len(beside)} beside the class folders ({shown}).")
+    return Listed(found, notes + left.sentences(f"{path.name}/"), left.images)
 
 
-def scan(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files directly in ``folder``, each sorted, without hidden ones."""
-    try:
-        with os.scandir(folder) as entries:
-            visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
-    folders = [folder / name for name, is_folder in visible if is_folder]
-    return folders, [folder / name for name, is_folder in visible if not is_folder]
+def _labelled(path: Path, folder: Path, places: Iterable[tuple[Path, list[Path]]]) -> list[Found]:
+    """The images of one class folder of ``path``, by the folders that they are in."""
+    where = f"{path.name}/{folder.name}"
+    return [
+        Found(image, folder.name, f"{inside}/{image.name}", where)
+        for place, images in places
+        for inside in [place.relative_to(path).as_posix()]
+        for image in images
+    ]
 
 
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """All files in ``folder`` and the folders inside it, sorted within each folder."""
-    real = folder.resolve()
-    if real in above:  # a link that leads back up
-        return []
-    folders, files = scan(folder)
-    return files + [file for inner in folders for file in walk(inner, (*above, real))]
-
-
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, left: LeftOut) -> list[Path]:
     path = Path(pattern)
     if not pattern:  # a variable of a shell that is not set; Path takes it for this folder
         return []
     if path.is_dir():
-        return [file for file in walk(path) if is_image(file)]
+        return Walk(left).images(path, undecodable=True)
     if path.exists():
         return [path]
-    # Path.glob takes no absolute pattern.
-    matched = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-    files = [file for match in matched for file in (walk(match) if match.is_dir() else [match])]
-    return [file for file in files if is_image(file)]
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file's extension is an image's."""
-    return path.suffix.lower() in _SUFFIXES
+    images = []
+    for match in expand(pattern, left):
+        if not match.is_dir():
+            images += [match] if is_image(match, left, undecodable=True) else []
+        elif leads_up(match):
+            left.links.append(match)
+        else:
+            images += Walk(left).images(match, undecodable=True)
+    return images

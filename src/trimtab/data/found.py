@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from trimtab.data.images import ImageSource
+from trimtab.errors import DataError
 
 SPLIT_WORDS = {
     "train": "train",
@@ -16,6 +20,17 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+_MORE_WORDS = {
+    **SPLIT_WORDS,
+    "trainval": "train",
+    "dev": "val",
+    "eval": "test",
+    "evaluation": "test",
+    "holdout": "test",
+}
+_AFFIX = "datasets?|data|sets?|splits?|images?|imgs?|photos?|pictures?|pics?|folders?|dirs?|files?|parts?|folds?|v"
+# Longer words first, so that "training" is not "train" and the rest.
+_SPLIT_LIKE = re.compile(f"(?:{_AFFIX})?({'|'.join(sorted(_MORE_WORDS, key=len, reverse=True))})(?:{_AFFIX})?")
 LAYOUTS = (
     "a folder with train/ (and val/, test/) of class folders, one folder of class folders, "
     "or a .csv file with the columns path,label[,split]"
@@ -40,6 +55,74 @@ class Reading:
     train: list[Found]
     val: list[Found]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images of one split, the notes made on the way, and how many images were left out."""
+
+    images: list[Found]
+    notes: list[str]
+    left_out: int = 0
+
+
+def split_like(name: str) -> str | None:
+    """The split that a folder's name stands for in other words, such as ``train_set`` or ``TestImages2017``.
+
+    Returns:
+        ``"train"``, ``"val"`` or ``"test"``; None if the name has any word that is about something else.
+    """
+    if not name.isascii():
+        return None
+    splits = set()
+    for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name):
+        matched = _SPLIT_LIKE.fullmatch(word.lower())
+        if matched is not None:
+            splits.add(_MORE_WORDS[matched[1]])
+        elif re.fullmatch(_AFFIX, word.lower()) is None:
+            return None
+    return splits.pop() if len(splits) == 1 else None
+
+
+def check_nested(base: Path, inside: Iterable[Path], way_out: str) -> list[str]:
+    """Refuse folders named for splits in a folder whose images would all be used alike.
+
+    Args:
+        base: The folder.
+        inside: The folders in it that have images, at any depth.
+        way_out: What to do instead.
+
+    Returns:
+        Notes: a folder may well be called ``train`` for what is in its pictures.
+
+    Raises:
+        DataError: Some are named for validation or test images.
+    """
+    exact: dict[str, str] = {}
+    like: dict[str, str] = {}
+    for folder in inside:
+        parts = folder.relative_to(base).parts
+        for depth, part in enumerate(parts, start=1):
+            here = "/".join(parts[:depth])
+            if split := SPLIT_WORDS.get(part.lower()):
+                exact.setdefault(split, here)
+            if split := split_like(part):
+                like.setdefault(split, here)
+    named = exact if exact.keys() & {"val", "test"} else like if len(like) > 1 and "train" in like else {}
+    if named:
+        raise DataError(
+            f"{base} has folders named for splits inside it ({some(sorted(named.values()))}), and all of them would be "
+            f"used alike, test images too; {way_out}."
+        )
+    return [f"{base.name}/{exact['train']}/ is taken like every folder in {base.name}/."] if exact else []
+
+
+def nfc(name: str) -> str:
+    """A name in the composed form of Unicode (NFC), in which names are compared.
+
+    File systems and programs write "é" as one character or as two; both are one name.
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def is_utf8(name: str) -> bool:

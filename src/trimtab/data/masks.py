@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trimtab.data.decode import open_allowed
+from trimtab.data.found import nfc
 from trimtab.data.turning import orientation_tag, stored_array
 from trimtab.errors import CheckpointError, DataError
 
@@ -142,7 +143,7 @@ def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
             header = [(name or "").strip().lower() for name in rows[0]] if rows else []
-            rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in rows]
+            rows = [{(k or "").strip().lower(): nfc((v or "").strip()) for k, v in row.items() if k} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
         raise DataError(f"{path} cannot be read as CSV ({error}); save it as CSV in UTF-8.") from error
     numbered, coloured = "value" in header, {"red", "green", "blue"} <= set(header)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
+import unicodedata
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.data.found import SPLIT_WORDS, Found, Reading, is_utf8
+from trimtab.data.found import SPLIT_WORDS, Found, Listed, Reading, is_utf8
+from trimtab.data.leaks import identity
 from trimtab.errors import DataError, nearest
 
 
@@ -28,8 +32,9 @@ def training_rows(path: Path) -> Reading:
     val = [row for row in rows if row.split == "val"]
     notes = []
     if ignored := sum(row.split == "test" for row in rows):
-        notes.append(f"Rows of the test split are not read ({ignored}); they are for the final evaluation.")
-    return Reading("csv", _files_of(path, train), _files_of(path, val), notes)
+        notes.append(f"Rows of the test split are not trained on ({ignored}); they are for the final evaluation.")
+    found = _files_of(path, train + val)
+    return Reading("csv", found[: len(train)], found[len(train) :], notes)
 
 
 def row_splits(path: Path) -> set[str]:
@@ -37,14 +42,23 @@ def row_splits(path: Path) -> set[str]:
     return {row.split for row in _read_rows(path) if row.split is not None}
 
 
-def split_rows(path: Path, wanted: str) -> list[Found]:
+def held_out_rows(path: Path) -> list[Found]:
+    """The images of the test split as the rows name them; whether they are there is not checked."""
+    return [
+        Found(existing_form(path.parent, row.path), row.label, row.path, f"{path}, row {row.number}")
+        for row in _read_rows(path)
+        if row.split == "test" and row.path
+    ]
+
+
+def split_rows(path: Path, wanted: str) -> Listed:
     """The images of one split of a CSV file, or of all its rows."""
     rows = _read_rows(path)
     if wanted != "all" and any(row.split is None for row in rows):
         raise DataError(
             f"{path} has no {wanted!r} split, for it has no 'split' column; add the column, or use the split 'all'."
         )
-    return _files_of(path, [row for row in rows if wanted in ("all", row.split)])
+    return Listed(_files_of(path, [row for row in rows if wanted in ("all", row.split)]), [])
 
 
 def _read_rows(path: Path) -> list[_Row]:
@@ -93,16 +107,77 @@ def _split_of(word: str, path: Path, number: int) -> str:
     return split
 
 
-def _files_of(path: Path, rows: list[_Row]) -> list[Found]:
+def _files_of(path: Path, rows: Sequence[_Row]) -> list[Found]:
     """The files that rows name, checked; a relative path starts at the CSV's own folder."""
-    found = []
+    found, twice = [], Twice(path)
     for row in rows:
         where = f"{path}, row {row.number}"
         for column, cell in (("path", row.path), ("label", row.label)):
             if not cell:
                 raise DataError(f"{where}: the {column} is blank; fill it in or remove the row.")
-        image = path.parent / row.path
-        if not image.is_file():
-            raise DataError(f"{where}: there is no file {image}; paths are relative to the CSV's folder.")
+        named = named_file(path.parent, row.path)
+        if named is None:
+            raise DataError(
+                f"{where}: there is no file {path.parent / row.path}; paths are relative to the CSV's folder."
+            )
+        image, same = named
+        twice.check(same, row.path, row.number)
         found.append(Found(image, row.label, row.path, where))
     return found
+
+
+class Twice:
+    """Refuses rows of a CSV file that name one real file, however it is spelled or linked.
+
+    Args:
+        path: The CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._first: dict[Hashable, tuple[int, str]] = {}
+
+    def check(self, same: Hashable, name: str, number: int) -> None:
+        """Take in the image of a row.
+
+        Args:
+            same: What all paths of the file have in common (see `identity`).
+            name: How the row names it.
+            number: Of the row.
+
+        Raises:
+            DataError: An earlier row names the same file.
+        """
+        row, earlier = self._first.setdefault(same, (number, name))
+        if row != number:
+            raise DataError(
+                f"{self._path}, row {number}: the image {name} is in row {row} already, as {earlier}, which is the "
+                "same file; name it once, so that no image is both trained and tested on."
+            )
+
+
+def named_file(folder: Path, name: str) -> tuple[Path, Hashable] | None:
+    """The file that a row names, and what tells it from others; None if there is none.
+
+    Where there is none of this spelling, it is looked for in the other form of Unicode.
+    """
+    for form in (Path.joinpath, existing_form):
+        file = form(folder, name)
+        try:
+            known = file.stat()
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISREG(known.st_mode):
+            return file, identity(file, known)
+    return None
+
+
+def existing_form(folder: Path, name: str) -> Path:
+    """A path with each part in that form of Unicode in which it is there: as given, composed or decomposed."""
+    place = folder
+    if name.isascii():
+        return place / name
+    for part in Path(name).parts:
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        place = next((there for form in forms if os.path.lexists(there := place / form)), place / part)
+    return place

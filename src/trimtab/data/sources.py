@@ -5,20 +5,22 @@ Nothing here opens an image; a set is a list of paths with labels.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trimtab.data.built_in import BUILT_IN, built_in_set, hidden_by, split_images, training_images
-from trimtab.data.folders import folder_splits, split_folder, training_folders
-from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Reading, is_utf8
+from trimtab.data.folders import folder_splits, held_out_folder, refuse_other_words, split_folder, training_folders
+from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Listed, Reading, is_utf8, nfc
 from trimtab.data.images import ImageSource
-from trimtab.data.rows import row_splits, split_rows, training_rows
+from trimtab.data.leaks import Part
+from trimtab.data.rows import held_out_rows, row_splits, split_rows, training_rows
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.files import write_text
 
@@ -32,16 +34,25 @@ class ImageSet:
         paths: The image files, or the images of a built-in set.
         labels: For each image, the position of its class in ``classes``.
         classes: The names of the classes.
+        notes: Sentences to tell the user. Sets that differ in these two only are equal.
+        left_out: How many images were found that cannot be decoded, and are not in the set.
     """
 
     name: str
     paths: tuple[ImageSource, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
+    left_out: int = field(default=0, compare=False, kw_only=True)
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.paths)
+
+    @property
+    def part(self) -> Part:
+        """The images as a part of data that is compared with others (see `find_leaks`)."""
+        return Part(self.name, self.paths, self.labels)
 
     def select(self, positions: Iterable[int], name: str | None = None) -> ImageSet:
         """The images at ``positions``, in that order, with the same classes."""
@@ -93,7 +104,7 @@ def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0)
         raise ConfigError(f"val_fraction is {val_fraction}; as a share it must be at least 0 and below 1.")
     path = _existing(Path(path))
     reading = _read_training(path)
-    classes = tuple(sorted({image.label for image in reading.train}))
+    classes = tuple(sorted({nfc(image.label) for image in reading.train}))
     if len(classes) == 1:
         raise DataError(f"{path} has one class only ({classes[0]!r}); a classifier needs at least two.")
     _check_classes(path, classes)
@@ -109,7 +120,7 @@ def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0)
         val=train.select(drawn, "val"),
         source=reading.source,
         split_made=bool(drawn),
-        notes=(*reading.notes, _split_note(len(drawn), len(train), val_fraction, seed)),
+        notes=(*reading.notes, split_note(len(drawn), len(train), f"{val_fraction:.0%} of each class", seed)),
     )
 
 
@@ -148,13 +159,30 @@ def open_split(path: str | Path, split: str, classes: Sequence[str], *, made: Pa
     held_out = made is not None and made.is_file() and "val" not in named
     if made is not None and held_out and wanted in ("train", "val"):
         return _made_split(path, made, wanted, tuple(classes))
+    if wanted not in ("all", *named) and path.is_dir():
+        refuse_other_words(path)
     if wanted == "test" and wanted not in named:
         val = "measure on the held-out validation images with --split val; " if held_out or "val" in named else ""
         raise DataError(f"{path} has no 'test' split; {val}--split all measures on all images, also those trained on.")
-    found = _read_split(path, wanted)
-    if not found:
-        raise DataError(f"{path} has no images in its {wanted!r} split; add some or choose another split.")
-    return _image_set(wanted, found, tuple(classes))
+    listed = _read_split(path, wanted)
+    if not listed.images:
+        told = "".join(f" {note}" for note in listed.notes) if listed.left_out else ""
+        raise DataError(f"{path} has no images in its {wanted!r} split; add some or choose another split.{told}")
+    images = _image_set(wanted, listed.images, tuple(classes))
+    return replace(images, notes=tuple(listed.notes), left_out=listed.left_out)
+
+
+def held_out_part(path: str | Path) -> Part:
+    """The test images of a data set, to compare others with them; none if they cannot be listed.
+
+    Nothing is checked, so that what may be wrong with them hinders no training.
+    """
+    path = Path(path)
+    found: list[Found] = []
+    with contextlib.suppress(DataError):
+        if built_in_set(path) is None:
+            found = held_out_folder(path) if path.is_dir() else held_out_rows(path)
+    return Part("test", [image.path for image in found], [nfc(image.label) for image in found])
 
 
 def _read_training(path: Path) -> Reading:
@@ -166,10 +194,10 @@ def _read_training(path: Path) -> Reading:
     return reading if hidden is None else replace(reading, notes=[hidden, *reading.notes])
 
 
-def _read_split(path: Path, wanted: str) -> list[Found]:
+def _read_split(path: Path, wanted: str) -> Listed:
     built_in = built_in_set(path)
     if built_in is not None:
-        return split_images(built_in, wanted)
+        return Listed(split_images(built_in, wanted), [])
     return split_folder(path, wanted) if path.is_dir() else split_rows(path, wanted)
 
 
@@ -210,8 +238,9 @@ def stratified_split(
     """Holds out the same share of every class.
 
     An image is drawn by a hash of its name and the seed, so the split depends neither on the order
-    of the images nor on which other images there are. Every class keeps at least one image, and
-    gives at least one where it has two and ``fraction`` is above 0.
+    of the images nor on which other images there are, nor on the form of Unicode that names are in.
+    Every class keeps at least one image, and gives at least one where it has two and ``fraction``
+    is above 0.
 
     Args:
         names: For each image, a name of its own.
@@ -225,7 +254,7 @@ def stratified_split(
     members: defaultdict[int, list[int]] = defaultdict(list)
     for position, label in enumerate(labels):
         members[label].append(position)
-    draws = [hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest() for name in names]
+    draws = [hashlib.sha256(f"{seed}/{nfc(name)}".encode("utf-8", "surrogateescape")).digest() for name in names]
     held: set[int] = set()
     for positions in members.values():
         count = min(max(round(len(positions) * fraction), 1), len(positions) - 1) if fraction else 0
@@ -242,12 +271,13 @@ def _check_classes(path: Path, classes: Sequence[str]) -> None:
             raise DataError(f"{path} has a class named {name!r}, which is not UTF-8; rename it.")
 
 
-def _split_note(held: int, total: int, fraction: float, seed: int) -> str:
+def split_note(held: int, total: int, share: str, seed: int) -> str:
+    """A sentence on the validation images that were held out: how many, which share, and drawn by which seed."""
     if not held:
         return f"There are no validation images; all {total} images are trained on."
     return (
         f"The data names no validation images, so {held} of the {total} training images "
-        f"({fraction:.0%} of each class, seed {seed}) are held out for validation."
+        f"({share}, seed {seed}) are held out for validation."
     )
 
 
@@ -264,9 +294,12 @@ def _existing(path: Path) -> Path:
 
 
 def _image_set(name: str, found: list[Found], classes: tuple[str, ...]) -> ImageSet:
-    number = {label: position for position, label in enumerate(classes)}
-    for image in found:
-        if image.label not in number:
+    # An adapter's own spelling of a class goes before the composed one.
+    number = {nfc(label): position for position, label in enumerate(classes)}
+    number |= {label: position for position, label in enumerate(classes)}
+    labels = [number.get(image.label, number.get(nfc(image.label))) for image in found]
+    for image, label in zip(found, labels, strict=True):
+        if label is None:
             raise DataError(
                 f"{image.where} has the class {image.label!r}, which is none of the {len(classes)} classes "
                 f"trained on; rename or remove it.{nearest(image.label, classes)}"
@@ -274,6 +307,6 @@ def _image_set(name: str, found: list[Found], classes: tuple[str, ...]) -> Image
     return ImageSet(
         name=name,
         paths=tuple(image.path for image in found),
-        labels=tuple(number[image.label] for image in found),
+        labels=tuple(label for label in labels if label is not None),
         classes=classes,
     )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 from torch import Tensor
 
 from trimtab.backbone import Backbone
-from trimtab.data import ImageSet, MaskPreprocess, Preprocess, Store, TrainingData
+from trimtab.data import ImageSet, MaskPreprocess, Part, Preprocess, Store, TrainingData
 from trimtab.heads import Graded, SegmenterConfig
 from trimtab.recipe import Recipe
 
@@ -108,6 +108,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def named_splits(self, path: str | Path) -> set[str]:
         """The splits that a data set itself names."""
+
+    @abc.abstractmethod
+    def held_out(self, path: str | Path) -> Part:
+        """List the test images of a data set, to compare others with them; none if they cannot be listed."""
 
     @abc.abstractmethod
     def write_split(self, path: Path, training: TrainingData) -> None:

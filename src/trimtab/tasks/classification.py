@@ -15,8 +15,10 @@ from trimtab.backbone import Backbone
 from trimtab.data import (
     ImageSet,
     ImageStore,
+    Part,
     Preprocess,
     TrainingData,
+    held_out_part,
     named_splits,
     open_split,
     open_training,
@@ -113,6 +115,10 @@ class Classification(Task):
     def named_splits(self, path: str | Path) -> set[str]:
         """Of class folders or a CSV file."""
         return named_splits(path)
+
+    def held_out(self, path: str | Path) -> Part:
+        """List the test images of class folders or a CSV file."""
+        return held_out_part(path)
 
     def write_split(self, path: Path, training: TrainingData) -> None:
         """As a CSV file of images with labels."""

@@ -19,7 +19,9 @@ from trimtab.data import (
     MaskPreprocess,
     MaskSet,
     MaskStore,
+    Part,
     TrainingData,
+    held_out_scene_part,
     named_scene_splits,
     open_scene_split,
     open_scenes,
@@ -208,6 +210,10 @@ class Segmentation(Task):
     def named_splits(self, path: str | Path) -> set[str]:
         """Of folders of images and masks, or a CSV file."""
         return named_scene_splits(path)
+
+    def held_out(self, path: str | Path) -> Part:
+        """List the test images of folders of images and masks, or of a CSV file."""
+        return held_out_scene_part(path)
 
     def write_split(self, path: Path, training: TrainingData) -> None:
         """As a CSV file of images with masks."""
