@@ -49,16 +49,17 @@ MAY_IMPORT = {
     "probe": f"{_CORE} heads model tasks inputs optimizer",
     "objective": f"{_CORE} heads model tasks",
     "tracking": "errors files progress run_folder",
+    "preprocessing": f"{_CORE} heads model data checkpoint tasks run_folder inputs progress",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
     "objective progress tracking",
-    "fit": f"{_CORE} locks weights heads model data checkpoint tasks run_folder guard inputs loop progress tracking",
+    "fit": f"{_CORE} locks weights heads model data checkpoint tasks run_folder guard inputs preprocessing loop progress tracking",
     "segment": "errors files data model progress sliding",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder guard segment sliding progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
     "export": f"{_CORE} heads model data checkpoint guard",
     "report": f"{_CORE} weights heads model data checkpoint tasks run_folder guard progress evaluate sliding",
     "benchmark": f"{_CORE} locks options weights heads model data checkpoint tasks run_folder guard inputs optimizer "
-    "progress show loop fit evaluate report",
+    "progress show preprocessing loop fit evaluate report",
     "cli": "errors files data methods options progress show catalogue checkpoint guard sliding fit evaluate export "
     "cost report benchmark",
     "__main__": "cli",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tests.methods.cases import main_cases, unprepared
 from trimtab.backbone import Backbone
-from trimtab.fit import make_preprocess
+from trimtab.preprocessing import make_preprocess
 from trimtab.recipe import FitConfig
 from trimtab.weights import load_backbone
 

@@ -16,19 +16,19 @@ from accelerate.utils import broadcast_object_list
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import METRICS, RUN
-from trimtab.data import ImageSet, TrainingData, bits_in_use, find_leaks, note_of_turns
-from trimtab.data.colour import WIDEST
+from trimtab.data import ImageSet, TrainingData, find_leaks, note_of_turns
 from trimtab.errors import CheckpointError, ConfigError, TrimtabError, nearest
 from trimtab.guard import check_run
 from trimtab.inputs import Shared
 from trimtab.locks import check_free, own, partner
 from trimtab.loop import Job, Watch
-from trimtab.methods import configure, method_of, paper_preprocessing, paper_recipe
+from trimtab.methods import configure, method_of, paper_recipe
 from trimtab.model import TunedModel, build
+from trimtab.preprocessing import preprocess_of_run
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.run_folder import SPLIT, RunFolder, digest, machine
-from trimtab.tasks import Classification, Task, make_task
+from trimtab.tasks import Task, make_task
 from trimtab.tasks.base import AnyPreprocess
 from trimtab.tracking import Tracking, check_trackers
 from trimtab.weights import load_backbone
@@ -36,11 +36,6 @@ from trimtab.weights import load_backbone
 _UNNAMED = (
     "No backbone is named, so {} is tuned: small, in this package, to try things out. "
     "For real work name a larger one with --backbone; `trimtab backbones` lists them."
-)
-
-_DEPTH = (
-    "The values of the 16-bit training images use {bits} bits, so {white} is taken for white, there and in what is "
-    "predicted."
 )
 
 
@@ -120,7 +115,7 @@ def fit(
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
         training = _open(data, config, progress, asked, named="backbone" in options)
         backbone = _backbone(config, accelerator.device, shared or Shared())
-        preprocess = _preprocess(config, backbone, asked, training, folder, shared or Shared(), progress)
+        preprocess = preprocess_of_run(config, backbone, asked, training, folder, shared or Shared(), progress)
         torch.manual_seed(config.seed)
         model = build(backbone, method_config, len(training.train.classes), asked.head)
         run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
@@ -206,73 +201,6 @@ def _backbone(config: FitConfig, device: torch.device, shared: Shared) -> Backbo
         ("backbone", config.backbone, config.weights, size, str(device)),
         lambda: load_backbone(config.backbone, weights=config.weights, image_size=size, device=device),
     )
-
-
-def _preprocess(
-    config: FitConfig,
-    backbone: Backbone,
-    task: Task,
-    training: TrainingData,
-    folder: RunFolder,
-    shared: Shared,
-    progress: Progress,
-) -> AnyPreprocess:
-    """Preprocessing of a run, with how deep its 16-bit images are."""
-    if _began_before_colours(config, folder):
-        # It goes on as it began: without transparency, and with 16 bits.
-        return dataclasses.replace(make_preprocess(config, backbone, task), background=None)
-    images, threads = training.train.paths, config.threads
-    bits = shared.once(("bits", images), lambda: bits_in_use(images, threads))
-    if bits < WIDEST:
-        progress.say(_DEPTH.format(bits=bits, white=2**bits - 1))
-    return make_preprocess(config, backbone, task, bits)
-
-
-def _began_before_colours(config: FitConfig, folder: RunFolder) -> bool:
-    """Whether the run to be resumed is of a version that knew neither background nor bits."""
-    if not folder.going_on or config.background is not None:
-        return False
-    before = folder.recorded()
-    known = before.get("preprocessing")
-    return "background" not in before and isinstance(known, dict) and "background" not in known
-
-
-def make_preprocess(
-    config: FitConfig, backbone: Backbone, task: Task | None = None, bits: int = WIDEST
-) -> AnyPreprocess:
-    """Preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size; to classify by default.
-
-    Args:
-        config: The options of the run.
-        backbone: What is tuned.
-        task: What is learned.
-        bits: How many bits the values of its 16-bit images use.
-
-    Raises:
-        ConfigError: If there is no preprocessing of that name.
-    """
-    named = paper_preprocessing()
-    if config.preprocess == "native":
-        values = backbone.data_config
-        modes = {"center": "shorter", "squash": "squash"}
-        mode = values.pop("crop_mode")
-        if mode not in modes:
-            raise ConfigError(
-                f"The own preprocessing of {backbone.name!r} crops by {mode!r}, which is not supported; "
-                f"choose another by --preprocess: {', '.join(named)}."
-            )
-        values["resize"] = modes[mode]
-    elif config.preprocess in named:
-        values = dict(named[config.preprocess])
-    else:
-        raise ConfigError(
-            f"There is no preprocessing {config.preprocess!r}.{nearest(config.preprocess, named)} "
-            f"Choose one of: native, {', '.join(named)}."
-        )
-    if config.augment is not None:
-        values["augment"] = config.augment
-    made = (task or Classification()).preprocess(values, backbone)
-    return dataclasses.replace(made, bits=bits, background=config.background_colour())
 
 
 def _accelerator(config: FitConfig, task: Task) -> Accelerator:
@@ -378,7 +306,7 @@ def _identity(
 ) -> dict[str, Any]:
     """By name, what decides the bits of the result."""
     files = [entry for images in (training.train, training.val) for entry in task.identity(images)]
-    free = ("weights", "cache_gb", "threads", "device", "tracker")
+    free = ("weights", "cache_gb", "threads", "device", "tracker", "background")
     return {
         **{name: value for name, value in dataclasses.asdict(config).items() if name not in free and value is not None},
         **resolved["recipe"],

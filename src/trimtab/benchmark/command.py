@@ -29,6 +29,7 @@ from trimtab.progress import Progress
 
 RESULTS = "results.jsonl"
 _OPTIONS = "trimtab.benchmark.config:BenchConfig"
+_BACKGROUND = "background"
 _OF_A_ROW = ("epochs", "warmup_epochs", "batch_size", "probe_epochs")
 """Options of the training that a row may have of its own."""
 
@@ -79,7 +80,7 @@ def bench(
         size = _image_size(config)
         backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device="cpu")
         _check_setup(results, config, found, backbone.fingerprint, out)
-        trials = Trials(config, backbone)
+        trials = Trials(config, backbone, transparency=_shows_transparency(results))
         for task in found:
             # Of a prepared task it was said when it was begun; only data of one's own may have changed.
             if task.variant == OWN or results.last("task", task=task.name) is None:
@@ -176,6 +177,8 @@ def _check_setup(
     if before is None:
         return
     now = _setup(config, tasks, fingerprint)
+    if not _shows_transparency(results):
+        del now[_BACKGROUND]
     changed = [name for name in now.keys() | before["setup"].keys() if now.get(name) != before["setup"].get(name)]
     if changed:
         words = "; ".join(f"{n} was {before['setup'].get(n)!r}, is {now.get(n)!r}" for n in sorted(changed)[:3])
@@ -196,7 +199,13 @@ def _variants(known: Mapping[str, Record], tasks: Sequence[SuiteTask]) -> list[t
 
 
 def _setup(config: BenchConfig, tasks: Sequence[SuiteTask], fingerprint: str) -> Record:
-    return {"suite": tasks[0].suite, "fingerprint": fingerprint, **config.setup}
+    return {"suite": tasks[0].suite, "fingerprint": fingerprint, _BACKGROUND: "white", **config.setup}
+
+
+def _shows_transparency(results: Results) -> bool:
+    """Whether transparent pixels are shown over a background; earlier versions dropped transparency."""
+    before = results.last("setup")
+    return before is None or _BACKGROUND in before["setup"]
 
 
 def _begin(

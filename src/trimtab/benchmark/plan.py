@@ -40,10 +40,12 @@ class Trials:
     Args:
         config: The options of the benchmark.
         backbone: What is tuned; only its name, fingerprint and preprocessing are asked for.
+        transparency: Whether transparent pixels are shown over a background; results begun by a version that dropped
+            transparency go on without.
     """
 
-    def __init__(self, config: BenchConfig, backbone: Backbone) -> None:
-        self.config, self._backbone = config, backbone
+    def __init__(self, config: BenchConfig, backbone: Backbone, *, transparency: bool = True) -> None:
+        self.config, self._backbone, self._transparency = config, backbone, transparency
         self.protocol = PROTOCOLS[config.protocol]
         self._parts: dict[str, Parts] = {}
         self._bits: dict[tuple[str, str, int | None], int] = {}
@@ -88,11 +90,11 @@ class Trials:
         return self._bits[key]
 
     def _resolve(self, row: Row, options: Record, fit: Record, bits: int) -> Record:
-        from trimtab.fit import make_preprocess
+        from trimtab.preprocessing import make_preprocess
 
         asked = json.dumps([row.method, options, fit, bits], sort_keys=True)
         if asked not in self._resolved:
-            config = FitConfig(backbone=self.config.backbone, **fit)
+            config = FitConfig(backbone=self.config.backbone, background=None if self._transparency else "drop", **fit)
             recipe = paper_recipe(config.recipe) if config.recipe else METHODS[row.method].recipe
             resolved = {
                 "recipe": dataclasses.asdict(config.resolve(recipe)),

@@ -172,6 +172,7 @@ def _train(trial: Trial, place: Place, watch: Watch) -> Record:
         resume=True,
         watch=watch,
         shared=_shared(trial, place),
+        background=None if "background" in trial.resolved["preprocessing"] else "drop",
         device=running.device,
         threads=running.threads,
         cache_gb=running.cache_gb,
