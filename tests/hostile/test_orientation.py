@@ -171,6 +171,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("block", BROKEN)
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_a_broken_block_says_nothing(tmp_path: Path, block: bytes, suffix: str) -> None:
