@@ -138,6 +138,18 @@ def check_free(folder: Path, way_out: str = "wait until it has ended") -> None:
         os.close(handle)
 
 
+def wait_until_free(folder: Path, seconds: float) -> None:
+    """Wait until no other process writes a folder, and no longer than ``seconds``: workers outlive a killed parent."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            check_free(folder)
+        except CheckpointError:
+            time.sleep(_PAUSE)
+            continue
+        return
+
+
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
     """Read a folder that no other process writes, neither before nor after.

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from trimtab.loop import Watch
 
 
+_PATIENCE = 60
+"""Seconds that a trial waits for a worker of a killed run to end that still writes its folder."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """Everything that decides a trained model."""
@@ -155,7 +159,9 @@ def run_trial(trial: Trial, place: Place) -> Record:
 
 def _train(trial: Trial, place: Place, watch: Watch) -> Record:
     from trimtab.fit import fit
+    from trimtab.locks import wait_until_free
 
+    wait_until_free(place.out, _PATIENCE)
     if trial.test_epochs:
         # What was read on test images before an interruption is not kept.
         shutil.rmtree(place.out, ignore_errors=True)
