@@ -30,7 +30,7 @@ _OPENED = frozenset(
 )
 _DEEP = frozenset({"JPEG2000", "PPM", "SGI", "TIFF"})
 _ORIENTATION, _SIDEWAYS = 0x0112, frozenset({5, 6, 7, 8})
-_TGA_SUFFIXES = frozenset({".tga", ".vda", ".icb", ".vst"})
+_TGA_SUFFIXES = (".tga", ".vda", ".icb", ".vst")
 
 # A mask may not be a JPEG.
 _CONVERT = "convert it to PNG"
@@ -114,7 +114,7 @@ def open_allowed(file: str | Path | BinaryIO) -> Image.Image:
     else:
         head = file.read(_HEAD)
         file.seek(0)
-    kind = _format(head, Path(file).suffix if isinstance(file, (str, os.PathLike)) else "")
+    kind = _format(head, os.fspath(file) if isinstance(file, (str, os.PathLike)) else "")
     if kind is None:
         raise UnidentifiedImageError("it is empty or not an image")
     if not decodable(kind):
@@ -140,7 +140,7 @@ def sniff(path: str | Path) -> str | None:
         Also formats that are recognised and not opened (see `decodable`); None for what is no image or cannot be read.
     """
     try:
-        return _format(_head_of(path), Path(path).suffix)
+        return _format(_head_of(path), os.fspath(path))
     except (OSError, ValueError, DataError):
         return None
 
@@ -151,7 +151,7 @@ def may_have_16_bits(path: str | Path) -> bool:
         head = _head_of(path)
     except (OSError, ValueError, DataError):
         return False
-    kind = _format(head, Path(path).suffix)
+    kind = _format(head, os.fspath(path))
     # The depth stands in the header of a PNG; of the others it is known once they are opened.
     return head[24:25] == b"\x10" if kind == "PNG" else kind in _DEEP
 
@@ -202,13 +202,13 @@ def _kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def _format(head: bytes, suffix: str) -> str | None:
+def _format(head: bytes, name: str) -> str | None:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
     if head[4:8] == b"ftyp":
         return _of_brands(head)
-    if suffix.lower() in _TGA_SUFFIXES and _TGA.match(head) is not None:
+    if name.lower().endswith(_TGA_SUFFIXES) and _TGA.match(head) is not None:
         return "TGA"
     return next((kind for fits, kind in _HEADERS if fits(head)), None)
 
