@@ -1,10 +1,10 @@
-# Targets: test test-all lint format demo clean. The environment lives in .venv and follows pyproject.toml
+# Targets: test test-nightly test-all lint format demo clean. The environment lives in .venv and follows pyproject.toml
 # and constraints.txt; PYTHON=... picks another interpreter for it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-.PHONY: env .venv test test-all lint format demo clean
+.PHONY: env .venv test test-nightly test-all lint format demo clean
 
 .venv: env
 env: $(STAMP)
@@ -25,6 +25,11 @@ lint: env
 test: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# What takes long: mutated inputs and kills in large numbers.
+test-nightly: export OMP_NUM_THREADS := 1
+test-nightly: env
+	$(BIN)/python -m pytest -n 2 -m nightly
 
 # Every name that timm lists, for a nightly run: about ten minutes of one core. Writes docs/backbones.*.
 test-all: export OMP_NUM_THREADS := 1

@@ -272,3 +272,10 @@ def test_known_formats_do_not_load_every_plugin(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", program], check=False, env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("how", [{"format": "JPEG"}, {"format": "TIFF", "compression": "jpeg"}], ids=["jpeg", "tiff"])
+def test_a_mask_that_was_saved_with_loss_is_known_by_content(tmp_path: Path, how: dict[str, str]) -> None:
+    Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(tmp_path / "mask.png", **how)
+    with pytest.raises(ValueError, match="changes pixels to save room"):
+        masks.read_raw(tmp_path / "mask.png", coloured=False)

@@ -21,7 +21,7 @@ from trimtab.errors import CheckpointError, DataError
 VOID = 255
 """What a pixel that no class is asked of has in place of a class; there are at most so many classes."""
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabelled", "unlabeled"})
-_LOSSY = frozenset({".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".heic", ".heif"})
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "HEIF"})
 _INDEX_MODES = frozenset({"1", "L", "P", "I", "I;16"})
 
 Array = npt.NDArray[Any]
@@ -104,9 +104,9 @@ def read_mask(path: Path, *, coloured: bool) -> tuple[Array, int | None]:
         ValueError: It is no mask of this kind.
         OSError: It cannot be read.
     """
-    if path.suffix.lower() in _LOSSY:
-        raise ValueError("its format changes pixels to save room; save masks as PNG")
     with open_allowed(path) as image:
+        if image.format in _LOSSY or image.info.get("compression") == "jpeg":
+            raise ValueError(f"its format ({image.format}) changes pixels to save room; save masks as PNG")
         before = orientation_tag(image) if image.format == "TIFF" else None
         values = _values_of(image, coloured=coloured)
         # Pillow turns a TIFF as it decodes it, and has it without an orientation from then on.
