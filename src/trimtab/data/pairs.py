@@ -180,7 +180,9 @@ def _by_stem(folder: Path, other: Path, found: Pairs, *, whole: bool) -> tuple[d
 
 
 def _stem(file: Path, folder: Path) -> str:
-    return nfc(file.relative_to(folder).with_suffix("").as_posix())
+    name = file.relative_to(folder)
+    # A file without an extension may be called frame.0001.
+    return nfc((name if name.suffix[1:].isdecimal() else name.with_suffix("")).as_posix())
 
 
 def _pairs_of_rows(path: Path, wanted: Collection[str]) -> dict[str, list[Pair]]:
