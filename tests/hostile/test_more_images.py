@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import scenes
+from tests.benchmark.pretended import Inline, go, make_suite
 from tests.hostile.test_finding import CLASSES, Heard, classes, noise
 from trimtab import fit, report
 from trimtab.data import (
@@ -214,6 +215,16 @@ def test_a_report_says_what_it_left_out(tmp_path: Path) -> None:
     heard = Heard()
     report(tmp_path / "out", data=data, split="all", out=tmp_path / "out.html", progress=heard)
     assert any("1 EPS ('drawing.eps'" in line for line in heard.said)
+
+
+def test_a_benchmark_says_what_it_left_out(tmp_path: Path) -> None:
+    suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
+    for split in ("train", "test"):
+        (tmp_path / "sets/maps" / split / "ant" / f"{split}.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    heard = Heard()
+    go(suite, tmp_path / "out", Inline(), "linear", seeds=1, progress=heard)
+    for split in ("train", "test"):
+        assert any("Left out of" in line and f"{split}.eps" in line for line in heard.said)
 
 
 # --- orientation ------------------------------------------------------------------------------------------
