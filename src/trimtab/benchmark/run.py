@@ -18,7 +18,7 @@ from trimtab.benchmark.plan import Job, Trials, Unit
 from trimtab.benchmark.pools import Pool, PoolError, Processes
 from trimtab.benchmark.protocols import Row
 from trimtab.benchmark.results import Record, Results
-from trimtab.benchmark.suites import SuiteTask, open_test
+from trimtab.benchmark.suites import SuiteTask, left_out, open_test
 from trimtab.benchmark.trial import Place, Running, read_test, run_trial
 from trimtab.errors import TrainingError
 from trimtab.progress import Progress, clock
@@ -78,9 +78,11 @@ class Run:
         # Last: from here on there is something to close.
         self.pool: Pool = pool or make_pool(config, work, tasks)
 
-    @staticmethod
-    def _test(task: SuiteTask, trials: Trials) -> Any:
-        return open_test(task, trials.parts(task).final.train.classes)
+    def _test(self, task: SuiteTask, trials: Trials) -> Any:
+        images = open_test(task, trials.parts(task).final.train.classes)
+        for note in left_out(images.notes):
+            self.progress.say(f"{task.name}: {note}")
+        return images
 
     def go(self) -> Outcome:
         """Work until nothing can be done."""

@@ -24,6 +24,7 @@ from trimtab.data import (
     stamp,
 )
 from trimtab.data.found import nfc
+from trimtab.data.listing import LEFT_OUT
 from trimtab.errors import ConfigError, DataError, nearest
 
 OWN = "own"
@@ -191,7 +192,7 @@ def open_parts(task: SuiteTask, val_fraction: float) -> Parts:
 
 
 def check_duplicates(task: SuiteTask, parts: Parts, duplicates: str) -> list[str]:
-    """Compare the files of a task's splits; what is to be told of images that are in two of them.
+    """Compare the files of a task's splits; what is to be told of images in two of them, and of those left out.
 
     Test images are read as files, and not decoded.
 
@@ -211,7 +212,12 @@ def check_duplicates(task: SuiteTask, parts: Parts, duplicates: str) -> list[str
             f"{task.name} ({task.data}) has the same images in two splits, which its test accuracy would count: "
             f"{' '.join(leaks.copies)} Remove them from one split, or measure all the same with --duplicates keep."
         )
-    return [f"{task.name}: {note}" for note in leaks.notes]
+    return [f"{task.name}: {note}" for note in (*left_out(tuning.notes), *leaks.notes)]
+
+
+def left_out(notes: Sequence[str]) -> list[str]:
+    """Those notes on a set that tell of images which cannot be decoded here."""
+    return [note for note in notes if note.startswith(LEFT_OUT)]
 
 
 def open_test(task: SuiteTask, classes: tuple[str, ...]) -> ImageSet:

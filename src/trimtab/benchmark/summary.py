@@ -22,7 +22,7 @@ TESTS = (
     "Wilcoxon's signed-rank test over the tasks' means (from six tasks on). p values are corrected for the number of "
     "pairs by Holm's rule."
 )
-_COMMON = ("protocol", "sampler", "trials", "prune", "backbone", "val_fraction", "suite", "fingerprint")
+_COMMON = ("protocol", "sampler", "trials", "prune", "backbone", "val_fraction", "suite", "fingerprint", "background")
 
 
 def summarise(folders: Sequence[str | Path]) -> Record:

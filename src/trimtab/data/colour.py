@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import Any
 
@@ -21,6 +22,10 @@ WIDEST = 16
 
 _WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _OPAQUE = 65535
+_OF_FEW_BITS = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies grey values of 2 and 4 bits by, and not the transparent one among them."""
+_ALPHA_UNUSED = frozenset({"BMP", "DIB", "TGA"})
+"""Formats whose fourth byte of a pixel is nothing, and zero, as often as alpha."""
 _PLANES, _BITS = 284, 258
 """The tags of a TIFF: PlanarConfiguration and BitsPerSample."""
 
@@ -55,6 +60,7 @@ def in_colour(image: Image.Image, bits: int = WIDEST, background: Colour | None 
         raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if _is_in_planes(image) and (bits < WIDEST or not _is_colour16(image)):
         raise ValueError("its 16-bit colours lie in planes, of which Pillow decodes half or noise; save it as PNG")
+    _scale_key(image)
     keyed = background is not None and "transparency" in image.info
     if _is_grey16(image) or ((bits < WIDEST or keyed) and _is_colour16(image)):
         colours, alpha = _wide(image, bits)
@@ -104,7 +110,17 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     if image.mode == "La":
         image = image.convert("LA")
     alpha = image.convert("RGBA").getchannel("A")
-    return None if alpha.getextrema()[0] == 255 else alpha
+    least, most = alpha.getextrema()
+    unused = most == 0 and image.format in _ALPHA_UNUSED
+    return None if least == 255 or unused else alpha
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Have the transparent value of a grey PNG of 2 or 4 bits on the scale of its pixels, as it will be decoded."""
+    key, tile = image.info.get("transparency"), getattr(image, "tile", ())
+    if isinstance(key, int) and image.mode == "L" and tile and (scale := _OF_FEW_BITS.get(_rawmode(tile[0]))):
+        image.load()  # afterwards nothing says how many bits there were, and the value is not scaled again
+        image.info["transparency"] = key * scale
 
 
 # --- 16 bits ----------------------------------------------------------------------------------------------
@@ -116,7 +132,9 @@ def _is_grey16(image: Image.Image) -> bool:
 
 def _is_colour16(image: Image.Image) -> bool:
     """Whether Pillow is going to drop the lower byte of each value: it has no mode for 16-bit colours."""
-    return image.mode != "I" and any(_half(tile) is not None for tile in getattr(image, "tile", ()))
+    return image.mode != "I" and any(
+        _half(tile) is not None or _greatest_of_ppm(tile) > 255 for tile in getattr(image, "tile", ())
+    )
 
 
 def _is_in_planes(image: Image.Image) -> bool:
@@ -151,6 +169,8 @@ def _samples(image: Image.Image) -> tuple[Array, Array | None]:
         if colours.min() < 0 or colours.max() > _OPAQUE:
             raise ValueError("its pixels have more than 16 bits; save it with 8 or 16 bits")
         return colours, np.where(colours == key, 0, _OPAQUE) if isinstance(key, int) else None
+    if _greatest_of_ppm(image.tile[0]):  # type: ignore[attr-defined]
+        return _values_of_ppm(image), None
     values = _both_halves(image)
     if values.shape[2] == 2:
         return values[..., 0], values[..., 1]
@@ -176,6 +196,29 @@ def _both_halves(image: Image.Image) -> Array:
     if grey:
         return lower[..., 0::2] << 8 | lower[..., 1::2]
     return np.asarray(image).astype(np.int64) << 8 | lower
+
+
+def _greatest_of_ppm(tile: Any) -> int:
+    """What a PPM file calls the greatest value of its colours, where Pillow scales them; otherwise 0."""
+    return int(tile[3][1]) if tile[0] in ("ppm", "ppm_plain") and tile[3][0] == "RGB" else 0
+
+
+def _values_of_ppm(image: Image.Image) -> Array:
+    """The colours (h, w, 3) of a PPM file of 16 bits, on a scale of 16 bits."""
+    tile, file = image.tile[0], image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    file.seek(tile[2])
+    content = file.read()
+    file.seek(place)
+    count = 3 * image.width * image.height
+    if tile[0] == "ppm":
+        values = np.frombuffer(content[: 2 * count], ">u2")
+    else:
+        values = np.array(re.sub(rb"#[^\r\n]*", b" ", content).split()[:count], dtype=np.float64)
+    if len(values) < count:
+        raise ValueError("the file ends before its last pixel")
+    scaled = np.rint(values * (_OPAQUE / _greatest_of_ppm(tile))).astype(np.int64)
+    return scaled.clip(0, _OPAQUE).reshape(image.height, image.width, 3)
 
 
 def _half(tile: Any) -> str | None:

@@ -28,6 +28,8 @@ _HEAD = 256
 _OPENED = frozenset(
     "AVIF BMP DIB GIF HEIF ICO JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP".split()  # noqa: SIM905
 )
+_STARTING = frozenset({"EPS", "FPX", "IPTC", "MIC"})
+"""Formats whose plugins in Pillow start a program or another plugin when pixels are asked for, besides its stubs."""
 _DEEP = frozenset({"JPEG2000", "PPM", "SGI", "TIFF"})
 _ORIENTATION, _SIDEWAYS = 0x0112, frozenset({5, 6, 7, 8})
 _TGA_SUFFIXES = (".tga", ".vda", ".icb", ".vst")
@@ -75,6 +77,22 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"BLP1", "BLP"),
     (b"BLP2", "BLP"),
 )
+# What pictures are taken for, or what Pillow has plugins for. They say why a file is refused, and make none an image.
+_ELSE: tuple[tuple[bytes, str], ...] = (
+    (b"%PDF-", "PDF"),
+    (b"#define ", "XBM"),
+    (b"Image type:", "IM"),
+    (b"DanM", "MSP"),
+    (b"LinS", "MSP"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "OLE (FlashPix, Office)"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (b"GRIB", "GRIB"),
+    (b"BUFR", "BUFR"),
+    (b"\x93NUMPY", "NumPy"),
+    (b"PK\3\4", "ZIP"),
+    (b"\x1f\x8b", "gzip"),
+    (b"version https://git-lfs", "Git LFS pointer"),
+)
 _DIB_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _TIFF = frozenset({b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"})
 _TGA = re.compile(rb".[\0\1][\1\2\3\x09\x0a\x0b].{15}", re.DOTALL)
@@ -116,6 +134,9 @@ def open_allowed(file: str | Path | BinaryIO) -> Image.Image:
         file.seek(0)
     kind = _format(head, os.fspath(file) if isinstance(file, (str, os.PathLike)) else "")
     if kind is None:
+        for magic, name in _ELSE:
+            if head.startswith(magic):
+                raise DataError(f"it is a file of the format {name}, which is not opened; give a PNG or JPEG instead")
         raise UnidentifiedImageError("it is empty or not an image")
     if not decodable(kind):
         raise DataError(why_refused(kind))
@@ -177,14 +198,18 @@ def why_refused(kind: str) -> str:
 
 
 def check_opened(image: Image.Image) -> None:
-    """Refuse an image that the caller opened, if decoding it would start what `open_allowed` does not.
+    """Refuse an image that the caller opened, if decoding it would start a program or another package.
+
+    Other formats than `open_allowed` knows are the caller's choice, as are plugins.
 
     Raises:
-        DataError: Its pixels are not decoded yet, and its format is none of those that are opened.
+        DataError: Its pixels are not decoded yet, and its plugin does more than decode them.
     """
-    waiting = isinstance(image, ImageFile.ImageFile) and (image.tile or isinstance(image, ImageFile.StubImageFile))
-    if waiting and image.format is not None and image.format not in _OPENED:
-        raise DataError(why_refused("WMF" if image.format == "EMF" else image.format))
+    stub = isinstance(image, ImageFile.StubImageFile)
+    waiting = isinstance(image, ImageFile.ImageFile) and bool(image.tile)
+    if stub or (waiting and image.format in _STARTING):
+        kind = image.format or "unknown"
+        raise DataError(why_refused("WMF" if kind == "EMF" else kind))
 
 
 def _head_of(path: str | Path) -> bytes:

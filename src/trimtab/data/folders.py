@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.data.built_in import named_images
-from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Listed, Reading, check_nested, some, split_like
+from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Listed, Reading, check_nested, some, split_like, split_pairs
 from trimtab.data.images import BuiltInImage, ImageSource
 from trimtab.data.listing import LeftOut, Walk, class_roots, expand, is_image, leads_up, scan
 from trimtab.errors import DataError
@@ -201,7 +201,8 @@ def refuse_other_words(path: Path) -> None:
 
 
 def _refuse_other_words(path: Path, folders: Sequence[Path]) -> None:
-    if named := in_other_words(folders):
+    pairs = split_pairs(folder.name for folder in folders)
+    if named := in_other_words(folders) or [folder for folder in folders if folder.name in pairs]:
         raise DataError(
             f"{path} has the folders {some([folder.name for folder in named])}, which look like splits and would be "
             "used as classes; rename them to train/, val/ and test/, or give a .csv file if they are classes."

@@ -33,6 +33,8 @@ SUFFIXES = frozenset(
 """Extensions of images that are known without opening the file."""
 
 FOLDER, LINK, FILE, OTHER = "folder", "link to a folder", "file", "other"
+LEFT_OUT = "Left out of"
+"""How a note on what is left out begins."""
 _SAID = {"HEIF": "HEIC"}
 """What formats are better known as."""
 Entry: TypeAlias = "tuple[str, str]"
@@ -70,7 +72,7 @@ class LeftOut:
             parts.append(f"{len(set(self.broken))} links to nothing or special files ({_names(self.broken)})")
         if self.others:
             parts.append(f"{len(set(self.others))} not images ({_names(self.others)})")
-        told = [f"Left out of {where}: {', '.join(parts)}."] if parts else []
+        told = [f"{LEFT_OUT} {where}: {', '.join(parts)}."] if parts else []
         if self.links:
             links = some([str(link) for link in dict.fromkeys(self.links)])
             told.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from trimtab.data.images import ImageSource
 from trimtab.data.joint import MaskPreprocess
 from trimtab.data.mask_set import MaskSet
-from trimtab.data.masks import Array, read_mask
+from trimtab.data.masks import Array, fits_upright_only, read_mask
 from trimtab.data.preprocess import why_unreadable
 from trimtab.data.store import Store
 from trimtab.data.turning import UPRIGHT, Reading, readings, stored_size
@@ -91,13 +92,28 @@ class MaskStore(Store):
         pixels, orientation = self.preprocess.read_turned(path)
         stored, own = self._classes(mask)
         height, width = pixels.shape[1:]
-        for classes, reading in readings(stored, own, orientation):
-            if classes.shape == (height, width):
-                if orientation != UPRIGHT:
-                    self._readings[index] = reading
-                return torch.cat([pixels, torch.from_numpy(np.ascontiguousarray(classes))[None]])
+        fitting = [found for found in readings(stored, own, orientation) if found[0].shape == (height, width)]
+        if fitting:
+            classes, reading = fitting[0]
+            if orientation != UPRIGHT:
+                if len(fitting) > 1 and reading == "with image" and self._drawn_upright:
+                    classes, reading = fitting[1]
+                self._readings[index] = reading
+            return torch.cat([pixels, torch.from_numpy(np.ascontiguousarray(classes))[None]])
         reason = _misfit(stored, own, (height, width), orientation)
         raise DataError(_unusable(mask, reason)) from ValueError(f"mask {mask.name}: {reason}")
+
+    @functools.cached_property
+    def _drawn_upright(self) -> bool:
+        """Whether masks of the set lie on their images as these are shown, so far as sizes tell.
+
+        Asked where the size of a mask fits in two ways; then others of the set are likely to be alike.
+        """
+        for path, mask in zip(self.images.paths, self.images.masks, strict=True):
+            upright = fits_upright_only(path, mask)
+            if upright is not None:
+                return upright
+        return False
 
     def _classes(self, mask: ImageSource) -> tuple[Array, int | None]:
         """The classes (h, w) as they are stored, and the mask's own orientation."""

@@ -15,7 +15,8 @@ from PIL import Image
 
 from trimtab.data.decode import open_allowed
 from trimtab.data.found import nfc
-from trimtab.data.turning import orientation_tag, stored_array
+from trimtab.data.images import ImageSource
+from trimtab.data.turning import SIDEWAYS, orientation_tag, stored_array
 from trimtab.errors import CheckpointError, DataError
 
 VOID = 255
@@ -114,6 +115,27 @@ def read_mask(path: Path, *, coloured: bool) -> tuple[Array, int | None]:
         if before is not None and after is None:
             return stored_array(values, before), before
         return values, after
+
+
+def fits_upright_only(image: ImageSource, mask: ImageSource) -> bool | None:
+    """Whether a mask's size fits its image as this is shown (True) or as it is stored (False), by their headers.
+
+    Returns:
+        None where it fits both, or neither, or cannot be read.
+    """
+    if not isinstance(image, Path) or not isinstance(mask, Path):
+        return None
+    try:
+        with open_allowed(image) as opened:
+            # Of a TIFF, Pillow tells the size that it has once turned.
+            if opened.format == "TIFF" or orientation_tag(opened) not in SIDEWAYS:
+                return None
+            stored = opened.size
+        with open_allowed(mask) as opened:
+            size = opened.size if orientation_tag(opened) is None else (0, 0)
+    except Exception:  # noqa: BLE001 - whoever decodes them tells of it
+        return None
+    return {stored: False, stored[::-1]: True}.get(size) if stored[0] != stored[1] else None
 
 
 def _values_of(image: Image.Image, *, coloured: bool) -> Array:

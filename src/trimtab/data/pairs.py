@@ -180,7 +180,9 @@ def _by_stem(folder: Path, other: Path, found: Pairs, *, whole: bool) -> tuple[d
 
 
 def _stem(file: Path, folder: Path) -> str:
-    return nfc(file.relative_to(folder).with_suffix("").as_posix())
+    name = file.relative_to(folder)
+    # A file without an extension may be called frame.0001.
+    return nfc((name if name.suffix[1:].isdecimal() else name.with_suffix("")).as_posix())
 
 
 def _pairs_of_rows(path: Path, wanted: Collection[str]) -> dict[str, list[Pair]]:
@@ -197,7 +199,7 @@ def _pairs_of_rows(path: Path, wanted: Collection[str]) -> dict[str, list[Pair]]
                     f"{path}, row {number}: there is no {what} {path.parent / name}; paths begin at the CSV's folder."
                 )
             if what == "image":
-                twice.check(named[1], name, number)
+                twice.check(named[1], name, number, split)
             files.append(named[0])
         found.setdefault(split, []).append(Pair(files[0], files[1], (path.parent / image).as_posix()))
     return found
@@ -221,6 +223,6 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
             raise DataError(f"{path}, row {number}: the path or the mask is blank; fill it in or remove the row.")
         if word and word.lower() not in SPLIT_WORDS:
             raise DataError(f"{path}, row {number}: the split is {word!r}; use train, val or test.")
-        twice.check(os.path.normpath(image), image, number)
+        twice.check(os.path.normpath(image), image, number, SPLIT_WORDS.get(word.lower(), ""))
         rows.append((SPLIT_WORDS.get(word.lower(), ""), image, mask))
     return rows

@@ -135,21 +135,22 @@ class Twice:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._first: dict[Hashable, tuple[int, str]] = {}
+        self._first: dict[Hashable, tuple[int, str, str]] = {}
 
-    def check(self, same: Hashable, name: str, number: int) -> None:
+    def check(self, same: Hashable, name: str, number: int, split: str = "") -> None:
         """Take in the image of a row.
 
         Args:
             same: What all paths of the file have in common (see `identity`).
             name: How the row names it.
             number: Of the row.
+            split: Where one image may be several times; nowhere by default.
 
         Raises:
             DataError: An earlier row names the same file.
         """
-        row, earlier = self._first.setdefault(same, (number, name))
-        if row != number:
+        row, earlier, there = self._first.setdefault(same, (number, name, split))
+        if row != number and not (split and split == there):
             raise DataError(
                 f"{self._path}, row {number}: the image {name} is in row {row} already, as {earlier}, which is the "
                 "same file; name it once, so that no image is both trained and tested on."

@@ -22,7 +22,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = frozenset({5, 6, 7, 8})
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""The orientations that change height for width."""
 
 
 def orientation_tag(image: Image.Image) -> int | None:
@@ -46,7 +47,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 def turned_array(pixels: Array, orientation: int) -> Array:
     """As `turned`, for pixels (h, w)."""
-    if orientation in _SIDEWAYS:
+    if orientation in SIDEWAYS:
         pixels = pixels.T
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
@@ -78,4 +79,4 @@ def readings(mask: Array, own: int | None, orientation: int) -> list[tuple[Array
 
 def stored_size(height: int, width: int, orientation: int) -> tuple[int, int]:
     """Height and width as stored, of an image that is so large when it is upright."""
-    return (width, height) if orientation in _SIDEWAYS else (height, width)
+    return (width, height) if orientation in SIDEWAYS else (height, width)

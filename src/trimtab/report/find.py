@@ -33,4 +33,6 @@ def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Prog
         TrimtabError: If the images, the backbone or the adapter cannot be used.
     """
     looked = open_run(run, asked)
+    for note in looked.images.notes:
+        progress.say(note)
     return FINDERS[looked.task.name](looked, mistakes=mistakes, examples=examples, progress=progress)
