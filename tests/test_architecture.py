@@ -52,8 +52,8 @@ MAY_IMPORT = {
     "preprocessing": f"{_CORE} heads model data checkpoint tasks run_folder inputs progress",
     "loop": f"{_CORE} weights heads model data checkpoint tasks run_folder inputs optimizer probe memory compiling "
     "objective progress tracking",
-    "fit": f"{_CORE} locks weights heads model data checkpoint tasks run_folder guard inputs preprocessing loop progress "
-    "tracking",
+    "fit": f"{_CORE} locks weights heads model data checkpoint tasks run_folder guard inputs preprocessing loop "
+    "progress tracking",
     "segment": "errors files data model progress sliding",
     "evaluate": f"{_CORE} weights heads model data checkpoint tasks run_folder guard segment sliding progress",
     "cost": f"{_CORE} weights heads model data checkpoint",
