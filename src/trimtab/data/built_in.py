@@ -100,8 +100,8 @@ def write_folder(name: str, folder: str | Path) -> Path:
                     image.open().save(whole / split / label / f"{image.number:04}.png")
             if not there:
                 whole.rename(place)
-            for split in whole.iterdir() if there else ():
-                split.rename(place / split.name)
+            for part in whole.iterdir() if there else ():
+                part.rename(place / part.name)
     except OSError as error:
         raise TrainingError(f"Could not write the folder {str(folder)!r}: {error.strerror or error}.") from error
     return folder
