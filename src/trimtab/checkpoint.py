@@ -18,12 +18,13 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from trimtab.card import model_card as _card
 from trimtab.checksums import checksums, is_intact, is_kept_by
 from trimtab.errors import CheckpointError
-from trimtab.files import write_bytes, write_json, write_text
+from trimtab.files import parse_json, write_bytes, write_json, write_text
 from trimtab.locks import LOCK, reading
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ METRICS = "metrics.json"
 RUN = "config.json"
 CARD = "README.md"
 FORMAT_VERSION = 1
-_PARTS = {
+_PARTS: dict[str, type | tuple[type, ...]] = {
     "method": str,
     "method_config": dict,
     "labels": list,
@@ -49,6 +50,7 @@ _PARTS = {
     "sha256": str,
     "backbone": dict,
     "backbone.name": str,
+    "backbone.weights": (str, NoneType),
     "backbone.fingerprint": str,
     "backbone.image_size": list,
 }
@@ -368,7 +370,7 @@ def _bytes(path: Path) -> bytes:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_bytes(path))
+        value = parse_json(_bytes(path))
     except ValueError as error:
         raise CheckpointError(
             f"{path.name} in {str(path.parent)!r} is not JSON ({error}); it is truncated or was changed. "

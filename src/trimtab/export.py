@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import os
 import time
@@ -213,10 +214,13 @@ def _dynamic(task: dict[str, Tensor], backbone: Backbone) -> dict[str, Any]:
 
 def _write(program: torch.export.ExportedProgram, path: Path, format: str, names: Sequence[str]) -> None:  # noqa: A002
     if format == "torch":
-        with path.open("wb") as file, warnings.catch_warnings():
+        # In memory first: torch's writer ends the whole process where the disk is full.
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
             # Of tensors that are views of others; the program is compared with the model afterwards.
             warnings.simplefilter("ignore", UserWarning)
-            torch.export.save(program, file)
+            torch.export.save(program, buffer)
+        path.write_bytes(buffer.getbuffer())
         return
     # Names of inputs come in the order of the arguments: all keys, then all values.
     ordered = ["images", *sorted(n for n in names if n.startswith("keys")), *sorted(n for n in names if "values" in n)]

@@ -292,6 +292,18 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 # --- kinds of content -------------------------------------------------------------------------------
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value that JSON says.
+
+    Raises:
+        ValueError: If it is no JSON, or lists in lists without end.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` atomically."""
     write_atomically(path, lambda temporary: temporary.write_bytes(content))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -11,7 +10,7 @@ from pathlib import Path
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.data import MaskSet, TrainingData, files_of
 from trimtab.errors import ConfigError
-from trimtab.files import check_folder, refuse_inputs
+from trimtab.files import check_folder, parse_json, refuse_inputs
 from trimtab.run_folder import EVENTS, RESUME, SPLIT, TRACKING
 from trimtab.weights import FOLDER
 
@@ -106,7 +105,7 @@ def _files_of_sets(data: TrainingData) -> Iterator[Path]:
 def _read_json(path: Path) -> dict[str, object]:
     """A record, or nothing where it cannot be read: whoever needs it will say so."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -341,7 +341,7 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
     """What a lock file of trimtab says; ``None`` if it is another's, or empty."""
     try:
         facts = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) and isinstance(facts.get("process"), int) else None
 

@@ -372,7 +372,7 @@ class Job:
             self.progress.say(f"Memory: {told}.")
         if self.accelerator.is_main_process:
             checkpoint.save(
-                self.folder.path,
+                self.folder.kept(),
                 self.model,
                 state.best,
                 labels=self.training.train.classes,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.checksums import json_digest, seal_of, sealed
 from trimtab.errors import CheckpointError, TrainingError
-from trimtab.files import DRAFT, json_bytes, remove_drafts, write_atomically, write_bytes
+from trimtab.files import DRAFT, json_bytes, parse_json, remove_drafts, write_atomically, write_bytes
 from trimtab.locks import LOCK
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class RunFolder:
     def _record(self) -> tuple[dict[str, Any], bool]:
         """The run's identity, and whether its states have a checksum."""
         try:
-            record = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            record = parse_json((self.path / RUN).read_bytes())
             return dict(record["identity"]), _SEALED in record
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -154,8 +154,29 @@ class RunFolder:
                 "start anew with --overwrite."
             ) from error
 
+    def kept(self) -> Path:
+        """The folder, which is still this run's: a lock's file can be removed, and a folder moved away.
+
+        Raises:
+            CheckpointError: If another run has begun there; nothing of this one is to be put among its files.
+        """
+        try:
+            same = self._identity is None or json_digest(self.recorded()) == self._identity
+        except CheckpointError:
+            same = False
+        if same:
+            return self.path
+        raise CheckpointError(
+            f"{str(self.path)!r} is no longer the folder of this run: its {RUN} is gone or another run's. Nothing more "
+            "is written there; run it again with another --out."
+        )
+
     def save_state(self, state: TrainState) -> None:
-        """Write the state atomically."""
+        """Write the state atomically.
+
+        Raises:
+            CheckpointError: If the folder is another run's by now.
+        """
         from safetensors.torch import save
 
         tensors = {f"trained/{name}": value for name, value in state.trained.items()}
@@ -178,7 +199,7 @@ class RunFolder:
                 file.write(head)
                 file.write(data)
 
-        write_atomically(self.path / RESUME, write)
+        write_atomically(self.kept() / RESUME, write)
 
     def load_state(self) -> TrainState | None:
         """The state to go on from, if there is one.
@@ -249,7 +270,7 @@ def _proof(path: Path) -> str | None:
     """The file that shows that trimtab wrote into a folder; config.json and README.md are common names."""
     for name, key in ((RUN, "identity"), (CONFIG, "library")):
         try:
-            record = json.loads((path / name).read_text(encoding="utf-8"))
+            record = parse_json((path / name).read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and key in record:

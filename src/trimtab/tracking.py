@@ -121,7 +121,7 @@ class Tracking:
         """How the trackers of the run that is resumed know it."""
         try:
             ids = json.loads((self.folder / TRACKING).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return ids if isinstance(ids, dict) else {}
 

@@ -199,7 +199,7 @@ def _check_config(name: str) -> None:
         raise BackboneError(f"{name!r} has no {_CONFIG}, so it holds no timm model; name one that timm saved.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BackboneError(f"{_CONFIG} of {name!r} cannot be read ({error}); copy it again.") from error
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(architecture, str):

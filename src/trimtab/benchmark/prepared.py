@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         known = manifest["suite"], manifest["task"], manifest["variant"], manifest["splits"], manifest["classes"]
     except FileNotFoundError:
         raise DataError(f"{folder} has no {MANIFEST}, so it is not prepared, or not to the end.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error!r}); remove {folder} and prepare it again.") from error
     if version != FORMAT:
         raise DataError(f"{path} has the format {version} and this trimtab reads {FORMAT}; take a newer trimtab.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from trimtab.benchmark.summary import RESULTS, summarise
 from trimtab.benchmark.text import csv_names, csv_of, text_of
 from trimtab.data import files_of
 from trimtab.errors import CheckpointError
-from trimtab.files import check_folder, make_folder, refuse_inputs, write_json, write_text
+from trimtab.files import check_folder, make_folder, parse_json, refuse_inputs, write_json, write_text
 
 _SUMMARY = "summary.json"
 _KEYS = {"suite", "tasks", "groups", "rows", "comparisons", "tests", "published"}
@@ -85,7 +84,7 @@ def _check_out(out: Path, summary: Record, folders: Sequence[str | Path], *, ove
 def _earlier(out: Path) -> list[str]:
     """The files of the report that is in a folder."""
     try:
-        summary = json.loads((out / _SUMMARY).read_text(encoding="utf-8"))
+        summary = parse_json((out / _SUMMARY).read_bytes())
     except (OSError, ValueError):
         return []
     return _names(summary) if isinstance(summary, dict) and summary.keys() >= _KEYS else []

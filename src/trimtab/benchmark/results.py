@@ -80,19 +80,30 @@ class Results:
         self.records: dict[str, list[Record]] = {}
         self.trials: dict[str, Record] = {}
         self._named: dict[tuple[str, ...], list[Record]] = {}
+        self._end: int | None = None
         for record in _read(path, fields)[0]:
             self._take(record)
 
     def append(self, kind: str, values: Mapping[str, Any]) -> Record:
-        """Write a line and make sure that it is on the disk."""
+        """Write a line and make sure that it is on the disk.
+
+        Raises:
+            DataError: If somebody else has written to the file since the last one.
+        """
         now = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
         record = {"kind": kind, "time": now, **values}
         # Through JSON, so that what is in memory is what a later run reads.
         line = json.dumps(record, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
+            if self._end not in (None, os.fstat(file.fileno()).st_size):
+                raise DataError(
+                    f"{self.path} was changed by somebody else since this run wrote to it; nothing more is written. "
+                    "Make sure that no other run works there, and run the same command again."
+                )
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+            self._end = os.fstat(file.fileno()).st_size
         self._take(json.loads(line))
         return self.records[kind][-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -143,7 +144,7 @@ def run_trial(trial: Trial, place: Place) -> Record:
             raise
         measured, failed, pruned = {"val_accuracy": 0.0, "val_loss": None}, str(error), False
     if trial.part == "tune" or failed:
-        shutil.rmtree(place.out, ignore_errors=True)
+        _remove(place.out)
     return {
         "failed": failed,
         "pruned": pruned,
@@ -164,7 +165,7 @@ def _train(trial: Trial, place: Place, watch: Watch) -> Record:
     wait_until_free(place.out, _PATIENCE)
     if trial.test_epochs:
         # What was read on test images before an interruption is not kept.
-        shutil.rmtree(place.out, ignore_errors=True)
+        _remove(place.out)
     running = place.running
     result = fit(
         place.training,
@@ -185,6 +186,15 @@ def _train(trial: Trial, place: Place, watch: Watch) -> Record:
         **trial.fit,
     )
     return _measured(place.out, result)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a trial's folder; a kill midway leaves nothing under its name that the next one could stumble over."""
+    aside = folder.with_name(f"{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _measured(out: Path, result: FitResult) -> Record:

@@ -69,7 +69,7 @@ def named_images(name: str) -> list[BuiltInImage]:
 def write_folder(name: str, folder: str | Path) -> Path:
     """Writes a set as PNG files: ``train/``, ``val/`` and ``test/``, each with a folder a class.
 
-    The folder appears whole or not at all.
+    A new folder appears whole or not at all; one that is there gets each split whole, at the end.
 
     Args:
         name: A name of ``BUILT_IN``.
@@ -89,14 +89,19 @@ def write_folder(name: str, folder: str | Path) -> Path:
     # A link stays, and what it leads to is made.
     place = Path(os.path.realpath(folder))
     try:
+        # An empty folder is filled, not replaced: it may be mounted, the working folder, or in a read-only one.
+        there = place.is_dir()
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as draft:
+        with tempfile.TemporaryDirectory(dir=place if there else place.parent, prefix=f".{place.name}.") as draft:
             whole = Path(draft) / "whole"
             for split in built_in.sizes:
                 for image, label in zip(built_in.images(split), built_in.labels(split), strict=True):
                     (whole / split / label).mkdir(parents=True, exist_ok=True)
                     image.open().save(whole / split / label / f"{image.number:04}.png")
-            whole.rename(place)
+            if not there:
+                whole.rename(place)
+            for part in whole.iterdir() if there else ():
+                part.rename(place / part.name)
     except OSError as error:
         raise TrainingError(f"Could not write the folder {str(folder)!r}: {error.strerror or error}.") from error
     return folder

@@ -202,7 +202,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _json(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads(_bytes(folder, CONFIG))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{CONFIG} in {str(folder)!r} is not JSON ({error}); copy the folder again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{CONFIG} in {str(folder)!r} holds no JSON object; copy the folder again.")

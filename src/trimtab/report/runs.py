@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.checkpoint import RUN
 from trimtab.errors import ConfigError, TrimtabError
+from trimtab.files import parse_json
 from trimtab.methods import METHODS
 from trimtab.methods.base import Hierarchy, PromptSet
 from trimtab.tasks import Task
@@ -84,7 +84,7 @@ def _read(folder: Path, name: str) -> Run:
     task = checkpoint.task_of(folder)
     notes: list[str] = []
     try:
-        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        record = parse_json((folder / RUN).read_bytes())
     except (OSError, ValueError) as error:
         record = {}
         notes.append(f"The run's configuration is missing: {RUN} cannot be read ({type(error).__name__}).")
