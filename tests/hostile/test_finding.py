@@ -231,7 +231,7 @@ def test_an_image_may_be_several_times_in_one_split_of_a_csv_of_masks(tmp_path: 
     rows = ["images/001.jpg,masks/001.png,train"] * 2 + ["images/002.jpg,masks/002.png,val"]
     assert len(open_scenes(table(tmp_path / "set.csv", *rows, columns="path,mask,split")).train) == 2
     without = [row.rpartition(",")[0] for row in rows]
-    with pytest.raises(DataError, match="row 3: .* row 2 already"):
+    with pytest.raises(DataError, match=r"row 3: .* row 2 already"):
         open_scenes(table(tmp_path / "other.csv", *without, columns="path,mask"))
 
 
