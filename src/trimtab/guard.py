@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
+from trimtab.checkpoint import CONFIG, RUN
 from trimtab.data import MaskSet, TrainingData, files_of
 from trimtab.errors import ConfigError
 from trimtab.files import check_folder, parse_json, refuse_inputs
-from trimtab.run_folder import EVENTS, RESUME, SPLIT, TRACKING
+from trimtab.run_folder import EVENTS, OURS
 from trimtab.weights import FOLDER
-
-_OF_A_RUN = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, RUN)
 
 
 def adapter_files(directory: str | Path, weights: str | Path | None = None) -> Iterator[Path]:
@@ -92,7 +90,7 @@ def check_bench(out: str | Path, suite: str, data: Iterable[str], *, backbone: s
 
 def _run_files(folder: Path) -> Iterator[Path]:
     """What a run writes into its folder."""
-    yield from (folder / name for name in _OF_A_RUN)
+    yield from (folder / name for name in OURS)
     yield from (folder / EVENTS).rglob("*")
 
 

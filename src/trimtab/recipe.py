@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Any, Literal
 
 from trimtab.choices import check_choices
 from trimtab.errors import ConfigError, nearest
-
-BACKGROUNDS: dict[str, tuple[int, int, int] | None] = {
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
-    "grey": (128, 128, 128),
-    "drop": None,
-}
-"""Words for what shows through transparent pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +88,8 @@ class FitConfig:
     augment: Literal["none", "flip", "crop", "crop-flip"] | None = None
     """Training augmentation. Default: the preprocessing's own, which is none for native."""
     background: str | None = None
-    """What shows through transparent pixels: white, black, grey, or red,green,blue of 0 to 255; drop shows the colours
-    that the file has there. Default: white."""
+    """What shows through transparent pixels: a colour (white, #808080, or red,green,blue of 0 to 255); drop shows the
+    colours that the file has there. Default: white."""
     recipe: str | None = None
     """A paper's training recipe, by the name of its method, in place of our default."""
     optimizer: Literal["adamw", "sgd"] | None = None
@@ -181,17 +174,22 @@ class FitConfig:
         Raises:
             ConfigError: If it is no colour.
         """
-        word = "white" if self.background is None else str(self.background).strip().lower().replace("gray", "grey")
-        if word in BACKGROUNDS:
-            return BACKGROUNDS[word]
-        parts = [part.strip() for part in word.split(",")]
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
+        if self.background is None:
+            return 255, 255, 255
+        word = str(self.background).strip().lower()
+        if word == "drop":
+            return None
+        from PIL import ImageColor
+
+        colour: tuple[int, ...] = ()
+        with contextlib.suppress(ValueError):
+            colour = ImageColor.getrgb(f"rgb({word})" if "," in word and "(" not in word else word)
+        if len(colour) != 3 or max(colour) > 255:
             raise ConfigError(
-                f"background is {self.background!r}; use {', '.join(BACKGROUNDS)}, or red,green,blue of 0 to 255, as "
-                f"255,255,255.{nearest(word, BACKGROUNDS, 1)}"
+                f"background is {self.background!r}; use a colour (white, #rrggbb, or red,green,blue of 0 to 255), or "
+                f"drop.{nearest(word, ('drop', *ImageColor.colormap), 1)}"
             )
-        red, green, blue = map(int, parts)
-        return red, green, blue
+        return colour[0], colour[1], colour[2]
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with this run's own values in it."""

@@ -31,7 +31,7 @@ _SEALED = "sealed_state"
 """In a run's record: its states have a checksum, and one without is none of it."""
 # In the order of removal: without its configuration an adapter is none, so a kill midway leaves nothing that
 # looks whole.
-_OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, RUN)
+OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, RUN)
 
 
 @dataclasses.dataclass
@@ -77,7 +77,7 @@ class RunFolder:
             raise CheckpointError("--resume and --overwrite exclude each other; choose one.")
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"The output {str(path)!r} is a file; name a folder with --out.")
-        there = [name for name in _OURS if (self.path / name).exists()]
+        there = [name for name in OURS if (self.path / name).exists()]
         others = self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir())
         if others and not (resume or overwrite):
             what = "an unfinished run" if RESUME in there and CONFIG not in there else "files"
@@ -105,7 +105,7 @@ class RunFolder:
         record = json_bytes({**run, _SEALED: True})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            remove_drafts(self.path, _OURS)
+            remove_drafts(self.path, OURS)
             if not self.going_on and (self.path / TRACKING).exists():
                 shutil.rmtree(self.path / EVENTS, ignore_errors=True)
             for name in () if self.going_on else _to_remove(self.path):
@@ -263,7 +263,7 @@ def _to_remove(path: Path) -> list[str]:
     # What shows that the folder is ours goes last, so that a kill midway leaves one that may still be replaced;
     # a record is not removed at all, but replaced in one step.
     proof = _proof(path)
-    return [name for name in _OURS if name != proof] + ([proof] if proof not in (None, RUN) else [])
+    return [name for name in OURS if name != proof] + ([proof] if proof not in (None, RUN) else [])
 
 
 def _proof(path: Path) -> str | None:

@@ -163,6 +163,7 @@ def test_open_images_are_shown_over_the_background(mode: str) -> None:
         ("black", (0, 0, 0)),
         ("grey", (128, 128, 128)),
         ("gray", (128, 128, 128)),
+        ("#102030", (16, 32, 48)),
         ("1,20, 255", (1, 20, 255)),
         ("drop", None),
     ],
@@ -171,9 +172,9 @@ def test_backgrounds(word: str | None, colour: Colour | None) -> None:
     assert FitConfig(background=word).background_colour() == colour
 
 
-@pytest.mark.parametrize("word", ["", "whit", "1,2", "1,2,3,4", "256,0,0", "-1,0,0", "1.5,0,0", "0x1,0,0", 7])
+@pytest.mark.parametrize("word", ["", "whit", "#10203040", "1,2", "1,2,3,4", "256,0,0", "-1,0,0", "1.5,0,0", "0x1,0,0", 7])
 def test_no_backgrounds(word: Any) -> None:
-    with pytest.raises(ConfigError, match=r"background is .*; use white, black, grey, drop, or red,green,blue"):
+    with pytest.raises(ConfigError, match=r"background is .*; use a colour \(white, #rrggbb, or red,green,blue"):
         FitConfig(background=word)
 
 
