@@ -37,6 +37,8 @@ _UNNAMED = (
     "No backbone is named, so {} is tuned: small, in this package, to try things out. "
     "For real work name a larger one with --backbone; `trimtab backbones` lists them."
 )
+_MANY_FILES = 20_000
+"""Files whose comparison may take longer than one waits without a word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +247,9 @@ def _open(
     else:
         training = task.open_training(data, config.val_fraction, config.seed)
         parts = (training.train.part, training.val.part, task.held_out(data))
+        files = sum(len(part.paths) for part in parts)
+        if files > _MANY_FILES:
+            progress.say(f"Comparing {files:,} image files, so that none is in two splits.")
         notes = training.notes + find_leaks(data, parts, made=training.split_made).notes
     for note in notes:
         progress.say(note)

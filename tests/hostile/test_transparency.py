@@ -172,7 +172,9 @@ def test_backgrounds(word: str | None, colour: Colour | None) -> None:
     assert FitConfig(background=word).background_colour() == colour
 
 
-@pytest.mark.parametrize("word", ["", "whit", "#10203040", "1,2", "1,2,3,4", "256,0,0", "-1,0,0", "1.5,0,0", "0x1,0,0", 7])
+@pytest.mark.parametrize(
+    "word", ["", "whit", "#10203040", "1,2", "1,2,3,4", "256,0,0", "-1,0,0", "1.5,0,0", "0x1,0,0", 7]
+)
 def test_no_backgrounds(word: Any) -> None:
     with pytest.raises(ConfigError, match=r"background is .*; use a colour \(white, #rrggbb, or red,green,blue"):
         FitConfig(background=word)
