@@ -109,7 +109,11 @@ def _alpha(image: Image.Image) -> Image.Image | None:
         return None
     if image.mode == "La":
         image = image.convert("LA")
-    alpha = image.convert("RGBA").getchannel("A")
+    if image.mode == "1":  # older releases of Pillow do not look at its transparent value
+        key = bool(image.info["transparency"])
+        alpha = image.convert("L").point([255 if key else 0, *[0 if key else 255] * 255])
+    else:
+        alpha = image.convert("RGBA").getchannel("A")
     least, most = alpha.getextrema()
     unused = most == 0 and image.format in _ALPHA_UNUSED
     return None if least == 255 or unused else alpha
