@@ -231,7 +231,7 @@ def test_a_run_says_once_what_was_turned_and_predicts_upright_masks(tmp_path: Pa
     quick: dict[str, Any] = {"method": "linear", "epochs": 2, "probe_epochs": 0, "image_size": "32"}
     fit(place, out=tmp_path / "out", task="segmentation", val_fraction=0.25, progress=told, **quick)
     notes = [line for line in told.lines if "EXIF" in line]
-    expected = "2 turned with their images, 1 taken as drawn on the upright image, as only that fits."
+    expected = "2 turned with their images, 1 taken as drawn on the upright image."
     assert notes == [f"Masks of images with an EXIF orientation: {expected}"]
     told = Told()
     evaluate(tmp_path / "out", place, split="all", progress=told)

@@ -137,7 +137,7 @@ def note_of_turns(*stores: Store) -> str | None:
     turns = sum((store.turns for store in stores), Counter[Reading]())
     words: dict[Reading, str] = {
         "with image": "turned with their images",
-        "upright": "taken as drawn on the upright image, as only that fits",
+        "upright": "taken as drawn on the upright image",
         "own": "turned by their own orientation",
     }
     told = ", ".join(f"{turns[reading]} {text}" for reading, text in words.items() if turns[reading])
