@@ -32,11 +32,11 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.studies import BACKBONE
-from trimtab.benchmark.results import Record, Results, repair
-from trimtab.benchmark.workers import THREADS, alone, set_up_worker
+from trimtab.bench.results import Record, Results, repair
+from trimtab.bench.workers import THREADS, alone, set_up_worker
 from trimtab.errors import DataError, TrainingError, TrimtabError
-from trimtab.files import write_text
 from trimtab.progress import TerminalProgress
+from trimtab.storage.files import write_text
 
 CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist", "void",

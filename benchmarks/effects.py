@@ -31,20 +31,20 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.studies import BACKBONE
-from trimtab.benchmark.command import RESULTS, bench, read_row
-from trimtab.benchmark.config import BenchConfig
-from trimtab.benchmark.plan import Trials
-from trimtab.benchmark.pools import Processes
-from trimtab.benchmark.protocols import Row
-from trimtab.benchmark.results import Record, Results, repair
-from trimtab.benchmark.statistics import interval
-from trimtab.benchmark.suites import SuiteTask, open_suite, open_test
-from trimtab.benchmark.trial import Place, Running, Trial, run_trial
-from trimtab.benchmark.workers import THREADS, alone
+from trimtab.bench.command import RESULTS, bench, read_row
+from trimtab.bench.config import BenchConfig
+from trimtab.bench.plan import Trials
+from trimtab.bench.pools import Processes
+from trimtab.bench.protocols import Row
+from trimtab.bench.results import Record, Results, repair
+from trimtab.bench.statistics import interval
+from trimtab.bench.suites import SuiteTask, open_suite, open_test
+from trimtab.bench.trial import Place, Running, Trial, run_trial
+from trimtab.bench.workers import THREADS, alone
 from trimtab.errors import ConfigError, DataError, TrimtabError
-from trimtab.files import write_json, write_text
 from trimtab.progress import TerminalProgress
 from trimtab.recipe import FitConfig
+from trimtab.storage.files import write_json, write_text
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 QUALITY = 75
@@ -107,7 +107,7 @@ class Run:
         self._train([job for effect in on if effect in self.effects for job in self._jobs(effect, *on[effect])])
 
     def _jobs(self, effect: str, tasks: Sequence[SuiteTask], backbone: dict[str, Any]) -> Iterator[Job]:
-        from trimtab.weights import load_backbone
+        from trimtab.backbone.weights import load_backbone
 
         config = BenchConfig(device="cpu", **backbone, **self.options)
         size = FitConfig(image_size=config.image_size).size()

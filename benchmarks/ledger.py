@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.splits import write_test
 from benchmarks.trial import Trial
-from trimtab.benchmark.results import Record, Results
+from trimtab.bench.results import Record, Results
 
 
 class LedgerError(Exception):

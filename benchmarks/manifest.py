@@ -16,12 +16,12 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from trimtab.benchmark.pixels import look_at, together
-from trimtab.benchmark.suites import SuiteTask, open_parts, open_suite, open_test
+from trimtab.bench.pixels import look_at, together
+from trimtab.bench.suites import SuiteTask, open_parts, open_suite, open_test
 from trimtab.data import ImageSet
 from trimtab.errors import TrimtabError
-from trimtab.files import write_text
 from trimtab.progress import TerminalProgress
+from trimtab.storage.files import write_text
 
 
 def manifest(tasks: list[SuiteTask], val_fraction: float) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from benchmarks.ledger import Ledger, LedgerError
 from benchmarks.plan import FixedUnit, Job, Trials, TunedUnit, Unit, sweep
 from benchmarks.studies import BACKBONE, SETS, STUDIES, Row, Study, TunedRow
 from benchmarks.trial import Budget, Place, read_test, run_trial
-from trimtab.benchmark.results import Results, repair
-from trimtab.benchmark.workers import THREADS, alone, set_up_worker
+from trimtab.bench.results import Results, repair
+from trimtab.bench.workers import THREADS, alone, set_up_worker
 from trimtab.errors import ConfigError, TrimtabError, nearest
 from trimtab.progress import TerminalProgress, clock
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 import trimtab
 from trimtab.data import list_images
-from trimtab.evaluate import Predictor
-from trimtab.export import export
+from trimtab.inference.evaluate import Predictor
+from trimtab.inference.export import export
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

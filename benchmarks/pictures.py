@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.benchmark.results import Record
+from trimtab.bench.results import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

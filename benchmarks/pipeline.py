@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-import trimtab.loop
-from trimtab.fit import fit
-from trimtab.inputs import Decoded
+import trimtab.training.loop
 from trimtab.progress import TerminalProgress
+from trimtab.training.fit import fit
+from trimtab.training.inputs import Decoded
 
 EPOCHS: list[dict[str, float]] = []
 

@@ -14,7 +14,7 @@ from benchmarks.ledger import Ledger
 from benchmarks.splits import Split, draw_split
 from benchmarks.studies import BACKBONE, FixedRow, Study, TunedRow
 from benchmarks.trial import Budget, Trial
-from trimtab.benchmark.results import Record, Results, best
+from trimtab.bench.results import Record, Results, best
 from trimtab.methods import METHODS, configure
 
 

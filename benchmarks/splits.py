@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.files import write_text
+from trimtab.storage.files import write_text
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab import SegmenterConfig, attach
-from trimtab.memory import kept_activations
 from trimtab.model import TunedModel
+from trimtab.training.memory import kept_activations
 
 CLASSES = 10
 SHARED = 10

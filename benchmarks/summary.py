@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.studies import SETS, FixedRow, Study
-from trimtab.benchmark.results import Record, Results
-from trimtab.benchmark.statistics import difference, interval, t_value
+from trimtab.bench.results import Record, Results
+from trimtab.bench.statistics import difference, interval, t_value
 
 INTERVAL = (
     "Intervals are 95 % t intervals over the per-seed means over the sets ({seeds} seeds, {degrees} degrees of "

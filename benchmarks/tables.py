@@ -17,8 +17,8 @@ if not __package__:
 from benchmarks.pictures import draw
 from benchmarks.studies import STUDIES
 from benchmarks.summary import summarise
-from trimtab.benchmark.results import Record, Results
-from trimtab.files import write_json, write_text
+from trimtab.bench.results import Record, Results
+from trimtab.storage.files import write_json, write_text
 
 NONE = "–"  # noqa: RUF001
 

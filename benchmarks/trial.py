@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.splits import Split
-from trimtab.benchmark.provenance import finite, head_numbers, provenance
+from trimtab.bench.provenance import finite, head_numbers, provenance
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rich.table import Table
 import trimtab
 from trimtab.data import BUILT_IN
 from trimtab.progress import Advance, Progress, TerminalProgress
-from trimtab.report import report
+from trimtab.reporting import report
 
 HOME = Path(__file__).parents[1] / "runs" / "demo"
 BACKBONE = "trimtab-micro"

@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from scripts.backbones_page import METHODS, TABLE, Row, lost, page, read_table, table
 from trimtab.backbone import Backbone, reasons_not_to_open
 from trimtab.errors import BackboneError, ConfigError
-from trimtab.files import write_text
 from trimtab.progress import Progress, TerminalProgress, clock
+from trimtab.storage.files import write_text
 
 LIMIT = 200_000_000
 """Parameters at depth 2 beyond which a model is not tried: 0.8 GB, and gradients pass through all of it."""

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.families import scramble
-from trimtab.fit import fit
+from trimtab.training.fit import fit
 
 BACKBONE = "test_vit"
 CLASSES = ("blue", "green", "red")
@@ -276,7 +276,7 @@ def _serve() -> None:
     import sklearn.cluster  # noqa: F401
     import torchmetrics.functional.classification  # noqa: F401
 
-    import trimtab.evaluate  # noqa: F401
+    import trimtab.inference.evaluate  # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -306,7 +306,7 @@ def _serve() -> None:
 
 
 def _child(order: Mapping[str, Any]) -> int:
-    from trimtab.cli import main
+    from trimtab.cli.commands import main
 
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(Path(order["folder"]) / name, os.O_WRONLY | os.O_CREAT), number)

@@ -18,7 +18,7 @@ from tests import job, saved
 from trimtab import checkpoint
 from trimtab.checkpoint import CONFIG, METRICS, PREPROCESSOR, TENSORS, describe, read, restore
 from trimtab.errors import BackboneError, CheckpointError
-from trimtab.evaluate import load
+from trimtab.inference.evaluate import load
 
 
 @pytest.fixture

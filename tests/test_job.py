@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from tests import job
-from trimtab import files
 from trimtab.errors import TrainingError
-from trimtab.run_folder import RESUME
+from trimtab.storage import files
+from trimtab.training.run_folder import RESUME
 
 LONG: dict[str, Any] = {"epochs": 10}
 KILLED: Mapping[str, tuple[str, dict[str, Any]]] = {

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from tests.methods.cases import main_cases, unprepared
 from trimtab.backbone import Backbone
-from trimtab.preprocessing import make_preprocess
+from trimtab.backbone.weights import load_backbone
 from trimtab.recipe import FitConfig
-from trimtab.weights import load_backbone
+from trimtab.training.preprocessing import make_preprocess
 
 SHARED = Path(__file__).parents[1] / ".." / "shared"
 WEIGHTS, PHOTOS = SHARED / "weights", SHARED / "data" / "caltech101" / "test"

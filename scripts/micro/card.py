@@ -10,7 +10,7 @@ from torch import nn
 
 from scripts.micro import probe
 from scripts.micro.teacher import TEACHER, TEACHER_SIDE
-from trimtab.files import write_atomically, write_json, write_text
+from trimtab.storage.files import write_atomically, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from scripts.micro.images import SIDE, normalise
 from scripts.micro.student import PREPROCESSING, trained, untrained
 from scripts.micro.teacher import TEACHER, TEACHER_SIDE
 from trimtab.data import Preprocess
-from trimtab.files import write_json
+from trimtab.storage.files import write_json
 
 SETS = ("cifar10", "digits", "caltech101", "dtd10", "brain_mri")
 STRENGTHS = tuple(float(f"{10**power:.3g}") for power in np.arange(-5, 2.1, 0.5))

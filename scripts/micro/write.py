@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from scripts.micro.card import write_card
 from scripts.micro.student import ARCHITECTURE, ARGUMENTS, PREPROCESSING, trained
-from trimtab.embedded import embedded_weights
-from trimtab.files import write_bytes, write_json
+from trimtab.backbone.embedded import embedded_weights
+from trimtab.storage.files import write_bytes, write_json
 
 NAME = "trimtab-micro"
 DOCS = Path(__file__).parents[2] / "docs"

@@ -6,8 +6,6 @@ The public names are loaded on first use, so that ``import trimtab`` and ``trimt
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import (
@@ -20,35 +18,35 @@ from trimtab.errors import (
 )
 
 if TYPE_CHECKING:
-    from trimtab.evaluate import Predictor, evaluate, load
-    from trimtab.fit import FitResult, fit
     from trimtab.heads import SegmenterConfig
+    from trimtab.inference.evaluate import Predictor, evaluate, load
+    from trimtab.inference.segment import MaskPredictor
     from trimtab.methods import METHODS
     from trimtab.model import attach
     from trimtab.progress import Progress, TerminalProgress
     from trimtab.recipe import FitConfig
-    from trimtab.report import Report, report
-    from trimtab.segment import MaskPredictor
-    from trimtab.sliding import Views
+    from trimtab.reporting import Report, report
+    from trimtab.tasks.sliding import Views
+    from trimtab.training.fit import FitResult, fit
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "FitConfig": "trimtab.recipe",
-    "FitResult": "trimtab.fit",
+    "FitResult": "trimtab.training.fit",
     "METHODS": "trimtab.methods",
-    "MaskPredictor": "trimtab.segment",
-    "Predictor": "trimtab.evaluate",
+    "MaskPredictor": "trimtab.inference.segment",
+    "Predictor": "trimtab.inference.evaluate",
     "Progress": "trimtab.progress",
-    "Report": "trimtab.report",
+    "Report": "trimtab.reporting",
     "SegmenterConfig": "trimtab.heads",
     "TerminalProgress": "trimtab.progress",
-    "Views": "trimtab.sliding",
+    "Views": "trimtab.tasks.sliding",
     "attach": "trimtab.model",
-    "evaluate": "trimtab.evaluate",
-    "fit": "trimtab.fit",
-    "load": "trimtab.evaluate",
-    "report": "trimtab.report",
+    "evaluate": "trimtab.inference.evaluate",
+    "fit": "trimtab.training.fit",
+    "load": "trimtab.inference.evaluate",
+    "report": "trimtab.reporting",
 }
 
 __all__ = [
@@ -89,15 +87,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps ``trimtab.fit`` the function: importing the file of the same name would rebind it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

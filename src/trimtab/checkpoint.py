@@ -21,11 +21,11 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from trimtab.card import model_card as _card
-from trimtab.checksums import checksums, is_intact, is_kept_by
 from trimtab.errors import CheckpointError
-from trimtab.files import parse_json, write_bytes, write_json, write_text
-from trimtab.locks import LOCK, reading
+from trimtab.storage.checksums import checksums, is_intact, is_kept_by
+from trimtab.storage.files import parse_json, write_bytes, write_json, write_text
+from trimtab.storage.locks import LOCK, reading
+from trimtab.tasks.card import model_card as _card
 
 if TYPE_CHECKING:
     import torch
@@ -247,9 +247,9 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
         CheckpointError: If the backbone's weights are others than those it was trained on, or are no longer there.
         BackboneError: If the backbone cannot be had.
     """
+    from trimtab.backbone.weights import load_backbone
     from trimtab.methods import METHODS
     from trimtab.model import build
-    from trimtab.weights import load_backbone
 
     if saved.method not in METHODS:
         raise CheckpointError(
@@ -278,7 +278,7 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
 
 def _backbone_now(saved: Saved, weights: str | Path | None) -> tuple[str, str | Path | None]:
     """The backbone's name and the file of its weights, if they have one of their own."""
-    from trimtab.weights import FOLDER
+    from trimtab.backbone.weights import FOLDER
 
     if weights is not None and Path(weights).is_dir():
         # The fingerprint says whether it is the one.

@@ -7,8 +7,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from trimtab.choices import check_choices
 from trimtab.errors import ConfigError, nearest
+from trimtab.validation import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class FitConfig:
     """Use only the first N training and validation images of a shuffled list, to try things out."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         positive = ("lr", "epochs", "batch_size", "grad_accum", "threads", "limit")
         for name in positive:
             value = getattr(self, name)

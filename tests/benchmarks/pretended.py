@@ -12,7 +12,7 @@ from benchmarks.plan import FixedUnit, Job, Trials, TunedUnit, Unit
 from benchmarks.studies import STUDIES, FixedRow, Study, TunedRow
 from benchmarks.trial import Budget, Trial
 
-from trimtab.benchmark.results import Results
+from trimtab.bench.results import Results
 
 BUDGET = Budget(train_images=8, val_images=6, epochs=2)
 

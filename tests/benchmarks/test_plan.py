@@ -10,7 +10,7 @@ from benchmarks.plan import TunedUnit, sweep
 from benchmarks.studies import COMPARISON, TRIALS, FixedRow, TunedRow
 
 from tests.benchmarks.pretended import World, lines_of, make_set, study_of
-from trimtab.benchmark.results import Results, repair
+from trimtab.bench.results import Results, repair
 
 SIZED = TunedRow("vpt", "vpt", {"num_prompts": 10}, (0.1, 0.2, 0.3), {"num_prompts": 30})
 PLAIN = TunedRow("linear", "linear", {}, (0.1, 0.2, 0.3, 0.4))

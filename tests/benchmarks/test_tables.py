@@ -12,7 +12,7 @@ from benchmarks.summary import summarise
 
 from benchmarks import tables
 from tests.benchmarks.pretended import lines_of, whole_benchmark
-from trimtab.benchmark.statistics import difference, interval, t_value
+from trimtab.bench.statistics import difference, interval, t_value
 
 
 def test_intervals_are_students() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from tests import job
-from tests.benchmark.pretended import Inline, go, make_suite
-from tests.benchmark.test_command import Here, options
-from trimtab.benchmark import trial as trials
-from trimtab.benchmark.command import bench
-from trimtab.benchmark.report import bench_report
-from trimtab.benchmark.results import BENCH, Results, repair
-from trimtab.benchmark.trial import Place, Running, run_trial
+from tests.bench.pretended import Inline, go, make_suite
+from tests.bench.test_command import Here, options
+from trimtab.bench import trial as trials
+from trimtab.bench.command import bench
+from trimtab.bench.report import bench_report
+from trimtab.bench.results import BENCH, Results, repair
+from trimtab.bench.trial import Place, Running, run_trial
 from trimtab.errors import ConfigError, DataError, TrimtabError
-from trimtab.locks import LOCK, own
+from trimtab.storage.locks import LOCK, own
 
 SETUP = b'{"kind": "setup", "time": "2026-11-30T08:00:00+00:00", "setup": {"suite": "mine"'
 

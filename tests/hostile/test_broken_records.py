@@ -11,14 +11,14 @@ import pytest
 
 from tests import job
 from trimtab import load
-from trimtab.benchmark.report import _earlier
-from trimtab.benchmark.trial import _remove
+from trimtab.bench.report import _earlier
+from trimtab.bench.trial import _remove
 from trimtab.checkpoint import CONFIG, METRICS, PREPROCESSOR, RUN, describe
 from trimtab.errors import CheckpointError, TrimtabError
-from trimtab.files import parse_json
-from trimtab.locks import LOCK, own
-from trimtab.report.runs import read_runs
-from trimtab.run_folder import RunFolder
+from trimtab.reporting.runs import read_runs
+from trimtab.storage.files import parse_json
+from trimtab.storage.locks import LOCK, own
+from trimtab.training.run_folder import RunFolder
 
 DEEP = "[" * 200_000
 

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 from tests import job
-from trimtab.benchmark.results import Results, repair
+from trimtab.bench.results import Results, repair
 from trimtab.data import MaskPreprocess, Preprocess, open_training
 from trimtab.data.decode import sniff
 from trimtab.data.masks import read_raw
 from trimtab.errors import TrimtabError
-from trimtab.evaluate import load
-from trimtab.run_folder import RESUME, RunFolder
+from trimtab.inference.evaluate import load
+from trimtab.training.run_folder import RESUME, RunFolder
 
 SIZES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "image_size": (16, 16)}
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(OUT) (w) file closefile showpage\n%%EOF\n"

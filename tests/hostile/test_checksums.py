@@ -16,9 +16,9 @@ from tests import job
 from trimtab import checkpoint
 from trimtab.checkpoint import CONFIG, PREPROCESSOR, TENSORS
 from trimtab.errors import CheckpointError, TrimtabError
-from trimtab.evaluate import load
-from trimtab.fit import fit
-from trimtab.run_folder import RESUME, RunFolder, TrainState
+from trimtab.inference.evaluate import load
+from trimtab.training.fit import fit
+from trimtab.training.run_folder import RESUME, RunFolder, TrainState
 
 RUN = {"identity": {"seed": 0, "lr": 0.1}}
 
@@ -241,7 +241,7 @@ def test_another_seeds_state_is_not_gone_on_with(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_checksum_costs(tmp_path: Path) -> None:
     """Of all of a ViT-Tiny: twice its tensors and two moments of AdamW."""
-    from trimtab.checksums import sealed
+    from trimtab.storage.checksums import sealed
 
     raw = bytearray(8 + 2 + 90_000_000)
     text = b'{"__metadata__":{"state":"1"},"a":{"dtype":"U8","shape":[90000000],"data_offsets":[0,90000000]}}'

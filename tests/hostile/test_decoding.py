@@ -17,12 +17,12 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 from tests import job, scenes
 from trimtab import data
-from trimtab.benchmark import pixels
-from trimtab.cli import main
+from trimtab.bench import pixels
+from trimtab.cli.commands import main
 from trimtab.data import MaskPreprocess, Preprocess, decode, masks, open_image
 from trimtab.data.decode import decodable, open_allowed, sniff
 from trimtab.errors import DataError
-from trimtab.evaluate import load
+from trimtab.inference.evaluate import load
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 WHOLE = Preprocess(image_size=(8, 8), resize="squash", **HALF)

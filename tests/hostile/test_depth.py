@@ -17,16 +17,16 @@ from tests.families import shared_backbone
 from tests.hostile import deep
 from tests.hostile.deep import Told
 from trimtab import checkpoint
-from trimtab.benchmark.config import BenchConfig
-from trimtab.benchmark.plan import Trials
-from trimtab.benchmark.protocols import Row
-from trimtab.benchmark.suites import SuiteTask
-from trimtab.benchmark.text import preprocessing as in_words
+from trimtab.bench.config import BenchConfig
+from trimtab.bench.plan import Trials
+from trimtab.bench.protocols import Row
+from trimtab.bench.suites import SuiteTask
+from trimtab.bench.text import preprocessing as in_words
 from trimtab.checkpoint import RUN
 from trimtab.data import MaskPreprocess, Preprocess, bits_in_use, colour, decode
 from trimtab.errors import CheckpointError, DataError
-from trimtab.evaluate import load
-from trimtab.fit import fit
+from trimtab.inference.evaluate import load
+from trimtab.training.fit import fit
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 QUICK: dict[str, Any] = {"method": "linear", "epochs": 2, "probe_epochs": 0, "image_size": "32"}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import job, scenes
-from tests.benchmark.pretended import SECRET, Inline, go, make_suite, prepare, results_of
+from tests.bench.pretended import SECRET, Inline, go, make_suite, prepare, results_of
 from trimtab.data import (
     ImageSet,
     TrainingData,
@@ -32,9 +32,9 @@ from trimtab.data import (
 )
 from trimtab.data.found import split_like
 from trimtab.errors import DataError
-from trimtab.evaluate import evaluate, predict_to
-from trimtab.fit import fit
+from trimtab.inference.evaluate import evaluate, predict_to
 from trimtab.progress import Progress
+from trimtab.training.fit import fit
 
 CLASSES = ("green", "red")
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests import scenes
-from tests.benchmark.pretended import Inline, go, make_suite
+from tests.bench.pretended import Inline, go, make_suite
 from tests.hostile.test_finding import CLASSES, Heard, classes, noise
 from trimtab import fit, report
 from trimtab.data import (

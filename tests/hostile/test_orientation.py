@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from tests import job, scenes
 from tests.hostile.deep import Told
-from trimtab.benchmark.pixels import look_at
+from trimtab.bench.pixels import look_at
 from trimtab.data import (
     ImageStore,
     MaskPreprocess,
@@ -28,9 +28,9 @@ from trimtab.data import (
 )
 from trimtab.data.turning import orientation_tag, stored_array, turned, turned_array
 from trimtab.errors import DataError
-from trimtab.evaluate import evaluate, load
-from trimtab.fit import fit
-from trimtab.segment import _UPRIGHT, _png, predict_to_folder
+from trimtab.inference.evaluate import evaluate, load
+from trimtab.inference.segment import _UPRIGHT, _png, predict_to_folder
+from trimtab.training.fit import fit
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 SIZES = [(40, 52), (48, 48)]

@@ -21,11 +21,19 @@ from PIL import Image
 
 from tests import job, scenes
 from tests.test_segment import finished as segmenter
-from trimtab.cli import main
+from trimtab.cli.commands import main
 from trimtab.errors import CheckpointError, ConfigError, TrainingError
-from trimtab.evaluate import predict_to_csv
-from trimtab.files import check_file, check_folder, descriptor, is_stdout, refuse_inputs, write_bytes, write_text
-from trimtab.segment import names_of
+from trimtab.inference.evaluate import predict_to_csv
+from trimtab.inference.segment import names_of
+from trimtab.storage.files import (
+    check_file,
+    check_folder,
+    descriptor,
+    is_stdout,
+    refuse_inputs,
+    write_bytes,
+    write_text,
+)
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "preprocessor_config.json", "metrics.json")
 
@@ -100,7 +108,7 @@ def test_a_link_into_a_folder_that_is_not_there_is_told_before(tmp_path: Path) -
 
 
 def test_a_failed_write_through_a_link_leaves_the_target_and_no_draft(tmp_path: Path) -> None:
-    from trimtab.files import write_atomically
+    from trimtab.storage.files import write_atomically
 
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")

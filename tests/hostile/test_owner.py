@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from tests import job
-from trimtab import checkpoint, locks
+from trimtab import checkpoint
 from trimtab.errors import CheckpointError, ConfigError, DataError, TrainingError
-from trimtab.evaluate import load
-from trimtab.fit import fit
-from trimtab.locks import LOCK, check_free, own
-from trimtab.run_folder import RESUME, RunFolder
+from trimtab.inference.evaluate import load
+from trimtab.storage import locks
+from trimtab.storage.locks import LOCK, check_free, own
+from trimtab.training.fit import fit
+from trimtab.training.run_folder import RESUME, RunFolder
 
 WAY_OUT = "name another folder"
 

@@ -13,7 +13,7 @@ import pytest
 from tests import job
 from trimtab.data import write_folder
 from trimtab.errors import TrainingError
-from trimtab.export import export
+from trimtab.inference.export import export
 
 
 @contextlib.contextmanager

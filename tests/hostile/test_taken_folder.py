@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests import job
-from trimtab.benchmark.results import Results
+from trimtab.bench.results import Results
 from trimtab.errors import CheckpointError, DataError
-from trimtab.locks import LOCK
-from trimtab.run_folder import RunFolder
+from trimtab.storage.locks import LOCK
+from trimtab.training.run_folder import RunFolder
 
 
 def lock_removed(out: Path) -> None:

@@ -18,9 +18,9 @@ from trimtab import checkpoint
 from trimtab.checkpoint import CONFIG, PREPROCESSOR, RUN
 from trimtab.data import MaskPreprocess, Preprocess
 from trimtab.errors import CheckpointError, ConfigError
-from trimtab.fit import fit
 from trimtab.recipe import FitConfig
-from trimtab.run_folder import RESUME
+from trimtab.training.fit import fit
+from trimtab.training.run_folder import RESUME
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 WHITE = (255, 255, 255)

@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-from trimtab.locks import wait_until_free
+from trimtab.storage.locks import wait_until_free
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from trimtab.locks import own
+from trimtab.storage.locks import own
 
 with own(Path(sys.argv[1]), way_out="wait"):
     print("held", flush=True)

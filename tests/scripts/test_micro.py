@@ -16,8 +16,8 @@ from scripts.micro.card import write_card
 from scripts.micro.student import PREPROCESSING, Student, standardise_, trained
 from scripts.micro.train import Recipe
 
-from trimtab.embedded import embedded_model, embedded_weights
-from trimtab.weights import load_backbone
+from trimtab.backbone.embedded import embedded_model, embedded_weights
+from trimtab.backbone.weights import load_backbone
 
 CURVE = {
     "class_token_loss": 0.2,

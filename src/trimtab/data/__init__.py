@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folder
 from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
-from trimtab.data.files_of import files_of
+from trimtab.data.input_files import files_of
 from trimtab.data.folders import find_images, list_images, search_images
 from trimtab.data.images import BuiltInImage, BuiltInSet, ImageSource, open_image, stamp
 from trimtab.data.joint import MaskPreprocess

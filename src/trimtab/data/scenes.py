@@ -25,7 +25,7 @@ from trimtab.data.pairs import LAYOUTS, Pair, existing, held_out_images, pair_sp
 from trimtab.data.preprocess import why_unreadable
 from trimtab.data.sources import TrainingData, split_note, stratified_split
 from trimtab.errors import ConfigError, DataError
-from trimtab.files import write_text
+from trimtab.storage.files import write_text
 
 PALETTE = "palette.csv"
 ADE20K = "objectInfo150.txt"

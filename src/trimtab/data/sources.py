@@ -22,7 +22,7 @@ from trimtab.data.images import ImageSource
 from trimtab.data.leaks import Part
 from trimtab.data.rows import held_out_rows, row_splits, split_rows, training_rows
 from trimtab.errors import ConfigError, DataError, nearest
-from trimtab.files import write_text
+from trimtab.storage.files import write_text
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.heads.base import Features, Head
 from trimtab.stream import Stream
+from trimtab.validation import check_fields
 
 _TAPS = (10, 15, 20, 24)
 """The blocks of 24 after which SETR looks, counted from 1; those of other depths are in proportion."""
@@ -37,7 +37,7 @@ class SegmenterConfig:
     """Weight of each auxiliary head's loss in training (setr-pup); 0 leaves the heads out."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.channels is not None and self.channels < 1:
             raise ConfigError(f"channels is {self.channels}; use at least 1.")
         if self.auxiliary_weight < 0:

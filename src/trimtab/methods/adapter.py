@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Method
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
+from trimtab.validation import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AdapterConfig:
     """Probability of zeroing an entry of the bottleneck in training, drawn for every image."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.dim < 1:
             raise ConfigError(f"dim is {self.dim}; use at least 1, or the 'linear' method.")
         if self.scale == 0 and not self.learned_scale:

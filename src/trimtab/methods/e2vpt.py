@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
+from trimtab.validation import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class E2VPTConfig:
     """Probability of zeroing an entry of a visual prompt in training, drawn for every image."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.num_prompts < 0:
             raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 0.")
         if self.num_key_values < 1:

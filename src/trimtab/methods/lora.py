@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone, classifier_names
-from trimtab.choices import check_choices
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.methods import lora_peft
 from trimtab.methods.base import Method, dotted, slashed
 from trimtab.recipe import Recipe
+from trimtab.validation import check_fields
 
 _QUERIES_KEYS_VALUES = ("qkv", "q_proj", "k_proj", "v_proj")
 
@@ -36,7 +36,7 @@ class LoRAConfig:
     """Scale an update by alpha / sqrt(rank) (rank-stabilised LoRA)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; use at least 1, or the 'linear' method.")
         if self.alpha is not None and not self.alpha > 0:

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from trimtab.errors import CheckpointError
-from trimtab.files import write_bytes, write_json
+from trimtab.storage.files import write_bytes, write_json
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants, Hierarchy, Method, PromptSet
 from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
+from trimtab.validation import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class SHIPConfig:
     """Probability of zeroing an entry of an inserted prompt in training, drawn for every image."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         for name in ("prompt_length", "shared_length", "attribute_sets"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 0 to turn it off, or more.")

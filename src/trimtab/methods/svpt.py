@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
+from trimtab.validation import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SVPTConfig:
     """Probability of zeroing a prompt entry in training, drawn for every image."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.num_prompts < 1:
             raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
         if not 0 <= self.dropout < 1:

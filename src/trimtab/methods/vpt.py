@@ -9,12 +9,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.choices import check_choices
 from trimtab.errors import ConfigError
 from trimtab.methods.base import Constants, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
+from trimtab.validation import check_fields
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
 
@@ -38,7 +38,7 @@ class VPTConfig:
     """Start of the classifier: small weights and no bias, or the official Kaiming-normal with bias -log(99)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.num_prompts < 1:
             raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
         if self.dropout is not None and not 0 <= self.dropout < 1:

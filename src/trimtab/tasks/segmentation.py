@@ -32,8 +32,8 @@ from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.heads import Graded
 from trimtab.heads.segmenter import SegmenterConfig
 from trimtab.recipe import Recipe
-from trimtab.sliding import Views, enlarged, look
 from trimtab.tasks.base import AnyPreprocess, Gather, Tally, Task
+from trimtab.tasks.sliding import Views, enlarged, look
 
 _BATCH = 16
 """Images a step where the user does not say; methods' recipes are for classification."""

@@ -1,0 +1,261 @@
+"""Who works: processes of a Ray cluster, each with one processor core and its share of a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from trimtab.bench.pools import PoolError, WorkerDiedError
+from trimtab.bench.workers import THREADS, cores
+from trimtab.errors import ConfigError
+
+LOCAL = "local"
+"""The address that stands for a Ray on this machine, started and ended with the run."""
+_ANSWER_SECONDS = 5
+"""How long a machine may take to answer at all."""
+_HEALTH_SECONDS = 20
+"""How long what answers may take to say that it is a Ray cluster."""
+_STORE_BYTES = 200_000_000
+"""Of a local Ray, for what is handed to its workers: lists of images."""
+MARK = "cluster"
+"""The file in the result folder by which a worker knows that it sees the parent's."""
+MARK_SIZE = 16
+"""Its bytes."""
+
+
+class Cluster:
+    """Workers of a Ray cluster, of one thread each; they are kept for the next trial, as their decoded images are.
+
+    Args:
+        address: ``HOST:PORT`` of a running cluster of which this machine is a part, ``"auto"`` for the one that runs
+            on this machine, ``"ray://HOST:PORT"`` for a cluster's client server, ``"local"`` to start one here.
+        work: The result folder; all workers have to see it.
+        needs: Other files and folders that they have to see.
+        workers: How many at most; by default as many as the cluster has room for.
+        gpu: Whether they use GPUs if the cluster has any.
+        share: Of a GPU, for each: from above 0 to 1.
+
+    Raises:
+        ConfigError: If ray is not installed, nothing can be reached at the address, or a trial finds no room there.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        work: Path,
+        needs: Sequence[Path] = (),
+        workers: int | None = None,
+        gpu: bool = True,
+        share: float = 1.0,
+    ) -> None:
+        self._ray = _imported()
+        self._workers, self._share = workers, share
+        self._idle: list[Any] = []
+        self._all: list[Any] = []
+        self._sees = _Sees(work, needs)
+        _check_address(address)
+        self._signals = signal.getsignal(signal.SIGTERM)
+        _connect(self._ray, address, workers, gpu)
+        # On a cluster without GPUs a trial that asked for one would wait for ever.
+        self._gpu = gpu and any(_has(node, "GPU") for node in self._nodes())
+        if not self._slots():
+            self.close()
+            raise ConfigError(f"No machine of the Ray cluster {address!r} has a core and a GPU share for one training.")
+        options = {"num_cpus": 1, "num_gpus": share if self._gpu else 0, "max_restarts": 0, "max_task_retries": 0}
+        self._made = self._ray.remote(**options)(_Worker)
+
+    def fit(self, peak: int) -> int:
+        """As many as the machines have cores and GPU shares for; memory is Ray's to watch."""
+        room = self._slots()
+        # All machines may be gone for the moment; what is submitted waits.
+        return max(1, room if self._workers is None else min(room, self._workers))
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """To a worker that is idle, or a new one; the future has a :class:`WorkerDiedError` if that one dies."""
+        worker = self._idle.pop() if self._idle else self._started()
+        future: Future[Any] = Future()
+
+        def finish(done: Future[Any]) -> None:
+            error = done.exception()
+            if error is None or not _of_ray(error):
+                self._idle.append(worker)
+            if error is None:
+                future.set_result(done.result())
+            else:
+                future.set_exception(_translated(error))
+
+        worker.work.remote(work, *arguments).future().add_done_callback(finish)
+        return future
+
+    def renew(self) -> None:
+        """Nothing: the next job starts another worker."""
+
+    def close(self) -> None:
+        """End the workers, and leave the cluster; a local one ends."""
+        for worker in self._all:
+            with contextlib.suppress(Exception):
+                self._ray.kill(worker)
+        self._all.clear()
+        self._ray.shutdown()
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, self._signals)
+
+    kill = close
+
+    def _started(self) -> Any:
+        worker = self._made.remote(self._sees)
+        self._all.append(worker)
+        return worker
+
+    def _nodes(self) -> Iterator[dict[str, float]]:
+        return (node["Resources"] for node in self._ray.nodes() if node["Alive"])
+
+    def _slots(self) -> int:
+        """How many workers the cluster has room for, if nobody else uses it."""
+        each = int(1 / self._share + 1e-9)
+        counts = ((int(_has(node, "CPU")), int(_has(node, "GPU")) * each) for node in self._nodes())
+        return sum(min(cpus, gpus) if self._gpu else cpus for cpus, gpus in counts)
+
+
+def _has(node: dict[str, float], what: str) -> float:
+    return node.get(what, 0.0)
+
+
+# --- on the other machine ---------------------------------------------------------------------------------
+
+
+class _Sees:
+    """Lets a worker tell whether it has the parent's files.
+
+    Args:
+        work: The result folder. A file with a number that nobody else has is put there.
+        needs: Other files and folders.
+    """
+
+    def __init__(self, work: Path, needs: Sequence[Path]) -> None:
+        self._home, self._number = Path.cwd(), secrets.token_hex(MARK_SIZE // 2)
+        self._work, self._needs = work.absolute(), [path.absolute() for path in needs]
+        self._work.mkdir(parents=True, exist_ok=True)
+        (self._work / MARK).write_text(self._number, encoding="ascii")
+
+    def check(self) -> None:
+        """Raise :class:`PoolError` where one is missing; relative paths then start where the parent's do."""
+        with contextlib.suppress(OSError):
+            os.chdir(self._home)
+        try:
+            same = (self._work / MARK).read_text(encoding="ascii") == self._number
+        except OSError:
+            same = False
+        missing = [] if same else [self._work]
+        missing += [path for path in self._needs if not path.exists()]
+        if missing:
+            raise PoolError(
+                f"A Ray worker on {socket.gethostname()} does not see {str(missing[0])!r} as this machine does; --out, "
+                "data and weights have to be in a file system that all machines of the cluster share."
+            )
+
+
+class _Worker:
+    """A process of the cluster."""
+
+    def __init__(self, sees: _Sees) -> None:
+        self._sees, self._ready = sees, False
+
+    def work(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something, with one thread."""
+        if not self._ready:
+            import torch
+
+            self._sees.check()
+            torch.set_num_threads(1)
+            self._ready = True
+        return work(*arguments)
+
+
+# --- reaching it ------------------------------------------------------------------------------------------
+
+
+def _imported() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(f"--ray needs the package ray ({error}); pip install 'trimtab[ray]'.") from None
+    return ray
+
+
+def _check_address(address: str) -> None:
+    """Make sure that somebody answers, which Ray itself would try for many minutes.
+
+    Raises:
+        ConfigError: If nobody does, or the address is none.
+    """
+    if address in (LOCAL, "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"{address!r} is no address of a Ray cluster: HOST:PORT, auto, ray://HOST:PORT or local.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"Nothing answers at {address!r} ({error}); is the Ray cluster running?") from None
+    if address.startswith("ray://"):
+        return
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=_HEALTH_SECONDS, check=False).returncode  # noqa: S603
+    except subprocess.TimeoutExpired:
+        code = 1
+    if code:
+        raise ConfigError(f"What answers at {address!r} is no Ray cluster, or one of another version of ray.")
+
+
+def _connect(ray: Any, address: str, workers: int | None, gpu: bool) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        # Its workers inherit both; nothing is told to anybody.
+        os.environ.update({**dict.fromkeys(THREADS, "1"), "RAY_USAGE_STATS_ENABLED": "0"})
+        options |= {"num_cpus": workers or cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        options |= {} if gpu else {"num_gpus": 0}
+    try:
+        ray.init(address=address, **options)
+    except (ImportError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.shutdown()
+        raise ConfigError(f"Ray cannot be used at {address!r}: {_line(error)}") from error
+
+
+# --- what went wrong --------------------------------------------------------------------------------------
+
+
+def _of_ray(error: BaseException) -> bool:
+    """Whether an error is Ray's, and not the work's."""
+    from ray.exceptions import RayError, RayTaskError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+
+
+def _translated(error: BaseException) -> BaseException:
+    """The error as the work raised it, or that its worker died, or that none can be had."""
+    from ray.exceptions import ActorUnschedulableError, RayActorError, RayTaskError
+
+    if isinstance(error, RayTaskError):
+        cause: BaseException = error.cause
+        return cause
+    if isinstance(error, ActorUnschedulableError) or (isinstance(error, RayActorError) and error.actor_init_failed):
+        # As where trimtab is not installed: another try would be as bad.
+        return PoolError(f"No Ray worker can be started: {str(error).strip().splitlines()[-1]}")
+    return WorkerDiedError(_line(error)) if _of_ray(error) else error
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,95 @@
+"""The options of a benchmark. Imports neither torch nor timm."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from trimtab.errors import ConfigError
+from trimtab.validation import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """How a benchmark chooses, and what it may spend."""
+
+    protocol: Literal["strict", "paper-vpt", "paper-ship"] = "strict"
+    """strict: chosen on validation images, trained again on training and validation images together, last epoch, test
+    images read once a model. paper-vpt and paper-ship: as those papers' code did; every row says so."""
+    seeds: int | None = None
+    """How many final models a method and task has. Default: 5; of paper-ship 1."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """Where settings to try come from: the method's grid, random points between its ends, or Optuna's TPE there (its
+    package has to be installed)."""
+    trials: int | None = None
+    """Settings to try for each method and task. Default: as many as the grid has."""
+    prune: bool = False
+    """Stop trials that are behind the median of the earlier ones on the validation images."""
+    root: str | None = None
+    """The folder of `trimtab data prepare`, for vtab1k and fgvc."""
+    workers: int | None = None
+    """Processes at work, of one thread each. Default: as many as memory and processor hold, or as a cluster has room
+    for."""
+    ray: str | None = None
+    """A Ray cluster to train on, instead of processes of this machine: HOST:PORT, auto, ray://HOST:PORT, or local to
+    start one here. --out, data and weights have to be in a file system that all its machines share, and trimtab[ray]
+    installed on each."""
+    gpus_per_trial: float = 1.0
+    """On a Ray cluster, the part of a GPU that each training takes, from above 0 to 1."""
+    keep_models: bool = False
+    """Keep the final adapters, in DIR/models; by default they are removed once they are measured."""
+    backbone: str = "trimtab-micro"
+    """What to tune, as for fit."""
+    weights: str | None = None
+    """Local weights, as for fit."""
+    image_size: str | None = None
+    """Input size in pixels, as for fit. Default: the backbone's own."""
+    preprocess: str | None = None
+    """Resizing and normalisation, as for fit. Default: native; of a paper's protocol the paper's."""
+    augment: Literal["none", "flip", "crop", "crop-flip"] | None = None
+    """Training augmentation, as for fit. Default: the preprocessing's own."""
+    epochs: int | None = None
+    """Passes over the training images, of every method. Default: each method's recipe's."""
+    warmup_epochs: float | None = None
+    """Epochs of linear warm-up, of every method. Default: each method's recipe's."""
+    batch_size: int | None = None
+    """Images per optimiser step, of every method. Default: each method's recipe's."""
+    probe_epochs: int | None = None
+    """Epochs for which the head alone is trained first, as for fit. Default: each method's recipe's."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass."""
+    val_fraction: float = 0.2
+    """Part of the training images to choose on where a set names no validation images."""
+    duplicates: Literal["refuse", "keep"] = "refuse"
+    """What to do where a set of your own has the same image in two of training, validation and test: refuse the set, or
+    keep it as it is and say so. Published splits (vtab1k, fgvc) are always kept."""
+    limit: int | None = None
+    """Use only the first N training and validation images of a shuffled list, to try things out."""
+    cache_gb: float = 2.0
+    """Memory for decoded images, in GB, of each worker."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("seeds", "trials", "workers"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0.")
+        if not 0 < self.gpus_per_trial <= 1:
+            raise ConfigError(f"gpus_per_trial is {self.gpus_per_trial}; a training takes up to 1 GPU, and above 0.")
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction is {self.val_fraction}; there must be something to choose on.")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Options of fit that replace those of a method's recipe or a paper's, for all rows."""
+        names = ("image_size", "preprocess", "augment", "epochs", "warmup_epochs", "batch_size", "probe_epochs")
+        given = {name: getattr(self, name) for name in (*names, "limit") if getattr(self, name) is not None}
+        return given if self.precision == "fp32" else {**given, "precision": self.precision}
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """What all numbers of one folder have in common."""
+        names = ("protocol", "sampler", "trials", "prune", "backbone", "val_fraction")
+        return {**{name: getattr(self, name) for name in names}, **self.overrides}

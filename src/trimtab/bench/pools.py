@@ -1,0 +1,103 @@
+"""Who works: processes of this machine; :mod:`trimtab.bench.cluster` has those of others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+from trimtab.bench.workers import THREADS, cores, fitting, kill_workers, set_up_worker
+from trimtab.errors import ConfigError
+
+
+class WorkerDiedError(BrokenExecutor):
+    """The worker of this job died, and no other."""
+
+
+class PoolError(ConfigError):
+    """No job can be worked on, and the run ends."""
+
+
+class Pool(Protocol):
+    """Works on functions, several at a time.
+
+    A job whose worker dies has a ``BrokenExecutor`` in its future: a ``BrokenProcessPool`` where all jobs end with it.
+    """
+
+    def fit(self, peak: int) -> int:
+        """How many may run at once.
+
+        Args:
+            peak: Most bytes that one has held so far; 0 if none has run.
+        """
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Have a worker do something."""
+
+    def renew(self) -> None:
+        """After a worker has died."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+    def kill(self) -> None:
+        """End everything at once."""
+
+
+class Processes:
+    """Processes of this machine, of one thread each.
+
+    Args:
+        workers: How many; by default one until it is known what a training holds, then as many as fit.
+        gpu: Whether they use a GPU where there is one.
+    """
+
+    def __init__(self, workers: int | None, *, gpu: bool = True) -> None:
+        self._workers, self._gpu = workers, gpu
+        # Before any worker starts: libraries read it when they are imported.
+        os.environ.update(dict.fromkeys(THREADS, "1"))
+        self._pool = self._made()
+
+    def _made(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._workers or cores(), mp_context=context, initializer=set_up_worker)
+
+    def fit(self, peak: int) -> int:
+        """The number that was asked for, or as many as fit."""
+        if self._workers is not None:
+            return self._workers
+        if not peak:
+            return 1
+        import torch
+
+        return fitting(peak, self._gpu and torch.cuda.is_available())
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """To the next free process."""
+        try:
+            return self._pool.submit(work, *arguments)
+        except BrokenProcessPool as error:
+            # As if it had been given before the process died.
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def renew(self) -> None:
+        """New processes for the old ones."""
+        try:
+            self._pool.submit(os.getpid)
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._made()
+
+    def close(self) -> None:
+        """Let them end."""
+        self._pool.shutdown()
+
+    def kill(self) -> None:
+        """End them."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        kill_workers()

@@ -1,0 +1,103 @@
+"""The report of a benchmark as files."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.bench.page import page
+from trimtab.bench.results import Record, Results
+from trimtab.bench.summary import RESULTS, summarise
+from trimtab.bench.text import csv_names, csv_of, text_of
+from trimtab.data import files_of
+from trimtab.errors import CheckpointError
+from trimtab.storage.files import check_folder, make_folder, parse_json, refuse_inputs, write_json, write_text
+
+_SUMMARY = "summary.json"
+_KEYS = {"suite", "tasks", "groups", "rows", "comparisons", "tests", "published"}
+"""What a summary of ours has."""
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was written."""
+
+    out: Path
+    text: str
+    """The tables."""
+    summary: Record
+    """All numbers."""
+
+
+def bench_report(
+    folders: Sequence[str | Path], *, out: str | Path | None = None, overwrite: bool = False
+) -> BenchReport:
+    """Write tables and pictures of what ``bench`` measured; an earlier report in the same place is replaced.
+
+    Args:
+        folders: Result folders of ``bench``, of one suite.
+        out: Folder for ``report.txt``, ``report.html``, CSV files and ``summary.json``; by default ``report`` in the
+            first of ``folders``.
+        overwrite: Replace files of these names that are not of an earlier report, too.
+
+    Raises:
+        TrimtabError: If there are no results, they do not belong into one table, or ``out`` cannot be written or has
+            other files of these names.
+    """
+    summary = summarise(folders)
+    out = Path(out) if out is not None else Path(folders[0]) / "report"
+    _check_out(out, summary, folders, overwrite=overwrite)
+    text = text_of(summary)
+    contents = {"report.txt": text, "report.html": page(summary), **csv_of(summary)}
+    make_folder(Path(os.path.realpath(out)))
+    # First, for it shows that the other files are of a report.
+    write_json(out / _SUMMARY, summary)
+    for name, content in contents.items():
+        write_text(out / name, content)
+    return BenchReport(out, text, summary)
+
+
+def _names(summary: Record) -> list[str]:
+    """The files of a report."""
+    return [_SUMMARY, "report.txt", "report.html", *csv_names(summary)]
+
+
+def _check_out(out: Path, summary: Record, folders: Sequence[str | Path], *, overwrite: bool) -> None:
+    """Refuse to write over what is read, and, unasked, over anything but an earlier report."""
+    check_folder(out, "a folder with --out")
+    ours = set(_names(summary) if overwrite else _earlier(out))
+    for name in _names(summary):
+        place = out / name
+        if place.is_dir():
+            raise CheckpointError(f"{str(place)!r} is a folder, and a file is written there; name another --out.")
+        if place.exists() and name not in ours:
+            raise CheckpointError(
+                f"{str(place)!r} exists and is not of an earlier report; replace it with --overwrite, or name another "
+                "--out."
+            )
+    refuse_inputs((out / name for name in _names(summary)), _inputs(folders))
+
+
+def _earlier(out: Path) -> list[str]:
+    """The files of the report that is in a folder."""
+    try:
+        summary = parse_json((out / _SUMMARY).read_bytes())
+    except (OSError, ValueError):
+        return []
+    return _names(summary) if isinstance(summary, dict) and summary.keys() >= _KEYS else []
+
+
+def _inputs(folders: Sequence[str | Path]) -> Iterator[str | Path]:
+    """What is reported on: results and models, and the suite and data that they are of."""
+    for folder in map(Path, folders):
+        yield folder / RESULTS
+        yield from (folder / "models").rglob("*")
+        results = Results(folder / RESULTS)
+        for line in results.find("task"):
+            yield from files_of(line["data"])
+        for line in results.find("run"):
+            # Of names, some are files: the suite, weights.
+            yield from shlex.split(line.get("command") or "")

@@ -1,0 +1,129 @@
+"""Where the settings to try come from: a grid, random points, or Optuna's TPE."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trimtab.bench.presets import Space
+from trimtab.bench.results import Record
+from trimtab.data.images import randomness
+from trimtab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+
+def settings_count(space: Space, sampler: str, trials: int | None) -> int:
+    """How many settings are tried; one that is alone needs no trial."""
+    points = len(space.points())
+    if points == 1:
+        return 1
+    return trials if trials is not None and sampler != "grid" else min(points, trials or points)
+
+
+def propose(space: Space, sampler: str, number: int, done: Sequence[tuple[Record, float]], name: str) -> Record:
+    """The setting to try as ``number``, from 0.
+
+    Args:
+        space: What is searched.
+        sampler: ``"grid"``, ``"random"`` or ``"tpe"``.
+        number: Which trial of its search this is.
+        done: Settings that were tried, with their validation accuracies; of use to TPE only.
+        name: Of the search: another one has other random points.
+    """
+    points = space.points()
+    if sampler == "grid" or len(points) == 1:
+        return points[number]
+    if sampler == "random":
+        return _random(space, f"{name}/{number}")
+    return _tpe(space, number, done, name)
+
+
+def check_sampler(sampler: str) -> None:
+    """Make sure that a sampler can be used.
+
+    Raises:
+        ConfigError: If its package is not installed.
+    """
+    if sampler != "tpe":
+        return
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "The sampler tpe needs the package optuna; install trimtab[search], or take --sampler random."
+        ) from error
+
+
+def _random(space: Space, name: str) -> Record:
+    draw = randomness("search", name)
+
+    def values(grid: Mapping[str, tuple[Any, ...]]) -> Record:
+        found: Record = {}
+        for key, choices in grid.items():
+            share = draw.random()
+            low, high = _ends(key, choices)
+            between = low is not None and high is not None
+            found[key] = _rounded(low * (high / low) ** share) if between else choices[int(share * len(choices))]  # type: ignore[operator]
+        return found
+
+    return {"options": values(space.options), "fit": values(space.fit)}
+
+
+def _ends(key: str, choices: tuple[Any, ...]) -> tuple[float | None, float | None]:
+    """The ends of what is drawn from between them: learning rates; the rest are choices."""
+    if key != "lr" or len(choices) == 1:
+        return None, None
+    return float(min(choices)), float(max(choices))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _tpe(space: Space, number: int, done: Sequence[tuple[Record, float]], name: str) -> Record:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    seed = int(hashlib.sha256(f"{name}/{number}".encode()).hexdigest()[:8], 16)
+    spread = _distributions(space)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for setting, value in done:
+        params = {**_flat("options", setting["options"]), **_flat("fit", setting["fit"])}
+        known = {key: params[key] for key in spread}
+        study.add_trial(optuna.trial.create_trial(params=known, distributions=dict(spread), value=value))
+    found = study.ask(dict(spread)).params
+    return {
+        part: {key: _value(key, found.get(f"{part}.{key}", choices[0])) for key, choices in grid.items()}
+        for part, grid in (("options", space.options), ("fit", space.fit))
+    }
+
+
+def _flat(part: str, values: Mapping[str, Any]) -> Record:
+    return {f"{part}.{key}": value for key, value in values.items()}
+
+
+def _value(key: str, value: Any) -> Any:
+    return _rounded(value) if key == "lr" else value
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for part, grid in (("options", space.options), ("fit", space.fit)):
+        for key, choices in grid.items():
+            low, high = _ends(key, choices)
+            if len(choices) == 1:
+                # Nothing to search; and it may be a tuple, which is a list in the records.
+                continue
+            if low is None or high is None:
+                found[f"{part}.{key}"] = CategoricalDistribution(choices)
+            else:
+                # Rounding may lead beyond the ends.
+                found[f"{part}.{key}"] = FloatDistribution(low * 0.99, high * 1.01, log=not math.isclose(low, 0.0))
+    return found

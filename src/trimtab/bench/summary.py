@@ -1,0 +1,245 @@
+"""Numbers of a benchmark from its results: means, intervals and paired comparisons."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.bench.protocols import PROTOCOLS
+from trimtab.bench.published import beside
+from trimtab.bench.results import BENCH, Record, Results
+from trimtab.bench.statistics import difference, holm, interval, paired_test, signed_rank_test
+from trimtab.bench.suites import check_variants
+from trimtab.errors import ConfigError, DataError
+
+RESULTS = "results.jsonl"
+TESTS = (
+    "Intervals are 95 % t intervals over seeds: of the training, not of the draw of test images. Two rows are compared "
+    "seed by seed on the same images: the mean difference with its interval and the paired t-test over seeds, and "
+    "Wilcoxon's signed-rank test over the tasks' means (from six tasks on). p values are corrected for the number of "
+    "pairs by Holm's rule."
+)
+_COMMON = ("protocol", "sampler", "trials", "prune", "backbone", "val_fraction", "suite", "fingerprint", "background")
+
+
+def summarise(folders: Sequence[str | Path]) -> Record:
+    """All that the report of these result folders shows, JSON values.
+
+    Raises:
+        DataError: If a folder has no results, or a line of them is none.
+        ConfigError: If they do not belong into one table.
+    """
+    # A folder that is named twice is one.
+    named = {Path(folder).resolve(): Path(folder) for folder in folders}
+    read = [(folder, _read(folder)) for folder in named.values()]
+    suites = sorted({results.records["setup"][0]["setup"]["suite"] for _, results in read})
+    if len(suites) > 1:
+        raise ConfigError(f"These are results of several suites ({', '.join(suites)}); report on each by itself.")
+    tasks = _tasks(results for _, results in read)
+    groups = list(dict.fromkeys(task["group"] for task in tasks.values()))
+    rows = [row for folder, results in read for row in _rows(folder, results, tasks)]
+    measured = [name for name in tasks if any(name in row["tasks"] for row in rows)]
+    if not measured:
+        raise DataError(f"{', '.join(map(str, folders))} has no measured model yet; let the benchmark run on.")
+    _tell_apart(rows)
+    for row in rows:
+        _means(row, {name: tasks[name] for name in measured}, groups)
+    return {
+        "suite": suites[0],
+        "tasks": {name: {k: tasks[name][k] for k in ("group", "variant", "splits")} for name in measured},
+        "groups": [group for group in groups if any(tasks[name]["group"] == group for name in measured)],
+        "rows": rows,
+        "comparisons": _compare(rows),
+        "tests": TESTS,
+        "published": beside(suites[0], rows, {name: tasks[name]["variant"] for name in measured}),
+    }
+
+
+def _tasks(read: Iterable[Results]) -> dict[str, Record]:
+    """What is known of each task; the rows of a table are of the same images."""
+    tasks: dict[str, Record] = {}
+    for results in read:
+        check_variants([(t["task"], t["variant"]) for t in (*tasks.values(), *results.find("task"))])
+        for line in results.find("task"):
+            known = tasks.setdefault(line["task"], line)
+            if known["splits"] != line["splits"]:
+                raise ConfigError(
+                    f"{str(results.path.parent)!r} has other images of {line['task']} than the folders before it; "
+                    "report on each by itself."
+                )
+    return tasks
+
+
+def _tell_apart(rows: Sequence[Record]) -> None:
+    """Say of rows of one name in what they differ: backbone, weights, search, or the folder at least."""
+    alike: dict[str, list[Record]] = {}
+    for row in rows:
+        row["apart"] = []
+        alike.setdefault(label(row), []).append(row)
+    for same in alike.values():
+        facts = [(row["backbone"], f"weights {row['fingerprint'][:8]}", row["folder"]) for row in same]
+        for values in zip(*facts, strict=True):
+            left = {tuple(row["apart"]) for row in same}
+            if len(left) < len(same) and len(set(values)) > 1:
+                for row, value in zip(same, values, strict=True):
+                    row["apart"].append(value)
+
+
+def _read(folder: Path) -> Results:
+    results = Results(folder / RESULTS, BENCH)
+    if "setup" not in results.records:
+        raise DataError(f"{str(folder)!r} has no {RESULTS} of a benchmark; name the --out of `trimtab bench`.")
+    return results
+
+
+def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[Record]:
+    setup = results.records["setup"][0]["setup"]
+    protocol = PROTOCOLS[setup["protocol"]]
+    departures = {name: value for name, value in setup.items() if name not in _COMMON}
+    names = dict.fromkeys(line["row"] for line in results.find("test"))
+    found = []
+    for name in names:
+        cells = {}
+        for task in tasks:
+            cell = _cell(results, name, task)
+            if cell is not None:
+                cells[task] = cell
+        first = next(iter(cells.values()))
+        found.append(
+            {
+                "name": name,
+                "folder": str(folder),
+                "protocol": protocol.name,
+                "chosen": protocol.words,
+                "on_test": protocol.chooses_on_test,
+                "departures": departures,
+                "sampler": setup["sampler"],
+                "prune": setup["prune"],
+                "backbone": setup["backbone"],
+                "fingerprint": setup["fingerprint"],
+                "weights": next((w for line in results.find("run") if (w := line["options"]["weights"])), None),
+                "method": first["method"],
+                "options": first["setting"]["options"],
+                "tasks": cells,
+            }
+        )
+    return found
+
+
+def _cell(results: Results, name: str, task: str) -> Record | None:
+    """A row on a task: the test accuracies by seed, and what they rest on."""
+    by_seed: dict[int, Record] = {}
+    lines = results.find("test", row=name, task=task)
+    for line in lines:
+        before = by_seed.get(line["seed"])
+        # Several of one seed are there only where a protocol chooses its setting on the test images.
+        if before is None or line["test_accuracy"] > before["test_accuracy"]:
+            by_seed[line["seed"]] = line
+    if not by_seed:
+        return None
+    seeds = [_seen(by_seed[seed], results.trials[by_seed[seed]["key"]]) for seed in sorted(by_seed)]
+    accuracies = [seed["accuracy"] for seed in seeds]
+    trial = results.trials[by_seed[min(by_seed)]["key"]]
+    known = [seed for seed in seeds if seed["trainable"] is not None]
+    return {
+        **interval(accuracies),
+        "seeds": seeds,
+        "method": trial["method"],
+        "setting": {"options": trial["options"], "fit": trial["fit"]},
+        "epochs": trial["resolved"]["recipe"]["epochs"],
+        "preprocessing": trial["resolved"]["preprocessing"],
+        "tried": _tried(results.last("choice", row=name, task=task), lines),
+        "diverged": sum(seed["failed"] is not None for seed in seeds),
+        "trainable": _mean(seed["trainable"] for seed in known),
+        "trainable_method": _mean(seed["trainable_method"] for seed in known),
+        "seconds": _mean(seed["seconds"] for seed in known),
+        "readings": len(results.find("test-opened", row=name, task=task)),
+        "test_images": max(line["test_images"] for line in by_seed.values()),
+    }
+
+
+def _tried(choice: Record | None, tests: Sequence[Record]) -> int:
+    """How many settings the number was chosen from, on whichever images; 0 where there was nothing to choose."""
+    if choice is None:
+        return 0
+    if len(choice["settings"]) == 1:
+        return len(choice["tried"])
+    # Each setting has its reading, if the run has come to it.
+    seeds = [line["seed"] for line in tests]
+    return max(map(seeds.count, seeds))
+
+
+def _seen(line: Record, trial: Record) -> Record:
+    """One number, with where it comes from."""
+    origin = ("versions", "code", "gpu", "computer", "trainable", "trainable_method", "seconds", "adapter_bytes")
+    return {
+        "seed": line["seed"],
+        "accuracy": line["test_accuracy"],
+        "key": line["key"],
+        "time": line["time"],
+        "failed": line.get("failed"),
+        "test_epoch": line.get("test_epoch"),
+        **{name: trial.get(name) for name in origin},
+    }
+
+
+def _means(row: Record, tasks: Mapping[str, Record], groups: Sequence[str]) -> None:
+    """Add the means over groups and tasks, seed by seed; ``None`` where a task or a seed is missing."""
+    cells = row["tasks"]
+    seeds = {tuple(seed["seed"] for seed in cell["seeds"]) for cell in cells.values()}
+    whole = set(cells) == set(tasks) and len(seeds) == 1
+    row["whole"] = whole
+    row["seeds"] = list(next(iter(seeds))) if len(seeds) == 1 else []
+    by_group: dict[str, list[float]] = {}
+    for group in groups:
+        own = [name for name, task in tasks.items() if task["group"] == group]
+        if own and set(own) <= set(cells) and row["seeds"]:
+            by_group[group] = _by_seed([cells[name] for name in own])
+    row["groups"] = {group: interval(values) for group, values in by_group.items()}
+    row["group_seeds"] = by_group
+    row["task_seeds"] = _by_seed(list(cells.values())) if whole else []
+    row["mean_of_tasks"] = interval(row["task_seeds"])
+    over_groups = [statistics.fmean(values) for values in zip(*by_group.values(), strict=True)] if whole else []
+    row["mean_of_groups"] = interval(over_groups)
+
+
+def _by_seed(cells: Sequence[Record]) -> list[float]:
+    columns = [[seed["accuracy"] for seed in cell["seeds"]] for cell in cells]
+    return [statistics.fmean(values) for values in zip(*columns, strict=True)]
+
+
+def _compare(rows: Sequence[Record]) -> list[Record]:
+    """Every pair of rows that have all tasks and the same seeds."""
+    found = []
+    for one, other in itertools.combinations([row for row in rows if row["whole"]], 2):
+        if one["seeds"] != other["seeds"]:
+            continue
+        ours, theirs = ([row["tasks"][name]["mean"] for name in one["tasks"]] for row in (one, other))
+        found.append(
+            {
+                "row": label(one),
+                "against": label(other),
+                **difference(one["task_seeds"], other["task_seeds"]),
+                "p_seeds": paired_test(one["task_seeds"], other["task_seeds"]),
+                "p_tasks": signed_rank_test(ours, theirs),
+            }
+        )
+    for name in ("p_seeds", "p_tasks"):
+        for pair, corrected in zip(found, holm([pair[name] for pair in found]), strict=True):
+            pair[f"{name}_holm"] = corrected
+    return found
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A row with its protocol: no table has one without the other."""
+    # Under a paper's protocol they are departures from the paper.
+    others = [f"{name} {value}" for name, value in row["departures"].items()]
+    return f"{row['name']} [{', '.join([row['protocol'], *others, *row['apart']])}]"
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return statistics.fmean(known) if known else None

@@ -1,0 +1,336 @@
+"""One training, or one measurement of a model, as a worker process does it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.bench.ledger import model_digest
+from trimtab.bench.provenance import computer, finite, head_numbers, provenance
+from trimtab.bench.results import Record
+
+if TYPE_CHECKING:
+    from trimtab.data import ImageSet, TrainingData
+    from trimtab.inference.evaluate import Predictor
+    from trimtab.training.fit import FitResult
+    from trimtab.training.inputs import Shared
+    from trimtab.training.loop import Watch
+
+
+_PATIENCE = 60
+"""Seconds that a trial waits for a worker of a killed run to end that still writes its folder."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Everything that decides a trained model."""
+
+    protocol: str
+    part: str
+    """``"tune"``: chosen from on validation images; ``"final"``: on all training images, to be reported."""
+    task: str
+    images: str
+    """Digest of the training and validation images."""
+    row: str
+    """What the tables call it."""
+    method: str
+    options: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    """Options of the training."""
+    seed: int
+    backbone: str
+    fingerprint: str
+    """Of the backbone's weights."""
+    resolved: Mapping[str, Any]
+    """The whole recipe, the method's configuration and the preprocessing: a changed default is another trial."""
+    test_epochs: tuple[int, ...] = ()
+    """After which epochs the test images are read, where the protocol chooses the epoch on them."""
+
+    def inputs(self) -> Record:
+        """As JSON values."""
+        values: Record = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The trial's name: the same inputs are never trained twice."""
+        text = json.dumps(self.inputs(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def unit(self) -> Record:
+        """The cell of the table."""
+        return {"row": self.row, "task": self.task}
+
+    @property
+    def place(self) -> Record:
+        """The number of the cell."""
+        return {**self.unit, "seed": self.seed}
+
+    @property
+    def setting(self) -> Record:
+        """What a search chooses."""
+        inputs = self.inputs()
+        return {"options": inputs["options"], "fit": inputs["fit"]}
+
+    @property
+    def words(self) -> str:
+        """For messages."""
+        chosen = {**self.fit, **self.options}
+        return ", ".join([self.task, self.row, *(f"{name} {value}" for name, value in chosen.items()), self._turn])
+
+    @property
+    def _turn(self) -> str:
+        return "tuning" if self.part == "tune" else f"seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """What changes where and how fast a trial runs, and not what comes out."""
+
+    weights: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    cache_gb: float = 2.0
+    batch_size: int = 64
+    """Images at once where nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trial finds its images and leaves its model."""
+
+    training: TrainingData
+    out: Path
+    running: Running
+    bar: tuple[float, ...] = ()
+    """For each epoch, the validation accuracy below which the trial is stopped."""
+    test: ImageSet | None = None
+    """The test images, where the ledger gave them for choosing the epoch."""
+
+
+class _PrunedError(Exception):
+    """The trial is worse than the others were by then."""
+
+
+def run_trial(trial: Trial, place: Place) -> Record:
+    """Train, and measure on the validation images if there are any; the record for the results.
+
+    A training that diverged has accuracy 0, so that it is never chosen, and the reason beside it.
+    """
+    from trimtab.errors import TrainingError
+
+    started = time.monotonic()
+    watching = _Watching(trial, place)
+    try:
+        measured = _train(trial, place, watching.epoch)
+        failed, pruned = None, False
+        # What was done before an interruption was watched by nobody of now.
+        watching.val = measured.pop("val_history")
+    except _PrunedError:
+        measured, failed, pruned = {"val_accuracy": watching.best, "val_loss": None}, None, True
+    except TrainingError as error:
+        if "diverged" not in str(error):  # a full disk says nothing about the trial
+            raise
+        measured, failed, pruned = {"val_accuracy": 0.0, "val_loss": None}, str(error), False
+    if trial.part == "tune" or failed:
+        _remove(place.out)
+    return {
+        "failed": failed,
+        "pruned": pruned,
+        **measured,
+        "val_history": watching.val,
+        "test_history": watching.test,
+        "test_images": None if place.test is None else len(place.test),
+        "wall_seconds": round(time.monotonic() - started, 2),
+        **provenance(),
+        "computer": computer(),
+    }
+
+
+def _train(trial: Trial, place: Place, watch: Watch) -> Record:
+    from trimtab.storage.locks import wait_until_free
+    from trimtab.training.fit import fit
+
+    wait_until_free(place.out, _PATIENCE)
+    if trial.test_epochs:
+        # What was read on test images before an interruption is not kept.
+        _remove(place.out)
+    running = place.running
+    result = fit(
+        place.training,
+        out=place.out,
+        method=trial.method,
+        method_options=_tuples(trial.options),
+        backbone=trial.backbone,
+        weights=running.weights,
+        seed=trial.seed,
+        select="last",
+        resume=True,
+        watch=watch,
+        shared=_shared(trial, place),
+        background=None if "background" in trial.resolved["preprocessing"] else "drop",
+        device=running.device,
+        threads=running.threads,
+        cache_gb=running.cache_gb,
+        **trial.fit,
+    )
+    return _measured(place.out, result)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a trial's folder; a kill midway leaves nothing under its name that the next one could stumble over."""
+    aside = folder.with_name(f"{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _measured(out: Path, result: FitResult) -> Record:
+    """What a finished training says of itself."""
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    last = metrics["history"][-1]
+    return {
+        "val_accuracy": last.get("val_accuracy"),
+        "val_loss": finite(last.get("val_loss")),
+        "val_history": _curve(metrics["history"]),
+        "train_loss": last["train_loss"],
+        "seconds": result.seconds,
+        "trainable": result.trainable,
+        "trainable_method": result.trainable - head_numbers(out),
+        "adapter_bytes": result.adapter_bytes,
+        "peak_memory": result.peak_memory,
+        "method_config": config["method_config"],
+        "facts": config.get("facts", {}),
+        "classes": len(config["labels"]),
+        "model": model_digest(out),
+    }
+
+
+def read_test(trial: Trial, folder: Path, images: ImageSet, running: Running) -> Record:
+    """Measure a trained model on the test images that the ledger gave for it."""
+    from trimtab.inference.evaluate import Predictor, load
+
+    started = time.monotonic()
+    predictor = load(folder, weights=running.weights, device=running.device)
+    if not isinstance(predictor, Predictor):
+        raise TypeError(f"{folder} holds no classifier.")
+    metrics = _measure(trial, predictor, images, running)
+    names = ("accuracy", "mean_class_accuracy", "loss", "calibration_error")
+    return {
+        "failed": None,
+        **{f"test_{name}": finite(metrics[name]) for name in names},
+        "test_images": len(images),
+        "wall_seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _measure(trial: Trial, predictor: Predictor, images: ImageSet, running: Running) -> dict[str, float]:
+    import torch
+
+    from trimtab.data import ImageStore
+    from trimtab.inference.evaluate import batches_of
+    from trimtab.tasks.classification import classification_metrics
+
+    def make() -> ImageStore:
+        cache = int(running.cache_gb * 1e9)
+        return ImageStore(images, predictor.preprocess, cache_bytes=cache, threads=running.threads)
+
+    store = _of_tests.of(trial.task).once((images, predictor.preprocess), make)
+    plan = batches_of(len(images), running.batch_size, running.threads)
+    logits, targets = zip(*((predictor.logits(pixels), labels) for pixels, labels in store.batches(plan)), strict=True)
+    return classification_metrics(torch.cat(logits), torch.cat(targets))
+
+
+class _Watching:
+    """Follows a training: keeps its curve, stops it where it is behind, reads test images where that is asked."""
+
+    def __init__(self, trial: Trial, place: Place) -> None:
+        self._trial, self._place = trial, place
+        self.val: list[float] = []
+        self.test: list[tuple[int, float]] = []
+
+    @property
+    def best(self) -> float:
+        return max(self.val, default=0.0)
+
+    def epoch(self, history: Sequence[Mapping[str, float]], model: Any) -> None:
+        self.val = _curve(history)
+        done = len(history)
+        if done in self._trial.test_epochs and self._place.test is not None:
+            self.test.append((done, self._read(model)))
+        bar = self._place.bar
+        if done < len(bar) and self.best < bar[done - 1]:
+            raise _PrunedError
+
+    def _read(self, model: Any) -> float:
+        from trimtab.data import Preprocess
+        from trimtab.inference.evaluate import Predictor
+
+        training, test = self._place.training, self._place.test
+        preprocess = Preprocess.from_dict(self._trial.resolved["preprocessing"])
+        predictor = Predictor(model.eval(), training.train.classes, preprocess)
+        if test is None:
+            raise TypeError("There are no test images.")
+        return _measure(self._trial, predictor, test, self._place.running)["accuracy"]
+
+
+def _curve(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Validation accuracy after each epoch."""
+    return [round(entry["val_accuracy"], 6) for entry in history if "val_accuracy" in entry]
+
+
+def bar_of(curves: Sequence[Sequence[float]], epochs: int) -> tuple[float, ...]:
+    """For each epoch what a trial must have reached: the median of the best so far of the trials before.
+
+    Nothing is asked in the first third of the epochs, nor before four trials are done.
+    """
+    running = [[max(curve[: k + 1]) for k in range(epochs)] for curve in curves if len(curve) == epochs]
+    if len(running) < 4:
+        return ()
+    return tuple(
+        statistics.median(curve[k] for curve in running) if 3 * (k + 1) > epochs else 0.0 for k in range(epochs)
+    )
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+# --- what the trials of one worker share ------------------------------------------------------------------
+
+
+class _OfTask:
+    """Decoded images and features of one task; those of the task before are let go."""
+
+    def __init__(self) -> None:
+        self._task, self._shared = "", None  # type: str, Shared | None
+
+    def of(self, task: str) -> Shared:
+        """What trials of this task share."""
+        from trimtab.training.inputs import Shared
+
+        if self._shared is None or task != self._task:
+            self._task, self._shared = task, Shared()
+        return self._shared
+
+
+_of_training = _OfTask()
+_of_tests = _OfTask()
+
+
+def _shared(trial: Trial, place: Place) -> Shared:
+    # Options that are no part of what Shared knows things by.
+    return _of_training.of(json.dumps([trial.task, trial.backbone, place.running.weights, place.running.cache_gb]))

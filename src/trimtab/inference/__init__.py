@@ -1,0 +1,1 @@
+"""Use a tuned adapter: load, predict, evaluate, export, and what a prediction costs."""

@@ -1,0 +1,307 @@
+"""A tuned model as a file that needs no trimtab: ONNX, or a torch program."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from trimtab import __version__, checkpoint
+from trimtab.backbone import Backbone
+from trimtab.data import MaskPreprocess, Preprocess
+from trimtab.errors import CheckpointError, ConfigError
+from trimtab.heads import Classifier
+from trimtab.methods.base import Constants
+from trimtab.model import TunedModel
+from trimtab.storage.files import check_folder, make_folder, refuse_inputs, write_atomically, write_bytes, write_json
+from trimtab.stream import KeysValues
+from trimtab.training.guard import adapter_files
+
+Format = Literal["onnx", "torch"]
+FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+ABOUT = "export.json"
+TASK = "task.safetensors"
+_OPSET = 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    out: Path
+    file: Path
+    bytes: int
+    difference: float | None
+    """Largest difference from the tuned model's logits on random images, if the file could be run here."""
+    seconds: float
+
+
+class Graph(nn.Module):
+    """Images (B, 3, height, width) of 0 to 1 to logits (B, C), of a segmenter (B, C, height, width)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: TunedModel, preprocess: Preprocess | MaskPreprocess) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the backbone takes."""
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.model(self.normalised(images))
+        return logits
+
+
+class PromptedGraph(Graph):
+    """The same for any task: its prompts' keys and values and its classifier are inputs.
+
+    ``keys`` and ``values`` have a tensor (blocks, H, P, d) for each stage of the backbone, ``head_weight`` is (C, D)
+    and ``head_bias`` (C).
+    """
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, keys: list[Tensor], values: list[Tensor], head_weight: Tensor, head_bias: Tensor
+    ) -> Tensor:
+        """See the class."""
+        backbone = self.model.backbone
+        stream = backbone.embed(self.normalised(images), pooled_only=True)
+        for stage, own_keys, own_values in zip(backbone.stages, keys, values, strict=True):
+            for j, i in enumerate(stage):
+                stream = backbone.block(i, stream, context=KeysValues(own_keys[j][None], own_values[j][None]))
+        return F.linear(backbone.pool(stream), head_weight, head_bias)
+
+
+def export(
+    directory: str | Path,
+    *,
+    out: str | Path,
+    format: Format = "onnx",  # noqa: A002 - what every exporter calls it
+    weights: str | Path | None = None,
+    prompts_as_inputs: bool = False,
+    overwrite: bool = False,
+) -> Exported:
+    """Write the folded model of an adapter folder as a graph: images of 0 to 1 in, logits out, any batch size.
+
+    Args:
+        directory: What ``fit`` wrote.
+        out: Folder for the graph, ``export.json`` (preprocessing, labels, inputs and outputs) and, with
+            ``prompts_as_inputs``, ``task.safetensors``.
+        format: ``"onnx"``, or ``"torch"`` (a program that ``torch.export.load`` reads).
+        weights: Where the backbone's weights lie now; by default where they were in training, or timm's own.
+        prompts_as_inputs: Make one graph for every task on this backbone, which takes the task's keys, values and
+            classifier as inputs; those of this task are in ``task.safetensors`` by the inputs' names.
+        overwrite: Replace what an earlier export left in ``out``.
+
+    Raises:
+        CheckpointError: If the folder is broken, the backbone is another one, or ``out`` is in use.
+        ConfigError: If the format is unknown, its packages are missing, or the prompts are no constants.
+        TrainingError: If the disk is full.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    if format not in FILES:
+        raise ConfigError(f"format is {format!r}; use one of {', '.join(FILES)}.")
+    if format == "onnx":
+        _need_onnx()
+    _check_out(out, overwrite)
+    refuse_inputs([out / name for name in (FILES[format], TASK, ABOUT)], adapter_files(directory, weights))
+    saved = checkpoint.read(directory)
+    model = checkpoint.restore(saved, weights=weights).fold()
+    example: tuple[Any, ...] = (torch.rand(2, 3, *model.backbone.image_size),)
+    task: dict[str, Tensor] = {}
+    graph = Graph(model, saved.preprocess).eval()
+    if prompts_as_inputs:
+        graph = PromptedGraph(model, saved.preprocess).eval()
+        task = task_tensors(model)
+        example += _inputs(task, model.backbone)
+    names = ["images", *task]
+    file = out / FILES[format]
+    make_folder(Path(os.path.realpath(out)))
+    with torch.no_grad():
+        program = torch.export.export(graph, example, dynamic_shapes=_dynamic(task, model.backbone))
+        write_atomically(file, lambda temporary: _write(program, temporary, format, names))
+    if task:
+        write_bytes(out / TASK, to_bytes(task, {"format": "pt"}))
+    write_json(out / ABOUT, _about(saved, model, format, names))
+    difference = _difference(file, format, Graph(model, saved.preprocess).eval(), names, task)
+    return Exported(out, file, file.stat().st_size, difference, time.monotonic() - started)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    check_folder(out, "a folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise CheckpointError(
+            f"There is something in {str(out)!r}; replace it with --overwrite, or name another --out."
+        )
+    for name in (*FILES.values(), TASK, ABOUT):
+        if (out / name).is_dir():
+            raise CheckpointError(
+                f"{str(out / name)!r} is a folder and a file is to be written there; name another --out."
+            )
+
+
+def task_tensors(model: TunedModel) -> dict[str, Tensor]:
+    """What a task is to a graph that takes prompts as inputs.
+
+    Args:
+        model: A folded model.
+
+    Returns:
+        ``keys_0`` and ``values_0``, (blocks, H, P, d) a pair for each stage; ``head_weight`` (C, D), ``head_bias`` (C).
+
+    Raises:
+        ConfigError: If its prompts are no constants.
+    """
+    method, backbone = model.method, model.backbone
+    if not isinstance(model.head, Classifier):
+        raise ConfigError(
+            "A graph for every task takes a classifier as an input, and this adapter has a segmentation "
+            "head; leave --prompts-as-inputs out."
+        )
+    contexts = [method.context(i) for i in range(backbone.depth)] if type(method) is Constants else []
+    if not contexts or any(context is None for context in contexts):
+        raise ConfigError(
+            f"A task of the method {method.name!r} is more than keys and values in every block, so its graph serves "
+            "this task alone; leave --prompts-as-inputs out."
+        )
+    pairs = [context for context in contexts if context is not None]
+    task: dict[str, Tensor] = {}
+    for s, stage in enumerate(backbone.stages):
+        task[f"keys_{s}"] = torch.cat([pairs[i].keys for i in stage])
+        task[f"values_{s}"] = torch.cat([pairs[i].values for i in stage])
+    linear = model.head.linear
+    task |= {"head_weight": linear.weight.detach().clone(), "head_bias": linear.bias.detach().clone()}
+    return {name: value.contiguous() for name, value in task.items()}
+
+
+def _inputs(task: dict[str, Tensor], backbone: Backbone) -> tuple[Any, ...]:
+    """A task as the graph's further arguments."""
+    stages = range(len(backbone.stages))
+    return (
+        [task[f"keys_{s}"] for s in stages],
+        [task[f"values_{s}"] for s in stages],
+        task["head_weight"],
+        task["head_bias"],
+    )
+
+
+def _dynamic(task: dict[str, Tensor], backbone: Backbone) -> dict[str, Any]:
+    """Which sizes may change from call to call."""
+    batch = torch.export.Dim("batch")
+    if not task:
+        return {"images": {0: batch}}
+    prompts, classes = torch.export.Dim("prompts"), torch.export.Dim("classes")
+    each = [{2: prompts} for _ in backbone.stages]
+    return {"images": {0: batch}, "keys": each, "values": each, "head_weight": {0: classes}, "head_bias": {0: classes}}
+
+
+def _write(program: torch.export.ExportedProgram, path: Path, format: str, names: Sequence[str]) -> None:  # noqa: A002
+    if format == "torch":
+        # In memory first: torch's writer ends the whole process where the disk is full.
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
+            # Of tensors that are views of others; the program is compared with the model afterwards.
+            warnings.simplefilter("ignore", UserWarning)
+            torch.export.save(program, buffer)
+        path.write_bytes(buffer.getbuffer())
+        return
+    # Names of inputs come in the order of the arguments: all keys, then all values.
+    ordered = ["images", *sorted(n for n in names if n.startswith("keys")), *sorted(n for n in names if "values" in n)]
+    ordered += [name for name in names if name.startswith("head")]
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter's remarks about its own insides are nothing to a user.
+        warnings.simplefilter("ignore")
+        onnx = torch.onnx.export(
+            program,
+            input_names=ordered,
+            output_names=["logits"],
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        if onnx is None:
+            raise ConfigError("torch's ONNX exporter gave nothing; use --format torch.")
+        onnx.save(str(path), external_data=False)
+
+
+def _need_onnx() -> None:
+    import importlib.util
+
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"Writing ONNX needs the packages {' and '.join(missing)}; install trimtab[export], or use --format torch."
+        )
+
+
+def _difference(file: Path, format: str, graph: Graph, names: Sequence[str], task: dict[str, Tensor]) -> float | None:  # noqa: A002
+    """The largest difference of logits on other images and another batch size than the graph was traced with."""
+    import importlib.util
+
+    images = torch.rand(3, 3, *graph.model.backbone.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = graph(images)
+        if format == "torch":
+            program = torch.export.load(str(file)).module()
+            got = program(images, *_inputs(task, graph.model.backbone)) if task else program(images)
+        elif importlib.util.find_spec("onnxruntime") is None:
+            return None
+        else:
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            given = {"images": images.numpy(), **{name: task[name].numpy() for name in names if name in task}}
+            got = torch.from_numpy(session.run(None, given)[0])
+    return float((got - expected).abs().max())
+
+
+def _about(saved: checkpoint.Saved, model: TunedModel, format: str, names: Sequence[str]) -> dict[str, Any]:  # noqa: A002
+    height, width = model.backbone.image_size
+    return {
+        "file": FILES[format],
+        "library": f"trimtab {__version__}",
+        "method": saved.method,
+        "backbone": {"name": saved.backbone, "fingerprint": saved.fingerprint},
+        "labels": list(saved.labels),
+        "inputs": {
+            "names": list(names),
+            "images": {
+                "type": "float32",
+                "shape": ["batch", 3, height, width],
+                "range": [0, 1],
+                "channels": "red, green, blue",
+                "note": f"{_note(saved)}; mean and std are subtracted and divided by in the graph",
+            },
+        },
+        "outputs": {
+            "logits": {
+                "type": "float32",
+                "shape": ["batch", "classes", *([height, width] if saved.task.head is not None else [])],
+            }
+        },
+        "preprocessing": saved.preprocess.to_dict(),
+    }
+
+
+def _note(saved: checkpoint.Saved) -> str:
+    if saved.task.head is None:
+        return "resized as under preprocessing"
+    return "resized as under preprocessing; larger images by windows of this size, whose logits are averaged"

@@ -1,0 +1,158 @@
+"""A run's model before labelled images, and what it says of them whatever its task."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab import checkpoint
+from trimtab.checkpoint import RUN
+from trimtab.data import ImageSet, Store
+from trimtab.errors import DataError
+from trimtab.inference.evaluate import batches_of
+from trimtab.methods.base import PromptSet
+from trimtab.model import TunedModel
+from trimtab.progress import Progress
+from trimtab.reporting.attention import Attention, look
+from trimtab.reporting.parts import Captioned, Shown
+from trimtab.reporting.runs import Run
+from trimtab.tasks import Task
+from trimtab.tasks.base import AnyPreprocess
+from trimtab.training.run_folder import SPLIT
+
+_AT_ONCE = 8
+"""Images looked at together: enough for speed, and few enough for wide backbones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Which images are to be looked at, and how."""
+
+    data: str | Path | None = None
+    split: str = "val"
+    weights: str | Path | None = None
+    batch_size: int = 64
+    threads: int = 2
+    device: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings(abc.ABC):
+    """What one model says of one set of images."""
+
+    source: str
+    """Where the images came from."""
+    split: str
+    labels: tuple[str, ...]
+    images: int
+    """How many were looked at."""
+    metrics: dict[str, Any]
+    """As ``evaluate`` has them."""
+    confusion: Tensor
+    """(C, C) counts: row the class, column what was said."""
+    attention: Attention
+    """Of some of the images."""
+
+    @abc.abstractmethod
+    def shown(self, sets: Sequence[PromptSet]) -> Shown:
+        """What the page shows of it, where a method has these prompts."""
+
+    @abc.abstractmethod
+    def side_by_side(self, others: Sequence[tuple[str, Findings]]) -> list[Captioned]:
+        """Pictures of these and of others of the same task, each with the name of its run, this one among them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """A run's model, and the images that it is asked about."""
+
+    task: Task
+    model: TunedModel
+    """As it was trained, so that prompts can be seen."""
+    folded: TunedModel
+    labels: tuple[str, ...]
+    preprocess: AnyPreprocess
+    source: str
+    images: ImageSet
+    store: Store
+    batch_size: int
+    threads: int
+
+    def answers(self, plan: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pixels, targets and logits of the images at those positions, batch by batch."""
+        backbone = self.model.backbone
+        for pixels, targets in self.store.batches(plan):
+            with torch.inference_mode():
+                inputs = self.preprocess.normalise(pixels.to(backbone.device))
+                logits = self.task.logits(self.folded, inputs, backbone.image_size).float().cpu()
+            yield pixels, targets, logits
+
+    def everything(self, progress: Progress) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """:meth:`answers` on all images."""
+        count = len(self.images)
+        plan = batches_of(count, min(self.batch_size, self.task.eval_batch), self.threads)
+        with progress.stage("Evaluating", count, "images") as advance:
+            for pixels, targets, logits in self.answers(plan):
+                yield pixels, targets, logits
+                advance(targets.shape[0])
+
+    def attention(self, pictures: Sequence[Tensor]) -> Attention:
+        """What is looked at in images (3, height, width) uint8 of the model's size."""
+        pixels = torch.stack(list(pictures)).to(self.model.backbone.device)
+        return Attention.join([look(self.model, self.preprocess.normalise(some)) for some in pixels.split(_AT_ONCE)])
+
+    def name(self, row: int) -> str:
+        """What the image at a position is called."""
+        return Path(str(self.images.paths[row])).name
+
+
+def open_run(run: Run, asked: Asked) -> Looked:
+    """A run's model before images.
+
+    Args:
+        run: Whose model.
+        asked: Which images; without data, those that the run was validated on.
+
+    Raises:
+        TrimtabError: If the images, the backbone or the adapter cannot be used.
+    """
+    saved = checkpoint.read(run.folder)
+    source, images = _images(run, saved.task, asked, saved.labels)
+    model = checkpoint.restore(saved, weights=asked.weights, device=_device(asked.device))
+    store = saved.task.store(images, saved.preprocess, cache_bytes=0, threads=asked.threads, whole=True)
+    return Looked(
+        task=saved.task,
+        model=model,
+        folded=model.fold(),
+        labels=saved.labels,
+        preprocess=saved.preprocess,
+        source=source,
+        images=images,
+        store=store,
+        batch_size=asked.batch_size,
+        threads=asked.threads,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _images(run: Run, task: Task, asked: Asked, labels: tuple[str, ...]) -> tuple[str, ImageSet]:
+    """The images to look at, and where they come from in words."""
+    made = run.folder / SPLIT
+    if asked.data is None and made.is_file() and asked.split in ("train", "val"):
+        # The split that training made names its images itself, wherever the data was named from.
+        return str(run.record.get("data", made)), task.open_split(made, asked.split, labels, made)
+    data = run.record.get("data") if asked.data is None else asked.data
+    if data is None:
+        raise DataError(f"{RUN} in {str(run.folder)!r} does not say what was trained on; name images with --data.")
+    return str(data), task.open_split(data, asked.split, labels, made)

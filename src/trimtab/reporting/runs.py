@@ -1,0 +1,126 @@
+"""What a result folder says of its run, read without the backbone's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab import checkpoint
+from trimtab.backbone import Backbone
+from trimtab.backbone.weights import blank_model, resolve
+from trimtab.checkpoint import RUN
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.methods import METHODS
+from trimtab.methods.base import Hierarchy, PromptSet
+from trimtab.storage.files import parse_json
+from trimtab.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One result folder."""
+
+    folder: Path
+    name: str
+    """What it is called on the page, no two alike."""
+    task: Task
+    described: dict[str, Any]
+    """As :func:`trimtab.checkpoint.describe` has it."""
+    record: dict[str, Any]
+    """The run's configuration; empty where its file is gone."""
+    depth: int | None
+    """Blocks of the backbone; ``None`` where it could not be built."""
+    sets: tuple[PromptSet, ...]
+    hierarchy: Hierarchy | None
+    notes: tuple[str, ...]
+    """What could not be had, in sentences."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """As ``fit`` measured them."""
+        metrics: dict[str, Any] = self.described["metrics"]
+        return metrics
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One entry an epoch."""
+        history: list[dict[str, float]] = self.metrics.get("history") or []
+        return history
+
+    @property
+    def trainable(self) -> int:
+        """Trained numbers, the head's included."""
+        return sum(self.described["parameters"].values())
+
+
+def read_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """Read result folders, each once.
+
+    Raises:
+        CheckpointError: If one is none.
+        ConfigError: If there are none, or they are of different tasks.
+    """
+    paths = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    if not paths:
+        raise ConfigError("A report needs at least one result folder; name those that 'trimtab fit' wrote.")
+    runs = [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    first = runs[0]
+    for run in runs:
+        if run.task.name != first.task.name:
+            raise ConfigError(
+                f"{str(first.folder)!r} is a run of {first.task.name} and {str(run.folder)!r} one of {run.task.name}, "
+                "whose numbers cannot stand side by side; report them apart, a page for each task."
+            )
+    return runs
+
+
+def _read(folder: Path, name: str) -> Run:
+    described = checkpoint.describe(folder)
+    task = checkpoint.task_of(folder)
+    notes: list[str] = []
+    try:
+        record = parse_json((folder / RUN).read_bytes())
+    except (OSError, ValueError) as error:
+        record = {}
+        notes.append(f"The run's configuration is missing: {RUN} cannot be read ({type(error).__name__}).")
+    depth: int | None = None
+    sets: tuple[PromptSet, ...] = ()
+    hierarchy: Hierarchy | None = None
+    try:
+        depth, sets, hierarchy = _structure(folder)
+    except (TrimtabError, RuntimeError, TypeError, ValueError) as error:
+        notes.append(f"Where prompts enter is missing: {error}")
+    return Run(folder, name, task, described, record, depth, sets, hierarchy, tuple(notes))
+
+
+def _structure(folder: Path) -> tuple[int, tuple[PromptSet, ...], Hierarchy | None]:
+    """Depth, prompt sets and hierarchy: what a method knows of itself on a backbone without weights."""
+    saved = checkpoint.read(folder)
+    name = resolve(saved.backbone)
+    backbone = Backbone(blank_model(name), name)
+    backbone.set_image_size(*saved.image_size)
+    config = checkpoint.config_from_json(METHODS[saved.method].Config, saved.method_config)
+    with torch.device("meta"):
+        method = METHODS[saved.method](config, backbone)
+        # Keeps the tensors as they are; the backbone's stay without memory.
+        method.load_state_dict(_named(saved.tensors, "method."), assign=True)
+    return backbone.depth, tuple(method.sets(backbone)), method.hierarchy()
+
+
+def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(len(one) for one in parts) + 1):
+        names = ["/".join(one[-count:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

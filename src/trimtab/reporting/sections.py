@@ -1,0 +1,86 @@
+"""The parts of a report as plain values: what the page shows, before it is a page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.reporting import pictures
+from trimtab.reporting.drawing import Drawing, shown
+from trimtab.reporting.findings import Findings
+from trimtab.reporting.parts import Shown
+from trimtab.reporting.runs import Run
+from trimtab.reporting.words import written
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """What is shown of one run."""
+
+    id: str
+    name: str
+    facts: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    command: str
+    config: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    """Groups of options by their title."""
+    affinity: Drawing | None = None
+    entries: Drawing | None = None
+    seen: Shown | None = None
+    """What its model says of images, if it was asked."""
+
+
+def section(number: int, run: Run, findings: Findings | None, notes: Sequence[str]) -> Section:
+    """What is shown of one run, with findings where there are some."""
+    sets = run.sets if run.depth else ()
+    return Section(
+        id=f"run-{number}",
+        name=shown(run.name),
+        facts=_facts(run),
+        notes=tuple(shown(note) for note in (*run.notes, *notes)),
+        command=shown(run.record.get("command") or "Trained from Python."),
+        config=_config(run.record),
+        affinity=None if run.hierarchy is None else pictures.affinity(run.hierarchy),
+        entries=pictures.entries(sets, run.depth) if sets and run.depth else None,
+        seen=None if findings is None else findings.shown(sets),
+    )
+
+
+def _facts(run: Run) -> tuple[tuple[str, str], ...]:
+    metrics, backbone = run.metrics, run.described["backbone"]
+    height, width = backbone["image_size"]
+    labels = run.described["labels"]
+    facts = {
+        "method": run.described["method"],
+        "backbone": f"{backbone['name']} at {height}x{width}",
+        **_head(run),
+        "classes": f"{len(labels)}: {', '.join(labels[:8])}{', …' if len(labels) > 8 else ''}",
+        "trained on": f"{metrics.get('train_images', '?')} images, validated on {metrics.get('val_images', '?')}",
+        **{name: written(value) for name, value in run.described["facts"].items()},
+    }
+    return tuple((shown(name), shown(value)) for name, value in facts.items())
+
+
+def _head(run: Run) -> dict[str, str]:
+    """What stands on the backbone, where that was to be chosen, and how much of what was trained it is."""
+    if run.task.head is None:
+        return {}
+    trained = sum(count for part, count in run.described["parameters"].items() if part.startswith("head."))
+    return {"head": f"{run.task.head.head}, {trained:,} of the {run.trainable:,} trained numbers"}
+
+
+def _config(record: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    resolved = record.get("resolved") or {}
+    parts = {
+        "method": resolved.get("method_config"),
+        "task": resolved.get("task_options"),
+        "training": {**(record.get("options") or {}), **(resolved.get("recipe") or {})},
+        "preprocessing": resolved.get("preprocessing"),
+        "machine": {"trimtab": record.get("trimtab"), **(record.get("machine") or {})},
+    }
+    return tuple(
+        (title, tuple((shown(name), shown(written(value))) for name, value in part.items() if value is not None))
+        for title, part in parts.items()
+        if part
+    )

@@ -1,0 +1,104 @@
+"""Small pictures of images, with what was looked at laid over them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trimtab.data import VOID
+from trimtab.reporting.drawing import Drawing, shown
+
+_SIDE = 112
+"""CSS pixels of the longer side."""
+SCENE = 132
+"""The same of images whose pixels are told apart."""
+_DENSITY = 2
+"""Pixels a CSS pixel, for sharp screens; an image that has fewer is not blown up by more than it needs."""
+_HEAT = 0.6
+"""How much of an overlay is heat and not image."""
+_COLOUR = 0.65
+"""How much of an overlay is the colour of a class and not image."""
+_WRONG, _DIM = (255, 140, 40), 0.5
+"""The colour of wrong pixels, and how bright the others stay."""
+
+
+def thumbnail(pixels: Tensor, alt: str, side: int = _SIDE) -> Drawing:
+    """An image (3, height, width) uint8, small."""
+    return _drawing(_image(pixels, side), alt, side)
+
+
+def overlay(pixels: Tensor, heat: Tensor, alt: str) -> Drawing:
+    """An image in grey under a heat map (h, w) of any range, each patch in one colour: dark little, yellow much."""
+    import matplotlib as mpl
+
+    image = _image(pixels, _SIDE)
+    low, high = float(heat.min()), float(heat.max())
+    level = (heat.numpy() - low) / (high - low) if high > low else np.zeros(heat.shape)
+    coloured = (mpl.colormaps["viridis"](level)[..., :3] * 255).astype(np.uint8)
+    over = Image.fromarray(coloured).resize(image.size, Image.Resampling.NEAREST)
+    return _drawing(Image.blend(_grey(image), over, _HEAT), alt, _SIDE)
+
+
+def classes_over(pixels: Tensor, classes: Tensor, palette: Sequence[tuple[int, int, int]], alt: str) -> Drawing:
+    """An image in grey with the classes (h, w) of its pixels laid over it; what is `VOID` stays grey."""
+    image = _image(pixels, SCENE)
+    colours = np.zeros((VOID + 1, 3), dtype=np.uint8)
+    colours[: len(palette)] = palette
+    mask = _resized(classes, image.size)
+    over = Image.blend(_grey(image), Image.fromarray(colours[mask]), _COLOUR)
+    return _drawing(Image.composite(over, _grey(image), Image.fromarray(mask != VOID)), alt, SCENE)
+
+
+def wrong_over(pixels: Tensor, truth: Tensor, said: Tensor, alt: str) -> Drawing:
+    """An image in dark grey, in orange where what was said (h, w) is not the truth; `VOID` is never wrong."""
+    image = _image(pixels, SCENE)
+    wrong = _resized(((said != truth) & (truth != VOID)).to(torch.uint8), image.size) > 0
+    dim = _grey(image).point([round(_DIM * value) for value in range(256)] * 3)
+    over = Image.blend(dim, Image.new("RGB", image.size, _WRONG), 0.9)
+    return _drawing(Image.composite(over, dim, Image.fromarray(wrong)), alt, SCENE)
+
+
+def swatch(colour: tuple[int, int, int] | None, alt: str) -> Drawing:
+    """A colour of a legend; ``None`` is an empty one."""
+    fill = "none" if colour is None else "#{:02x}{:02x}{:02x}".format(*colour)
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="16" height="16">'
+        f'<rect x=".5" y=".5" width="15" height="15" rx="3" fill="{fill}" stroke="#808080"/></svg>'
+    )
+    return Drawing("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), 16, 16, shown(alt))
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def _resized(classes: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Classes (h, w) at (width, height), each pixel one of them."""
+    return np.asarray(Image.fromarray(classes.numpy()).resize(size, Image.Resampling.NEAREST))
+
+
+def _image(pixels: Tensor, side: int) -> Image.Image:
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    factor = _DENSITY * side / max(image.size)
+    if factor < 1:
+        width, height = (max(1, round(length * factor)) for length in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    # Patches stay sharp if every pixel becomes a whole number of them.
+    whole = int(factor)
+    return image.resize((image.width * whole, image.height * whole), Image.Resampling.BICUBIC) if whole > 1 else image
+
+
+def _drawing(image: Image.Image, alt: str, side: int) -> Drawing:
+    buffer = io.BytesIO()
+    # Colours at full size, as the borders of classes are of them.
+    image.save(buffer, "JPEG", quality=82, optimize=True, subsampling=0 if side == SCENE else -1)
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    factor = side / max(image.size)
+    return Drawing(uri, max(1, round(image.width * factor)), max(1, round(image.height * factor)), shown(alt))

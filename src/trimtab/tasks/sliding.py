@@ -1,0 +1,110 @@
+"""Images of any size through a model of one size: windows that slide over them, several scales, and turned about."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtab.errors import ConfigError
+from trimtab.validation import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How often, and how, an image is looked at."""
+
+    stride: float = 2 / 3
+    """How far a window moves on, in windows; 1 lets none overlap."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes at which the image is looked at; what is seen is averaged."""
+    flip: bool = False
+    """Look at it turned about, too."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 < self.stride <= 1:
+            raise ConfigError(f"stride is {self.stride}; as a part of a window it is above 0 and at most 1.")
+        if not self.scales or not all(scale > 0 for scale in self.scales):
+            raise ConfigError(f"scales is {self.scales}; give at least one number, all above 0.")
+
+    @property
+    def one(self) -> bool:
+        """Whether the image is looked at once, as it is."""
+        return self.scales == (1.0,) and not self.flip
+
+
+def look(forward: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int], views: Views) -> Tensor:
+    """Logits of every pixel of images of any size.
+
+    Args:
+        forward: A model: images (B, 3, *window) to logits (B, C, *window).
+        images: (B, 3, H, W), normalised.
+        window: Height and width of what the model takes.
+        views: How to look. Of several, the classes' probabilities are averaged and their logarithm is what comes out.
+
+    Returns:
+        (B, C, H, W).
+    """
+    if views.one:
+        return slide(forward, images, window, views.stride)
+    height, width = images.shape[-2:]
+    total: Tensor | None = None
+    for scale in views.scales:
+        size = max(round(height * scale), 1), max(round(width * scale), 1)
+        scaled = images
+        if scale != 1.0:
+            scaled = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+        for flipped in (False, True) if views.flip else (False,):
+            seen = slide(forward, scaled.flip(-1) if flipped else scaled, window, views.stride).float()
+            seen = seen.flip(-1) if flipped else seen
+            if seen.shape[-2:] != (height, width):
+                seen = F.interpolate(seen, (height, width), mode="bilinear", align_corners=False)
+            total = seen.softmax(1) if total is None else total + seen.softmax(1)
+    if total is None:
+        raise ConfigError("scales is empty; give at least one number.")
+    # The least normal number, so that what no view thinks possible stays finite.
+    return (total / (len(views.scales) * (1 + views.flip))).clamp_min(torch.finfo(total.dtype).tiny).log()
+
+
+def slide(forward: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int], stride: float) -> Tensor:
+    """Logits (B, C, H, W) of images (B, 3, H, W): the mean over all windows that see a pixel.
+
+    Where one window covers the image, that is the model's own answer. What is smaller than a window is enlarged by
+    the mean colour (0) and cut again.
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == tuple(window):
+        return forward(images)
+    padded = F.pad(images, (0, max(window[1] - width, 0), 0, max(window[0] - height, 0)))
+    sums: Tensor | None = None
+    counts = images.new_zeros(1, 1, *padded.shape[-2:])
+    for top in _positions(padded.shape[-2], window[0], stride):
+        for left in _positions(padded.shape[-1], window[1], stride):
+            rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
+            logits = forward(padded[:, :, rows, columns])
+            if sums is None:
+                sums = logits.new_zeros(*logits.shape[:2], *padded.shape[-2:])
+            sums[:, :, rows, columns] += logits
+            counts[:, :, rows, columns] += 1
+    if sums is None:
+        raise ConfigError("An image without pixels cannot be looked at.")
+    return (sums / counts)[:, :, :height, :width]
+
+
+def _positions(length: int, window: int, stride: float) -> list[int]:
+    """Where windows begin: evenly a stride apart, the last at the end."""
+    step = max(int(window * stride), 1)
+    count = math.ceil(max(length - window, 0) / step) + 1
+    return [min(k * step, length - window) for k in range(count)]
+
+
+def enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, C, H, W) at the size of the file, at which they are measured and predicted."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)

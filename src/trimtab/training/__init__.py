@@ -1,0 +1,1 @@
+"""Tune an adapter: the training loop, its inputs, and the folder of a run."""

@@ -1,0 +1,343 @@
+"""Training as one function."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
+
+from trimtab import __version__, checkpoint
+from trimtab.backbone import Backbone
+from trimtab.backbone.weights import load_backbone
+from trimtab.checkpoint import METRICS, RUN
+from trimtab.data import ImageSet, TrainingData, find_leaks, note_of_turns
+from trimtab.errors import CheckpointError, ConfigError, TrimtabError, nearest
+from trimtab.methods import configure, method_of, paper_recipe
+from trimtab.model import TunedModel, build
+from trimtab.progress import Progress
+from trimtab.recipe import FitConfig, Recipe
+from trimtab.storage.locks import check_free, own, partner
+from trimtab.tasks import Task, make_task
+from trimtab.tasks.base import AnyPreprocess
+from trimtab.training.guard import check_run
+from trimtab.training.inputs import Shared
+from trimtab.training.loop import Job, Watch
+from trimtab.training.preprocessing import preprocess_of_run
+from trimtab.training.run_folder import SPLIT, RunFolder, digest, machine
+from trimtab.training.tracking import Tracking, check_trackers
+
+_UNNAMED = (
+    "No backbone is named, so {} is tuned: small, in this package, to try things out. "
+    "For real work name a larger one with --backbone; `trimtab backbones` lists them."
+)
+_MANY_FILES = 20_000
+"""Files whose comparison may take longer than one waits without a word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a training run came to."""
+
+    out: Path
+    """The adapter folder."""
+    val_accuracy: float | None
+    """Top-1 accuracy on the validation images, 0 to 1; ``None`` without any."""
+    best_epoch: int
+    """The epoch that was saved, counted from 1."""
+    trainable: int
+    """Trained numbers, the head's included."""
+    adapter_bytes: int
+    """Size of the saved tensors."""
+    seconds: float
+    """Time taken, over all parts of a resumed run."""
+    peak_memory: int
+    """Most bytes the process (or the GPU) held."""
+    val_miou: float | None = None
+    """Of a segmenter: mean intersection over union on the validation images, 0 to 1."""
+
+
+def fit(
+    data: str | Path | TrainingData,
+    *,
+    out: str | Path,
+    method: str | object,
+    method_options: Mapping[str, Any] | None = None,
+    task: str = "classification",
+    task_options: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+    watch: Watch | None = None,
+    shared: Shared | None = None,
+    **options: Any,
+) -> FitResult:
+    """Tune a backbone on labelled images and save the adapter.
+
+    The test images of ``data``, if it has any, are neither trained on nor decoded: their files are only compared with
+    the training and validation images, to tell of the same image in two splits.
+
+    Args:
+        data: A folder with ``train/`` (and ``val/``, ``test/``) of class folders, one folder of class folders,
+            a CSV with the columns path, label and perhaps split, or the name of data that comes with trimtab
+            (``digits``, ``sprites/orientation``; see ``trimtab.data.BUILT_IN``). For segmentation a folder with
+            ``images/`` and ``masks/`` of the same names, each perhaps with ``train/``, ``val/`` and ``test/``, or a CSV
+            with the columns path, mask and perhaps split. Or what was opened from one of these before.
+        out: Folder for the adapter.
+        method: A method's name, or its configuration.
+        method_options: Fields of the method's configuration, if ``method`` is a name.
+        task: ``"classification"`` or ``"segmentation"``.
+        task_options: Fields of :class:`~trimtab.tasks.SegmentationConfig`, for segmentation.
+        resume: Go on with a run that was stopped in ``out``.
+        overwrite: Replace what is in ``out``.
+        progress: Who is told how far it is; nobody by default.
+        command: The command line, for the record.
+        watch: Called after every epoch with the history and the model, in a resumed run first for the epochs that are
+            done; what it raises ends the run.
+        shared: What other runs of this process have in common with this one: backbone, decoded images, features.
+        options: Fields of :class:`~trimtab.recipe.FitConfig`.
+
+    Raises:
+        TrimtabError: If anything about the options, the data, the backbone or the output cannot work, or if
+            the loss is no longer finite.
+    """
+    config, asked = _fit_config(options), make_task(task, task_options)
+    method_config = configure(method, method_options)
+    recipe = _recipe(config, asked, method_config)
+    accelerator = _accelerator(config, asked)
+    progress = progress if progress is not None and accelerator.is_main_process else Progress()
+    check_run(out, data, config.backbone, config.weights, asked.recorded().get("palette"))
+    with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
+        training = _open(data, config, progress, asked, named="backbone" in options)
+        backbone = _backbone(config, accelerator.device, shared or Shared())
+        preprocess = preprocess_of_run(config, backbone, asked, training, folder, shared or Shared(), progress)
+        torch.manual_seed(config.seed)
+        model = build(backbone, method_config, len(training.train.classes), asked.head)
+        run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
+        folder.check(run)
+        if folder.finished:
+            progress.say(f"{out} is finished; nothing is left to do.")
+            return _finished(folder.path)
+        tracking = _tracking(config, accelerator, folder, run, progress)
+        job = Job(
+            config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
+        )
+        _go(job, run)
+        return _finished(folder.path)
+
+
+@contextlib.contextmanager
+def _folder(
+    out: str | Path, resume: bool, overwrite: bool, accelerator: Accelerator, progress: Progress, command: str | None
+) -> Iterator[RunFolder]:
+    """The run's folder, which the main process locks for all."""
+    path, refused = Path(out), [None]  # type: Path, list[TrimtabError | None]
+    way_out = "wait until it has ended, or name another folder with --out"
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                check_free(path, way_out)
+                # No lock is put into a folder that is refused.
+                RunFolder(path, resume=resume, overwrite=overwrite)
+                stack.enter_context(own(path, way_out=way_out, command=command, say=progress.say))
+            except TrimtabError as error:
+                refused = [error]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise refused[0]
+        if not accelerator.is_main_process:
+            stack.enter_context(partner(path))
+        folder = RunFolder(out, resume=resume, overwrite=overwrite)
+        # Nobody writes before all have looked.
+        accelerator.wait_for_everyone()
+        yield folder
+        # Nobody else may have it before all have read the result.
+        accelerator.wait_for_everyone()
+    # Nobody goes on to read it before it is free.
+    accelerator.wait_for_everyone()
+
+
+def _go(job: Job, run: dict[str, Any]) -> None:
+    # Broken images are found before anything that was in the folder is replaced.
+    if turned := note_of_turns(*(part.store for part in job.decode())):
+        job.progress.say(turned)
+    run = _begin(job.folder, run, job.training, job.accelerator, job.task)
+    with job.tracking:
+        job.finish(job.train(), run)
+
+
+def _fit_config(options: dict[str, Any]) -> FitConfig:
+    known = [field.name for field in dataclasses.fields(FitConfig)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"fit has no option {name!r}.{nearest(name, known)}")
+    if "backbone" not in options and options.get("weights") is not None:
+        raise ConfigError(
+            f"Weights file {str(options['weights'])!r} is given and no backbone; name the model that it was saved from "
+            "with --backbone."
+        )
+    if isinstance(options.get("weights"), Path):
+        options = {**options, "weights": str(options["weights"])}
+    config = FitConfig(**options)
+    check_trackers(config.tracker)
+    return config
+
+
+def _recipe(config: FitConfig, task: Task, method_config: object) -> Recipe:
+    """A paper's recipe, or the method's own as it suits the task, with the options of this run."""
+    own = task.recipe(method_of(method_config).recipe)
+    return config.resolve(paper_recipe(config.recipe) if config.recipe else own)
+
+
+def _backbone(config: FitConfig, device: torch.device, shared: Shared) -> Backbone:
+    size = config.size()
+    return shared.once(
+        ("backbone", config.backbone, config.weights, size, str(device)),
+        lambda: load_backbone(config.backbone, weights=config.weights, image_size=size, device=device),
+    )
+
+
+def _accelerator(config: FitConfig, task: Task) -> Accelerator:
+    # What a head does not look at (pooling, the final norm) may be trained by a method and get no gradient.
+    settings = [] if task.head is None else [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    # Told of no GPU, several processes would otherwise each train alone.
+    accelerator = Accelerator(
+        cpu=config.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=settings
+    )
+    # Whatever the launcher's environment says: the loop accumulates by itself.
+    accelerator.gradient_accumulation_steps = 1
+    return accelerator
+
+
+def _tracking(
+    config: FitConfig, accelerator: Accelerator, folder: RunFolder, run: dict[str, Any], progress: Progress
+) -> Tracking:
+    trackers = config.tracker if accelerator.is_main_process else ()
+    return Tracking(trackers, folder.path, run, resumed=folder.going_on, progress=progress)
+
+
+def _begin(
+    folder: RunFolder, run: dict[str, Any], training: TrainingData, accelerator: Accelerator, task: Task
+) -> dict[str, Any]:
+    """Start the folder, in the main process; the record of a resumed run is the first one's."""
+    if accelerator.is_main_process:
+        folder.begin(run)
+        if training.split_made:
+            task.write_split(folder.path / SPLIT, training)
+        run = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
+    accelerator.wait_for_everyone()
+    return run
+
+
+def _open(
+    data: str | Path | TrainingData, config: FitConfig, progress: Progress, task: Task, *, named: bool
+) -> TrainingData:
+    if not named:
+        progress.say(_UNNAMED.format(config.backbone))
+    if isinstance(data, TrainingData):
+        training, notes = data, data.notes
+    else:
+        training = task.open_training(data, config.val_fraction, config.seed)
+        parts = (training.train.part, training.val.part, task.held_out(data))
+        files = sum(len(part.paths) for part in parts)
+        if files > _MANY_FILES:
+            progress.say(f"Comparing {files:,} image files, so that none is in two splits.")
+        notes = training.notes + find_leaks(data, parts, made=training.split_made).notes
+    for note in notes:
+        progress.say(note)
+    if config.limit is None:
+        return training
+    train, val = (limited(images, config.limit, config.seed) for images in (training.train, training.val))
+    return dataclasses.replace(training, train=train, val=val)
+
+
+def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
+    """The first ``limit`` images of a list shuffled by ``seed``; all of them without a limit."""
+    if limit is None:
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.select(sorted(order[:limit].tolist()))
+
+
+def _record(
+    config: FitConfig,
+    recipe: Recipe,
+    model: TunedModel,
+    training: TrainingData,
+    preprocess: AnyPreprocess,
+    command: str | None,
+    data: str | Path | TrainingData,
+    processes: int,
+    task: Task,
+) -> dict[str, Any]:
+    """The resolved configuration; ``identity`` is what a resumed run must share with the first."""
+    resolved = {
+        "recipe": dataclasses.asdict(recipe),
+        "method": model.method.name,
+        "method_config": dataclasses.asdict(model.method.config),
+        "preprocessing": preprocess.to_dict(),
+        **_of_task(task),
+    }
+    return {
+        "trimtab": __version__,
+        "command": command,
+        "data": data.train.name if isinstance(data, TrainingData) else str(data),
+        "options": dataclasses.asdict(config),
+        "train_images": len(training.train),
+        "val_images": len(training.val),
+        "split_made": training.split_made,
+        "resolved": resolved,
+        "identity": _identity(config, resolved, model.backbone.fingerprint, training, task),
+        "machine": {**machine(), "processes": processes},
+    }
+
+
+def _of_task(task: Task) -> dict[str, Any]:
+    """The task with its options, where it is not the one that runs had before there were others."""
+    options = task.recorded()
+    return {"task": task.name, "task_options": options} if options else {}
+
+
+def _identity(
+    config: FitConfig, resolved: dict[str, Any], fingerprint: str, training: TrainingData, task: Task
+) -> dict[str, Any]:
+    """By name, what decides the bits of the result."""
+    files = [entry for images in (training.train, training.val) for entry in task.identity(images)]
+    free = ("weights", "cache_gb", "threads", "device", "tracker", "background")
+    return {
+        **{name: value for name, value in dataclasses.asdict(config).items() if name not in free and value is not None},
+        **resolved["recipe"],
+        "method": resolved["method"],
+        **{f"{resolved['method']}.{name}": value for name, value in resolved["method_config"].items()},
+        "preprocessing": resolved["preprocessing"],
+        **_of_task(task),
+        "weights": fingerprint,
+        "images": digest(files),
+    }
+
+
+def _finished(path: Path) -> FitResult:
+    described = checkpoint.describe(path)
+    metrics = described["metrics"]
+    if "best_epoch" not in metrics:
+        raise CheckpointError(
+            f"The adapter in {str(path)!r} has no whole {METRICS}; copy it again, or start anew with --overwrite."
+        )
+    return FitResult(
+        path,
+        metrics.get("val_accuracy"),
+        metrics["best_epoch"],
+        metrics["trainable_parameters"],
+        described["bytes"]["tensors"],
+        metrics["seconds"],
+        metrics["peak_memory_bytes"],
+        metrics.get("val_miou"),
+    )

@@ -1,0 +1,400 @@
+"""The loop of a training run.
+
+Order, augmentation and noise depend on the seed, the epoch or step, and the image alone. So a batch gives
+the same gradient whole, in micro-batches or spread over processes, and a killed run that goes on from the
+last epoch ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from trimtab import checkpoint
+from trimtab.data import TrainingData
+from trimtab.errors import TrainingError
+from trimtab.model import TunedModel, build
+from trimtab.noise import Noise, seed_of
+from trimtab.progress import Advance, Progress
+from trimtab.recipe import FitConfig, Recipe
+from trimtab.tasks import Task
+from trimtab.tasks.base import AnyPreprocess
+from trimtab.training.compiling import compile_whole
+from trimtab.training.inputs import Decoded, Features, Inputs, Shared, check_room, cut, join
+from trimtab.training.memory import Kept, kept_activations, peak_memory, size_of
+from trimtab.training.objective import Objective
+from trimtab.training.optimizer import make_optimizer
+from trimtab.training.probe import probe
+from trimtab.training.run_folder import RunFolder, TrainState, restore_optimizer
+from trimtab.training.tracking import Tracking
+
+Watch: TypeAlias = Callable[[Sequence[dict[str, float]], TunedModel], None]
+"""What is called after every epoch, and of a resumed run first after the last one that was done: with the history so
+far, an entry an epoch, and the model."""
+
+
+class Job:
+    """One training run: what the steps of the loop share."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        model: TunedModel,
+        training: TrainingData,
+        preprocess: AnyPreprocess,
+        progress: Progress,
+        task: Task,
+        tracking: Tracking | None = None,
+        watch: Watch | None = None,
+        shared: Shared | None = None,
+    ) -> None:
+        self.config, self.recipe, self.accelerator = config, recipe, accelerator
+        self.folder, self.model, self.training = folder, model, training
+        self.preprocess, self.progress, self.task = preprocess, progress, task
+        self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
+        self.watch, self.shared = watch or (lambda history, model: None), shared or Shared()
+        self.started = time.monotonic()
+        self.objective = Objective(model, config, task)
+        self._decoded: tuple[Decoded, Decoded] | None = None
+        self.memory: dict[str, int] = {}
+        """Bytes by what they are for, where a report is wanted."""
+        recipe.check(self._steps())
+
+    # --- before the loop ---
+
+    def train(self) -> TrainState:
+        """Everything up to the saved adapter."""
+        decoded, held_out = self.decode()
+        train: Inputs = decoded
+        val: Inputs = held_out
+        if self.accelerator.num_processes > 1:
+            self.progress.say(f"Training in {self.accelerator.num_processes} processes.")
+        state = self.folder.load_state()
+        if state is None:
+            self._prepare(decoded)
+        else:
+            self._adopt(state.method_config, state.trained)
+            self.progress.say(f"Resuming after epoch {state.epoch} of {self.recipe.epochs}.")
+        fixed = not self.model.method.touches_blocks and self.preprocess.augment == "none"
+        if fixed and self.task.features_once:
+            train, val = self._shared_features(decoded), self._shared_features(held_out)
+            self.objective.from_features = True
+        return self._loop(train, val, state)
+
+    def decode(self) -> tuple[Decoded, Decoded]:
+        """Training and validation images, each read once.
+
+        Raises:
+            DataError: If some cannot be read.
+        """
+        if self._decoded is not None:
+            return self._decoded
+        budget = int(self.config.cache_gb * 1e9)
+        stores = []
+        for images, whole in ((self.training.train, False), (self.training.val, True)):
+            settings = {"cache_bytes": budget, "threads": self.config.threads}
+            make = partial(self.task.store, images, self.preprocess, whole=whole, **settings)
+            store = self.shared.once(("store", images, self.preprocess, whole), make)
+            if len(images):
+                with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
+                    store.fill(advance)
+            budget -= store.cached_bytes
+            stores.append(Decoded(store, self.preprocess, self.accelerator.device))
+        self._decoded = stores[0], stores[1]
+        return self._decoded
+
+    def _prepare(self, train: Decoded) -> None:
+        """Let the method look at the training images: in the main process, for all."""
+        wanted = self.model.method.images_wanted(len(self.training.train))
+        # Where blocks stay as they are, training is nothing but probing.
+        probing = self.recipe.probe_epochs > 0 and self.model.method.touches_blocks
+        if not wanted and not probing:
+            return
+        shared: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            if wanted:
+                self._show_images(train, wanted)
+            if probing:
+                self._probe(train)
+            shared = [(dataclasses.asdict(self.model.method.config), self._trained())]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(shared)
+            self._adopt(*shared[0])
+
+    def _show_images(self, train: Decoded, wanted: int) -> None:
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, "prepare"))
+        order = torch.randperm(len(self.training.train), generator=generator)[:wanted].tolist()
+        with self.progress.stage("Looking at training images", wanted, "images") as advance:
+
+            def images() -> Iterator[Tensor]:
+                for inputs, _ in train.batches(cut(order, self.task.eval_batch)):
+                    yield inputs
+                    advance(inputs.shape[0])
+
+            self.model.prepare(images())
+        facts = "; ".join(f"{name}: {value}" for name, value in self.model.method.facts().items())
+        if facts:
+            self.progress.say(f"Found {facts}.")
+
+    def _probe(self, train: Decoded) -> None:
+        """Start from the best head that the features of the untrained method have."""
+        seen = self._features(train)
+        seed = seed_of(self.config.seed, "probe")
+        epochs, lr = self.recipe.probe_epochs, self.recipe.probe_lr
+        probe(self.model.head, seen.features, seen.labels, epochs, lr, seed, self.task)
+
+    def _adopt(self, method_config: dict[str, Any], trained: dict[str, Tensor]) -> None:
+        """Become the model that these values describe."""
+        kind = type(self.model.method.config)
+        restored = build(
+            self.model.backbone,
+            checkpoint.config_from_json(kind, method_config),
+            len(self.training.train.classes),
+            self.task.head,
+        )
+        restored.load_trained(trained)
+        self.model = restored
+        self.objective = Objective(restored, self.config, self.task)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
+
+    def _shared_features(self, images: Decoded) -> Features:
+        """Those that no training changes."""
+        of_model = self.model.backbone.fingerprint, repr(self.task.head), self.config.precision
+        key = ("features", *of_model, images.store.images, self.preprocess, str(images.device))
+        return self.shared.once(key, partial(self._features, images))
+
+    @torch.no_grad()
+    def _features(self, images: Decoded) -> Features:
+        self.model.eval()
+        features, labels = [], []
+        total = len(images.store.images)
+        with self.progress.stage("Computing features", total, "images") as advance:
+            for inputs, targets in images.batches(cut(range(total), self.task.eval_batch)):
+                with self.objective.autocast(inputs.device):
+                    read = self.model.features(inputs)
+                features.append(read.float() if isinstance(read, Tensor) else tuple(grid.float() for grid in read))
+                labels.append(targets)
+                if len(features) == 1 and not self.model.head.pooled_only:
+                    check_room(features[0], total, self.config.cache_gb)
+                advance(inputs.shape[0])
+        if not total:
+            return Features(torch.empty(0), torch.empty(0))
+        return Features(join(features), torch.cat(labels))
+
+    # --- the loop ---
+
+    def _loop(self, train: Inputs, val: Inputs, state: TrainState | None) -> TrainState:
+        if self.config.compile and not self.objective.from_features:
+            self.progress.say("Compiling the training step; the first step takes a minute or more.")
+            compile_whole(self.objective, self.accelerator.device)
+        objective, optimizer = self.accelerator.prepare(
+            self.objective, make_optimizer(self.recipe, self.model.parameters())
+        )
+        if state is None:
+            state = TrainState(0, dataclasses.asdict(self.model.method.config), {}, {}, 0, [], {}, 0.0, 0)
+        else:
+            restore_optimizer(optimizer, state.optimizer)
+            # It may have been killed after it had saved the epoch and before this.
+            self.watch(state.history, self.model)
+        spent = state.seconds
+        steps, epochs = self._steps(), self.recipe.epochs
+        self.tracking.start(state.epoch * steps)
+        with self.progress.stage("Training", epochs * steps, "steps", done=state.epoch * steps) as advance:
+            for epoch in range(state.epoch, epochs):
+                entry = self._epoch(epoch, objective, optimizer, train, advance)
+                entry |= self._validate(val)
+                state.epoch = epoch + 1
+                state.history.append(entry)
+                self.tracking.epoch(state.epoch * steps, entry)
+                state.trained = self._trained()
+                finite = all(bool(value.isfinite().all()) for value in state.trained.values())
+                # The last step of a run has no next loss that would tell.
+                if not finite or not math.isfinite(entry.get("val_loss", 0.0)):
+                    raise self._diverged("A trained tensor or the validation loss is not finite", epoch, steps - 1)
+                if self._is_best(state.history):
+                    state.best, state.best_epoch = state.trained, state.epoch
+                state.optimizer = optimizer.state_dict()["state"]
+                state.seconds = spent + time.monotonic() - self.started
+                state.peak_memory = max(state.peak_memory, peak_memory(self.accelerator.device))
+                if self.accelerator.is_main_process:
+                    self.folder.save_state(state)
+                self.watch(state.history, self.model)
+        return state
+
+    def _steps(self) -> int:
+        images = len(self.training.train)
+        full = images // self.recipe.batch_size
+        return max(full, 1) if self.recipe.drop_last else math.ceil(images / self.recipe.batch_size)
+
+    def _epoch(
+        self, epoch: int, objective: nn.Module, optimizer: Any, train: Inputs, advance: Advance
+    ) -> dict[str, float]:
+        self.model.train()
+        steps, accumulate = self._steps(), self.config.grad_accum
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
+        order = torch.randperm(len(self.training.train), generator=generator).tolist()
+        batches = cut(order, self.recipe.batch_size)[:steps]
+        parts = [part for batch in batches for part in self._parts(batch)]
+        inputs = train.batches([part.rows for part in parts], seed_of(self.config.seed, "augment", epoch))
+        total = torch.zeros((), device=self.accelerator.device)
+        for k in range(steps):
+            step = epoch * steps + k
+            lr = self.recipe.learning_rate(step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad()
+            loss = torch.zeros_like(total)
+            for m in range(accumulate):
+                part = parts[k * accumulate + m]
+                noise = self._noise(step, part, batches[k])
+                last = m == accumulate - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(objective):
+                    with self._measured(k, m) as kept:
+                        share = objective(*next(inputs), noise) * part.weight / len(batches[k])
+                    if kept is not None:
+                        self.memory["activations"] = kept.bytes
+                    # Gradients are averaged over processes, and each process holds a part of the sum.
+                    self.accelerator.backward(share * self.accelerator.num_processes)
+                loss += share.detach()
+            loss = self.accelerator.reduce(loss, "sum") if self.accelerator.num_processes > 1 else loss
+            if not math.isfinite(float(loss)):
+                raise self._diverged(f"The loss is {float(loss)}", epoch, k)
+            optimizer.step()
+            total += loss
+            if self.config.memory_report and not self.memory.get("optimizer"):
+                self.memory |= self._memory(optimizer)
+            self.tracking.step(step, steps, float(loss), lr)
+            advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
+        return {"epoch": epoch + 1, "train_loss": float(total) / steps, "lr": lr}
+
+    def _noise(self, step: int, part: _Part, batch: list[int]) -> Noise:
+        seed = seed_of(self.config.seed, "noise", step)
+        return Noise(seed, first=part.first, total=len(batch), device=self.accelerator.device)
+
+    def _measured(self, k: int, m: int) -> contextlib.AbstractContextManager[Kept | None]:
+        """Counts what the first forward pass keeps, if a report is wanted."""
+        first = self.config.memory_report and k == m == 0 and "activations" not in self.memory
+        return kept_activations(self.objective) if first else contextlib.nullcontext()
+
+    def _memory(self, optimizer: Any) -> dict[str, int]:
+        states = (v for entry in optimizer.state_dict()["state"].values() for v in entry.values())
+        trained = [value for value in self.model.parameters() if value.requires_grad]
+        return {
+            "backbone": size_of((*self.model.backbone.parameters(), *self.model.backbone.buffers())),
+            "trained tensors": size_of(trained),
+            "gradients": size_of(value.grad for value in trained if value.grad is not None),
+            "optimizer": size_of(value for value in states if isinstance(value, Tensor)),
+            "decoded images": sum(decoded.store.cached_bytes for decoded in self.decode()),
+        }
+
+    def _parts(self, batch: list[int]) -> list[_Part]:
+        """This process's share of a batch, in micro-batches; the same images wherever they are computed."""
+        accumulate = self.config.grad_accum
+        size = math.ceil(len(batch) / (self.accelerator.num_processes * accumulate))
+        parts = []
+        for m in range(accumulate):
+            first = (self.accelerator.process_index * accumulate + m) * size
+            rows = batch[first : first + size]
+            # Every process has to take part in every backward pass, if only with nothing.
+            parts.append(_Part(rows, first, 1.0) if rows else _Part(batch[:1], 0, 0.0))
+        return parts
+
+    def _diverged(self, what: str, epoch: int, step_of_epoch: int) -> TrainingError:
+        step = epoch * self._steps() + step_of_epoch
+        lr = self.recipe.learning_rate(step, self._steps())
+        return TrainingError(
+            f"{what} at step {step + 1} (epoch {epoch + 1}, learning rate {lr:.3g}): training has diverged. "
+            "Try a lower --lr (a tenth), more --warmup-epochs"
+            + (", or --precision fp32." if self.config.precision == "bf16" else ".")
+        )
+
+    def _validate(self, val: Inputs) -> dict[str, float]:
+        images, again = len(self.training.val), self.task.repeats
+        if not images:
+            return {}
+        self.model.eval()
+        several, rank = self.accelerator.num_processes > 1, self.accelerator.process_index
+        share = math.ceil(images / self.accelerator.num_processes)
+        rows = [min(row, images - 1) for row in range(rank * share, (rank + 1) * share) if again or row < images]
+        tally = self.task.tally(self.training.train.classes)
+        for inputs, labels in val.batches(cut(rows, self.task.eval_batch)):
+            tally.add(self.objective.logits(inputs), labels)
+        metrics = tally.metrics(images, self._gather if several else None)
+        return {f"val_{name}": metrics[name] for name in self.task.told if metrics[name] is not None}
+
+    def _gather(self, part: Tensor) -> Any:
+        return self.accelerator.gather(part.to(self.accelerator.device))
+
+    def _is_best(self, history: list[dict[str, float]]) -> bool:
+        """Whether the last epoch is the one to keep; of equal accuracies the lower loss wins."""
+        watched = f"val_{self.task.watched}"
+        if self.config.select == "last" or watched not in history[-1]:
+            return True
+        return history[-1] is max(history, key=lambda entry: (entry[watched], -entry["val_loss"]))
+
+    # --- after the loop ---
+
+    def finish(self, state: TrainState, run: dict[str, Any]) -> None:
+        """Save the adapter."""
+        kept = state.history[state.best_epoch - 1]
+        metrics = {
+            **{f"val_{name}": kept.get(f"val_{name}") for name in self.task.told},
+            "best_epoch": state.best_epoch,
+            "epochs": state.epoch,
+            "train_images": run["train_images"],
+            "val_images": run["val_images"],
+            "trainable_parameters": self.model.num_trainable(),
+            "seconds": round(state.seconds, 1),
+            "peak_memory_bytes": state.peak_memory,
+            "history": state.history,
+        }
+        if self.task.head is not None:
+            metrics["head_parameters"] = sum(value.numel() for value in self.model.head.parameters())
+        if self.memory:
+            metrics["memory_bytes"] = {**self.memory, "peak": state.peak_memory}
+            told = ", ".join(f"{name} {value / 2**20:,.1f} MiB" for name, value in metrics["memory_bytes"].items())
+            self.progress.say(f"Memory: {told}.")
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.folder.kept(),
+                self.model,
+                state.best,
+                labels=self.training.train.classes,
+                weights=None if self.config.weights is None else str(Path(self.config.weights).resolve()),
+                preprocess=self.preprocess,
+                metrics=metrics,
+                run=run,
+                task=self.task.name,
+                of_task=self.task.saved(self.training.train),
+            )
+            self.folder.finish()
+        self.tracking.final(metrics)
+        self.accelerator.wait_for_everyone()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A micro-batch of one process."""
+
+    rows: list[int]
+    """Positions of its images in the training set."""
+    first: int
+    """Position of the first of them in the batch."""
+    weight: float
+    """0 where a process has nothing to do and repeats an image."""

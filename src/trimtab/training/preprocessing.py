@@ -1,0 +1,89 @@
+"""The preprocessing of a training run: the backbone's own or a paper's, with what the training images ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trimtab.backbone import Backbone
+from trimtab.data import TrainingData, bits_in_use
+from trimtab.data.colour import WIDEST
+from trimtab.errors import ConfigError, nearest
+from trimtab.methods import paper_preprocessing
+from trimtab.progress import Progress
+from trimtab.recipe import FitConfig
+from trimtab.tasks import Classification, Task
+from trimtab.tasks.base import AnyPreprocess
+from trimtab.training.inputs import Shared
+from trimtab.training.run_folder import RunFolder
+
+_DEPTH = (
+    "The values of the 16-bit training images use {bits} bits, so {white} is taken for white, there and in what is "
+    "predicted."
+)
+
+
+def preprocess_of_run(
+    config: FitConfig,
+    backbone: Backbone,
+    task: Task,
+    training: TrainingData,
+    folder: RunFolder,
+    shared: Shared,
+    progress: Progress,
+) -> AnyPreprocess:
+    """Preprocessing of a run, with how deep its 16-bit images are."""
+    if _began_before_colours(config, folder):
+        # It goes on as it began: without transparency, and with 16 bits.
+        return dataclasses.replace(make_preprocess(config, backbone, task), background=None)
+    images, threads = training.train.paths, config.threads
+    bits = shared.once(("bits", images), lambda: bits_in_use(images, threads))
+    if bits < WIDEST:
+        progress.say(_DEPTH.format(bits=bits, white=2**bits - 1))
+    return make_preprocess(config, backbone, task, bits)
+
+
+def _began_before_colours(config: FitConfig, folder: RunFolder) -> bool:
+    """Whether the run to be resumed is of a version that knew neither background nor bits."""
+    if not folder.going_on or config.background is not None:
+        return False
+    before = folder.recorded()
+    known = before.get("preprocessing")
+    return "background" not in before and isinstance(known, dict) and "background" not in known
+
+
+def make_preprocess(
+    config: FitConfig, backbone: Backbone, task: Task | None = None, bits: int = WIDEST
+) -> AnyPreprocess:
+    """Preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size; to classify by default.
+
+    Args:
+        config: The options of the run.
+        backbone: What is tuned.
+        task: What is learned.
+        bits: How many bits the values of its 16-bit images use.
+
+    Raises:
+        ConfigError: If there is no preprocessing of that name.
+    """
+    named = paper_preprocessing()
+    if config.preprocess == "native":
+        values = backbone.data_config
+        modes = {"center": "shorter", "squash": "squash"}
+        mode = values.pop("crop_mode")
+        if mode not in modes:
+            raise ConfigError(
+                f"The own preprocessing of {backbone.name!r} crops by {mode!r}, which is not supported; "
+                f"choose another by --preprocess: {', '.join(named)}."
+            )
+        values["resize"] = modes[mode]
+    elif config.preprocess in named:
+        values = dict(named[config.preprocess])
+    else:
+        raise ConfigError(
+            f"There is no preprocessing {config.preprocess!r}.{nearest(config.preprocess, named)} "
+            f"Choose one of: native, {', '.join(named)}."
+        )
+    if config.augment is not None:
+        values["augment"] = config.augment
+    made = (task or Classification()).preprocess(values, backbone)
+    return dataclasses.replace(made, bits=bits, background=config.background_colour())

@@ -1,0 +1,305 @@
+"""The folder of a training run: who may write into it, and the state that a killed run goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
+from trimtab.errors import CheckpointError, TrainingError
+from trimtab.storage.checksums import json_digest, seal_of, sealed
+from trimtab.storage.files import DRAFT, json_bytes, parse_json, remove_drafts, write_atomically, write_bytes
+from trimtab.storage.locks import LOCK
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+RESUME = "resume.safetensors"
+SPLIT = "split.csv"
+TRACKING = "tracking.json"
+"""How trackers know the run, for a resumed one to go on in the same place."""
+EVENTS = "tensorboard"
+"""Folder of TensorBoard's files, where it follows the run."""
+_SEALED = "sealed_state"
+"""In a run's record: its states have a checksum, and one without is none of it."""
+# In the order of removal: without its configuration an adapter is none, so a kill midway leaves nothing that
+# looks whole.
+OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, RUN)
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Everything a run needs to go on as if it had never stopped."""
+
+    epoch: int
+    """Epochs done."""
+    method_config: dict[str, Any]
+    """The method's options as ``prepare`` left them."""
+    trained: dict[str, Tensor]
+    """Tensors of method and head after the last epoch."""
+    best: dict[str, Tensor]
+    """Tensors of method and head that are to be saved."""
+    best_epoch: int
+    """The epoch (from 1) that ``best`` comes from; 0 before there is one."""
+    history: list[dict[str, float]]
+    """One entry an epoch."""
+    optimizer: dict[int, dict[str, Any]]
+    """The optimiser's ``state``: position of the parameter to its values."""
+    seconds: float
+    """Time spent so far."""
+    peak_memory: int
+    """Most bytes used so far."""
+
+
+class RunFolder:
+    """The output folder of one run.
+
+    Args:
+        path: Where to; made if it is not there.
+        resume: Go on with a run that was stopped here; with nothing here, start.
+        overwrite: Replace an adapter or run that is here.
+
+    Raises:
+        CheckpointError: If something is there and neither was asked for, or both were.
+        TrainingError: If the folder cannot be made.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        if resume and overwrite:
+            raise CheckpointError("--resume and --overwrite exclude each other; choose one.")
+        if self.path.exists() and not self.path.is_dir():
+            raise CheckpointError(f"The output {str(path)!r} is a file; name a folder with --out.")
+        there = [name for name in OURS if (self.path / name).exists()]
+        others = self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir())
+        if others and not (resume or overwrite):
+            what = "an unfinished run" if RESUME in there and CONFIG not in there else "files"
+            raise CheckpointError(
+                f"The output folder {str(path)!r} already holds {what}; go on with --resume, replace it with "
+                "--overwrite, or name another folder with --out."
+            )
+        if others and not _is_ours(self.path):
+            raise CheckpointError(
+                f"The output folder {str(path)!r} holds files and no result of trimtab, and is left as it is; "
+                "name another folder with --out."
+            )
+        self.going_on = resume and RUN in there
+        if resume and not self.going_on and CONFIG in there:
+            raise CheckpointError(
+                f"The adapter in {str(path)!r} has no {RUN}, so it cannot be resumed; replace it with --overwrite, "
+                "or name another folder with --out."
+            )
+        self.finished = self.going_on and CONFIG in there and RESUME not in there
+        self._identity: str | None = None
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Make the folder ours and record the run's configuration, unless it is being resumed."""
+        # First, so that a record that cannot be written leaves everything as it was.
+        record = json_bytes({**run, _SEALED: True})
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_drafts(self.path, OURS)
+            if not self.going_on and (self.path / TRACKING).exists():
+                shutil.rmtree(self.path / EVENTS, ignore_errors=True)
+            for name in () if self.going_on else _to_remove(self.path):
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(f"Could not make the folder {str(self.path)!r}: {error.strerror}.") from error
+        if not self.going_on:
+            write_bytes(self.path / RUN, record)
+        self._identity = json_digest(self.recorded())
+
+    def check(self, run: dict[str, Any]) -> None:
+        """Make sure that a run to be resumed is this one; nothing is changed.
+
+        Raises:
+            CheckpointError: If it has other settings, or its record is broken.
+        """
+        if not self.going_on:
+            return
+        before = self.recorded()
+        # Through JSON, so that tuples and lists compare.
+        now = json.loads(json.dumps(run["identity"]))
+        differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+        if differing:
+            changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing[:3])
+            raise CheckpointError(
+                f"The run in {str(self.path)!r} cannot be resumed with other settings ({changes}); repeat its own "
+                "command, or start anew with --overwrite."
+            )
+
+    def recorded(self) -> dict[str, Any]:
+        """What made the run in this folder the run it is.
+
+        Raises:
+            CheckpointError: If its record is broken.
+        """
+        return self._record()[0]
+
+    def _record(self) -> tuple[dict[str, Any], bool]:
+        """The run's identity, and whether its states have a checksum."""
+        try:
+            record = parse_json((self.path / RUN).read_bytes())
+            return dict(record["identity"]), _SEALED in record
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{RUN} in {str(self.path)!r} is broken ({type(error).__name__}), so the run cannot be resumed; "
+                "start anew with --overwrite."
+            ) from error
+
+    def kept(self) -> Path:
+        """The folder, which is still this run's: a lock's file can be removed, and a folder moved away.
+
+        Raises:
+            CheckpointError: If another run has begun there; nothing of this one is to be put among its files.
+        """
+        try:
+            same = self._identity is None or json_digest(self.recorded()) == self._identity
+        except CheckpointError:
+            same = False
+        if same:
+            return self.path
+        raise CheckpointError(
+            f"{str(self.path)!r} is no longer the folder of this run: its {RUN} is gone or another run's. Nothing more "
+            "is written there; run it again with another --out."
+        )
+
+    def save_state(self, state: TrainState) -> None:
+        """Write the state atomically.
+
+        Raises:
+            CheckpointError: If the folder is another run's by now.
+        """
+        from safetensors.torch import save
+
+        tensors = {f"trained/{name}": value for name, value in state.trained.items()}
+        tensors |= {f"best/{name}": value for name, value in state.best.items()}
+        numbers: dict[str, dict[str, Any]] = {}
+        for position, values in state.optimizer.items():
+            for name, value in values.items():
+                if hasattr(value, "shape"):
+                    tensors[f"optimizer/{position}/{name}"] = value
+                else:
+                    numbers.setdefault(str(position), {})[name] = value
+        plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        kept = ("epoch", "method_config", "best_epoch", "history", "seconds", "peak_memory")
+        scalars = {name: getattr(state, name) for name in kept} | {"optimizer": numbers}
+        run = self._identity or json_digest(self.recorded())
+        head, data = sealed(save(plain, {"state": json.dumps(scalars), "run": run}))
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                file.write(head)
+                file.write(data)
+
+        write_atomically(self.kept() / RESUME, write)
+
+    def load_state(self) -> TrainState | None:
+        """The state to go on from, if there is one.
+
+        Raises:
+            CheckpointError: If it is broken, was changed, or is another run's.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not self.going_on or not (self.path / RESUME).exists():
+            return None
+        identity, has_seal = self._record()
+        parts: dict[str, dict[str, Tensor]] = {"trained": {}, "best": {}, "optimizer": {}}
+        try:
+            seal = seal_of(self.path / RESUME)
+            # States of earlier versions have none, and neither do their runs.
+            if (seal is None and has_seal) or (seal is not None and seal.get("run") != json_digest(identity)):
+                raise CheckpointError(
+                    f"{RESUME} in {str(self.path)!r} is the state of another run, or was changed, so the run cannot "
+                    "be resumed; start anew with --overwrite."
+                )
+            with safe_open(self.path / RESUME, framework="pt") as file:
+                scalars = json.loads(file.metadata()["state"])
+                for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                    part, _, rest = name.partition("/")
+                    parts[part][rest] = file.get_tensor(name)
+            optimizer: dict[int, dict[str, Any]] = {
+                int(position): dict(values) for position, values in scalars.pop("optimizer").items()
+            }
+            for name, value in parts["optimizer"].items():
+                position, _, key = name.partition("/")
+                optimizer.setdefault(int(position), {})[key] = value
+            return TrainState(trained=parts["trained"], best=parts["best"], optimizer=optimizer, **scalars)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{RESUME} in {str(self.path)!r} is broken ({_reason(error)}), so the run cannot be resumed; "
+                "start anew with --overwrite."
+            ) from error
+
+    def finish(self) -> None:
+        """Drop the state once the adapter is saved."""
+        (self.path / RESUME).unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether trimtab may write into a folder that is there."""
+    # A run that was killed before its first file was whole leaves a draft and its lock's file at most.
+    return _proof(path) is not None or all(_is_left(entry.name) for entry in path.iterdir())
+
+
+def _is_left(name: str) -> bool:
+    return name == LOCK or name.endswith(DRAFT)
+
+
+def _to_remove(path: Path) -> list[str]:
+    """What a new run removes, in this order."""
+    # What shows that the folder is ours goes last, so that a kill midway leaves one that may still be replaced;
+    # a record is not removed at all, but replaced in one step.
+    proof = _proof(path)
+    return [name for name in OURS if name != proof] + ([proof] if proof not in (None, RUN) else [])
+
+
+def _proof(path: Path) -> str | None:
+    """The file that shows that trimtab wrote into a folder; config.json and README.md are common names."""
+    for name, key in ((RUN, "identity"), (CONFIG, "library")):
+        try:
+            record = parse_json((path / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and key in record:
+            return name
+    return RESUME if (path / RESUME).exists() else None
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, values: dict[int, dict[str, Any]]) -> None:
+    """Give a fresh optimiser the state of a saved one."""
+    state = optimizer.state_dict()
+    state["state"] = values
+    optimizer.load_state_dict(state)
+
+
+def digest(*parts: object) -> str:
+    """A short fingerprint of values that print the same when they are the same."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": importlib.metadata.version("timm"),
+        "system": platform.platform(terse=True),
+        "processor": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }

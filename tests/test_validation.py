@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from trimtab.errors import ConfigError
+from trimtab.methods import METHODS
+from trimtab.recipe import FitConfig
+from trimtab.validation import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    how: Literal["fast", "slow"] = "fast"
+    maybe: Literal["a", "b"] | None = None
+    rate: float = 0.5
+    count: int | None = None
+    flag: bool = False
+    text: str = ""
+    many: tuple[int, ...] | None = None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        Config(how="slow", maybe="b"),
+        Config(rate=0.0),
+        Config(rate=2),
+        Config(text=224),  # type: ignore[arg-type]
+        Config(count=3, flag=True, text="a", many=(1, 2)),
+    ],
+)
+def test_what_the_types_allow_passes(config: Config) -> None:
+    check_fields(config)
+
+
+def test_another_word_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"how is 'slaw'\. Did you mean 'slow'\? Choose one of: fast, slow"):
+        check_fields(Config(how="slaw"))  # type: ignore[arg-type]
+
+
+def test_another_word_of_an_optional_is_refused() -> None:
+    with pytest.raises(ConfigError, match="maybe is 'c'"):
+        check_fields(Config(maybe="c"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_must_be_finite(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"rate is (inf|nan); give a finite number"):
+        check_fields(Config(rate=value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("count", "5", "count is '5'; give a whole number"),
+        ("count", 5.0, r"count is 5\.0; give a whole number"),
+        ("count", True, "count is True; give a whole number"),
+        ("rate", "0.1", r"rate is '0\.1'; give a number"),
+        ("rate", None, "rate is None; give a number"),
+        ("rate", False, "rate is False; give a number"),
+        ("flag", 1, "flag is 1; give True or False"),
+        ("text", 0.5, r"text is 0\.5; give a text"),
+        ("text", True, "text is True; give a text"),
+        ("how", None, "how is None"),
+    ],
+)
+def test_values_of_another_type_are_refused(name: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_fields(Config(**{name: value}))  # type: ignore[arg-type]
+
+
+def test_fit_is_checked() -> None:
+    with pytest.raises(ConfigError, match="optimizer is 'adam'"):
+        FitConfig(backbone="a", optimizer="adam")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="epochs is '5'; give a whole number"):
+        FitConfig(backbone="a", epochs="5")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_words_are_checked(method: str) -> None:
+    config = METHODS[method].Config
+    for field in dataclasses.fields(config):
+        if "Literal" in str(field.type):
+            with pytest.raises(ConfigError, match=field.name):
+                config(**{field.name: "nonsense"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Fields that hold several values."""
+
+    names: tuple[str, ...] | None = None
+    places: tuple[int, ...] = (0,)
+    words: tuple[Literal["a", "b"], ...] = ()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"names": ("a", "b")}, {"names": None}, {"places": (0, 3)}, {"places": [1]}, {"words": ("b", "a")}]
+)
+def test_lists_that_fit(options: dict[str, object]) -> None:
+    check_fields(Lists(**options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": "qkv"}, "names is 'qkv'; give a tuple, each entry a text"),
+        ({"names": (b"a",)}, "each entry a text"),
+        ({"places": 3}, "places is 3; give a tuple, each entry a whole number"),
+        ({"places": (0, 1.5)}, "each entry a whole number"),
+        ({"places": (True,)}, "each entry a whole number"),
+        ({"words": ("a", "c")}, "give a tuple, each entry one of a, b"),
+        ({"words": "a"}, "words is 'a'; give a tuple, each entry one of a, b"),
+    ],
+)
+def test_lists_that_do_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_fields(Lists(**options))  # type: ignore[arg-type]
