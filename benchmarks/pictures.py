@@ -79,7 +79,7 @@ def _tradeoff(summary: Record) -> Figure:
         points.append((x, y, row["name"], look["color"]))
     axes.set(
         xscale="log",
-        xlabel="trained numbers, the head's included (mean over the sets)",
+        xlabel="trainable parameters, the head's included (mean over the sets)",
         ylabel="test accuracy, %, mean over the sets",
         title=f"{len(summary['sets'])} sets, {summary['seeds']} seeds, 95 % t interval over seeds",
     )
@@ -109,7 +109,7 @@ def _tradeoff_of_sets(summary: Record) -> Figure:
         if k % columns == 0:
             ax.set_ylabel("test accuracy, %")
         if k >= len(sets) - columns:
-            ax.set_xlabel("trained numbers, the head's included")
+            ax.set_xlabel("trainable parameters, the head's included")
         _label(figure, ax, points)
     for ax in axes[len(sets) :]:
         ax.set_visible(False)

@@ -22,16 +22,16 @@ from torch import Tensor
 import trimtab.training.loop
 from trimtab.progress import TerminalProgress
 from trimtab.training.fit import fit
-from trimtab.training.inputs import Decoded
+from trimtab.training.inputs import ImageBatches
 
 EPOCHS: list[dict[str, float]] = []
 
 
-class Watched(Decoded):
+class Watched(ImageBatches):
     """Batches, and how long each was waited for."""
 
     def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """As :class:`Decoded`; only training epochs, which have a seed, are written down."""
+        """As :class:`ImageBatches`; only training epochs, which have a seed, are written down."""
         inner = super().batches(plan, seed)
         started, waited = time.perf_counter(), 0.0
         while True:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    setattr(trimtab.loop, "Decoded", Watched)  # noqa: B010 - a name that mypy knows as a class
+    setattr(trimtab.loop, "ImageBatches", Watched)  # noqa: B010 - a name that mypy knows as a class
     options: dict[str, Any] = {
         name: getattr(args, name) for name in ("backbone", "weights", "augment", "image_size", "cache_gb", "limit")
     }

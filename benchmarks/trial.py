@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.splits import Split
-from trimtab.bench.provenance import finite, head_numbers, provenance
+from trimtab.bench.provenance import finite, head_parameters, provenance
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _train(trial: Trial, place: Place) -> dict[str, Any]:
     return {
         "seconds": result.seconds,
         "trainable": result.trainable,
-        "trainable_method": result.trainable - head_numbers(place.out),
+        "trainable_method": result.trainable - head_parameters(place.out),
         "adapter_bytes": result.adapter_bytes,
         "train_loss": metrics["history"][-1]["train_loss"],
         "peak_memory": result.peak_memory,

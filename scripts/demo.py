@@ -165,7 +165,7 @@ def predict(task: str, folder: Path, console: Console) -> None:
 def tables(results: Results) -> Iterator[Table]:
     """One for each task."""
     for task, about in TASKS.items():
-        columns = ("method", "test accuracy", "trained numbers", "adapter", "seconds")
+        columns = ("method", "test accuracy", "trainable parameters", "adapter", "seconds")
         table = Table(*columns, title=f"{task} ({about})")
         for method in METHODS:
             result, accuracy = results[task, method]

@@ -111,7 +111,7 @@ def test_trained_tensors_are_loaded_strictly(change: str) -> None:
         model.load_trained(tensors)
 
 
-def test_number_of_trainable_numbers(plain: Backbone) -> None:
+def test_number_of_trainable_parameters(plain: Backbone) -> None:
     assert build(plain, VPTConfig(num_prompts=7), 4).num_trainable() == 3 * 7 * 48 + 4 * 49
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trimtab import options
 from trimtab.errors import ConfigError
 from trimtab.methods import METHODS
-from trimtab.options import Option, Source, add_options, given_options, read_options, summary
+from trimtab.options import DefaultText, Option, add_options, given_options, read_options, summary
 
 SAMPLE = '''
 from __future__ import annotations
@@ -121,7 +121,7 @@ def test_fields_are_read_without_importing(sample: str) -> None:
     assert (found["power"].type, found["power"].choices) == (int, (1, 2))
     assert (found["starts"].type, found["starts"].many, found["starts"].optional) == (int, True, True)
     assert found["mean"].default == (0.5, -1.0)
-    assert found["size"].default == Source("4 * 56")
+    assert found["size"].default == DefaultText("4 * 56")
     assert found["many"].default == 7
 
 
@@ -225,7 +225,7 @@ def test_lists_survive_the_way_through_text(whole: list[int], real: list[float])
 def same(option: Option, field: dataclasses.Field[Any]) -> bool:
     if field.default is dataclasses.MISSING:
         return option.required
-    return isinstance(option.default, Source) or option.default == field.default
+    return isinstance(option.default, DefaultText) or option.default == field.default
 
 
 @pytest.mark.parametrize("place", ["trimtab.recipe:FitConfig", *(f"{METHODS.locate(n)}Config" for n in METHODS)])

@@ -58,7 +58,7 @@ _PARTS: dict[str, type | tuple[type, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class SavedAdapter:
     """An adapter folder, read and checked."""
 
     method: str
@@ -132,7 +132,7 @@ def _config(model: TunedModel, labels: tuple[str, ...], weights: str | None, sha
     }
 
 
-def read(directory: str | Path) -> Saved:
+def read(directory: str | Path) -> SavedAdapter:
     """Read and check an adapter folder; nothing is unpickled.
 
     Raises:
@@ -148,7 +148,7 @@ def read(directory: str | Path) -> Saved:
         preprocessor = _preprocessor(directory, config)
     backbone = config["backbone"]
     height, width = backbone["image_size"]
-    return Saved(
+    return SavedAdapter(
         method=config["method"],
         method_config=config["method_config"],
         labels=tuple(config["labels"]),
@@ -234,7 +234,9 @@ def _task_of(directory: Path, config: dict[str, Any]) -> Task:
         raise CheckpointError(f"{CONFIG} in {str(directory)!r}: {error} A newer trimtab may have saved it.") from error
 
 
-def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.device | str = "cpu") -> TunedModel:
+def restore(
+    saved: SavedAdapter, *, weights: str | Path | None = None, device: torch.device | str = "cpu"
+) -> TunedModel:
     """The tuned model of an adapter folder, on the backbone it was trained on.
 
     Args:
@@ -276,7 +278,7 @@ def restore(saved: Saved, *, weights: str | Path | None = None, device: torch.de
     return model.eval()
 
 
-def _backbone_now(saved: Saved, weights: str | Path | None) -> tuple[str, str | Path | None]:
+def _backbone_now(saved: SavedAdapter, weights: str | Path | None) -> tuple[str, str | Path | None]:
     """The backbone's name and the file of its weights, if they have one of their own."""
     from trimtab.backbone.weights import FOLDER
 

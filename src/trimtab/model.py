@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.heads import Classifier, Features, Graded, Head, SegmenterConfig, make_segmenter
+from trimtab.heads import Classifier, Features, Head, SegmenterConfig, WeightedLogits, make_segmenter
 from trimtab.methods import configure, method_of
 from trimtab.methods.base import Constants, Method
 from trimtab.noise import Noise
@@ -51,19 +51,19 @@ class TunedModel(nn.Module):
     def outputs(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> Outputs:
         """Logits and the method's own loss, for a training loop.
 
-        A segmenter's auxiliary heads are left out; :meth:`graded` has them.
+        A segmenter's auxiliary heads are left out; :meth:`training_logits` has them.
 
         Args:
             images: Normalised, (B, 3, height, width).
             noise: Where random numbers come from.
             recompute: Keep what enters each block only, and compute the rest anew in the backward pass.
         """
-        graded, loss = self.graded(images, noise=noise, recompute=recompute)
-        return Outputs(graded[0].logits, loss)
+        weighted, loss = self.training_logits(images, noise=noise, recompute=recompute)
+        return Outputs(weighted[0].logits, loss)
 
-    def graded(
+    def training_logits(
         self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False
-    ) -> tuple[list[Graded], Tensor]:
+    ) -> tuple[list[WeightedLogits], Tensor]:
         """All logits that a training loss is made of, with their weights, and the method's own loss.
 
         Args:
@@ -72,9 +72,9 @@ class TunedModel(nn.Module):
             recompute: As in :meth:`outputs`.
         """
         streams = self._seen(images, noise=noise, recompute=recompute)
-        graded = self.head.grade(self.head.read(self.backbone, streams))
+        weighted = self.head.training_logits(self.head.read(self.backbone, streams))
         loss = self.method.loss(streams[-1])
-        return graded, graded[0].logits.new_zeros(()) if loss is None else loss
+        return weighted, weighted[0].logits.new_zeros(()) if loss is None else loss
 
     def features(self, images: Tensor) -> Features:
         """What the head reads of normalised images (B, 3, height, width)."""
@@ -154,7 +154,7 @@ class TunedModel(nn.Module):
             module.load_state_dict(named)
 
     def num_trainable(self) -> int:
-        """Trainable numbers, the head's included."""
+        """Trainable parameters, the head's included."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 

@@ -22,7 +22,7 @@ _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DefaultText:
     """A default that is no literal, as it is written."""
 
     text: str
@@ -36,7 +36,7 @@ class Option:
     type: type
     """bool, int, float or str; of a tuple, the type of its entries."""
     default: Any
-    """The literal value, or its :class:`Source`; None where the field is required."""
+    """The literal value, or its :class:`DefaultText`; None where the field is required."""
     help: str
     choices: tuple[Any, ...] | None = None
     required: bool = False
@@ -178,7 +178,7 @@ def _help(option: Option) -> str:
     if option.required or option.default is None:
         return text.replace("%", "%%")
     default = option.default
-    if isinstance(default, Source):
+    if isinstance(default, DefaultText):
         shown = default.text
     elif isinstance(default, bool):
         shown = "on" if default else "off"
@@ -247,7 +247,7 @@ def _option(field: ast.AnnAssign, text: str, module: str, place: str) -> Option:
         try:
             default = ast.literal_eval(written)
         except ValueError:
-            default = Source(ast.unparse(written))
+            default = DefaultText(ast.unparse(written))
     return Option(name=name, default=default, help=text, required=written is None, **vars(kind))
 
 

@@ -13,7 +13,7 @@ from trimtab.backbone import Backbone
 from trimtab.backbone.embedded import EMBEDDED
 from trimtab.backbone.weights import load_backbone
 from trimtab.cli import backbones as catalogue
-from trimtab.cli.backbones import Entry, Found, describe, entries, search, table
+from trimtab.cli.backbones import Architecture, Entry, describe, entries, search, table
 from trimtab.errors import BackboneError
 from trimtab.methods import METHODS
 from trimtab.model import build
@@ -54,7 +54,7 @@ class TestSearch:
         assert set(found.pretrained) == set(timm.list_pretrained(f"{TINY}.*"))
 
     def test_a_whole_name_with_a_tag_is_that_tag(self) -> None:
-        assert search(f"{TINY}.augreg_in21k") == [Found(TINY, (f"{TINY}.augreg_in21k",))]
+        assert search(f"{TINY}.augreg_in21k") == [Architecture(TINY, (f"{TINY}.augreg_in21k",))]
 
     def test_a_part_of_tags_finds_those_tags(self) -> None:
         found = search("vit_*dinov3*.*lvd1689m")
@@ -159,7 +159,7 @@ class TestDescribe:
         ],
     )
     def test_what_cannot_be_opened_has_its_reasons(self, name: str, reason: str) -> None:
-        told = describe(Found(name, ()))
+        told = describe(Architecture(name, ()))
         assert told.sizes is None
         assert reason in told.reasons[0]
 
@@ -168,7 +168,7 @@ class TestDescribe:
             raise RuntimeError("no such kernel")
 
         monkeypatch.setattr(timm, "create_model", broken)
-        assert describe(Found("test_vit", ())).reasons == (
+        assert describe(Architecture("test_vit", ())).reasons == (
             "timm could not build 'test_vit' (RuntimeError: no such kernel)",
         )
 
@@ -192,7 +192,7 @@ class TestDescribe:
         ]
 
     def test_facts_of_what_cannot_be_opened(self) -> None:
-        facts = describe(Found("resnet50", ())).facts()
+        facts = describe(Architecture("resnet50", ())).facts()
         assert facts["opens"] is False
         assert "depth" not in facts
 
@@ -219,7 +219,7 @@ class TestEntries:
         """Names in the order in which they are built; those with an x cannot be opened."""
         built: list[str] = []
 
-        def stand_in(found: Found) -> Entry:
+        def stand_in(found: Architecture) -> Entry:
             built.append(found.name)
             return Entry(found.name, ("it has an x",) if "x" in found.name else (), None, {}, found.pretrained)
 
@@ -227,22 +227,22 @@ class TestEntries:
         return built
 
     def test_they_come_as_they_are_built(self, built: list[str]) -> None:
-        rows = entries([Found("a", ()), Found("b", ())])
+        rows = entries([Architecture("a", ()), Architecture("b", ())])
         assert next(rows).name == "a"
         assert built == ["a"]
 
     def test_what_cannot_be_opened_is_left_out(self) -> None:
-        found = [Found("x", ()), Found("a", ())]
+        found = [Architecture("x", ()), Architecture("a", ())]
         assert [row.name for row in entries(found)] == ["a"]
         assert [row.name for row in entries(found, everything=True)] == ["x", "a"]
 
     def test_each_is_counted(self) -> None:
         count: list[None] = []
-        list(entries([Found("x", ()), Found("a", ())], looked=lambda: count.append(None)))
+        list(entries([Architecture("x", ()), Architecture("a", ())], looked=lambda: count.append(None)))
         assert len(count) == 2
 
     def test_none_at_all_says_so(self) -> None:
-        rows = entries([Found("x1", ()), Found("x2", ())], "x?")
+        rows = entries([Architecture("x1", ()), Architecture("x2", ())], "x?")
         with pytest.raises(BackboneError, match=r"None of timm's 2 models that match 'x\?' can be opened; with --all"):
             next(rows)
 
@@ -301,4 +301,4 @@ class TestTable:
             yield
 
         with pytest.raises(BackboneError, match="None"):
-            next(table([Found("x", ())], nothing()))
+            next(table([Architecture("x", ())], nothing()))

@@ -445,7 +445,7 @@ def test_rows_are_shown_as_they_come(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
     describe = catalogue.describe
 
-    def interrupted(found: catalogue.Found) -> catalogue.Entry:
+    def interrupted(found: catalogue.Architecture) -> catalogue.Entry:
         if found.name == "test_vit3":
             raise KeyboardInterrupt
         return describe(found)

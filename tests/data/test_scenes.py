@@ -13,15 +13,15 @@ from tests.scenes import COLOURS, data, scene, write
 from trimtab.data import (
     BuiltInImage,
     Codes,
-    MaskPreprocess,
     MaskSet,
     MaskStore,
+    SegmentationTransform,
     named_scene_splits,
     open_scene_split,
     open_scenes,
     write_scene_split,
 )
-from trimtab.data.drawing import SHAPES
+from trimtab.data.shapes import SHAPES
 from trimtab.errors import ConfigError, DataError
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
@@ -248,7 +248,7 @@ def test_a_folder_goes_before_a_set_of_its_name(tmp_path: Path, monkeypatch: pyt
 def test_the_store_draws_the_masks_of_sprites() -> None:
     images = open_scenes("sprites/count").train
     assert isinstance(images, MaskSet)
-    preprocess = MaskPreprocess(image_size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), augment="none")
+    preprocess = SegmentationTransform(image_size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), augment="none")
     ((pixels, masks),) = MaskStore(images, preprocess, cache_bytes=0, whole=True).batches([[3, 5]])
     assert pixels.shape == (2, 3, 64, 64)
     for image, mask in zip((images.paths[3], images.paths[5]), masks, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trimtab.data import Sprites
-from trimtab.data.drawing import SHAPES
+from trimtab.data.shapes import SHAPES
 from trimtab.data.sprites import FACTORS
 
 MEANS = [[87.978, 75.265, 88.708], [42.279, 43.377, 47.132], [47.454, 61.839, 46.995]]

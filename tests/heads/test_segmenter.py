@@ -124,10 +124,10 @@ def test_the_head_looks_where_it_is_told(plain: Backbone) -> None:
 def test_auxiliary_heads_are_graded_and_not_answered(plain: Backbone) -> None:
     model = build(plain, configure("linear"), 5, small("setr-pup")).eval()
     images = images_for(plain)
-    graded, _ = model.graded(images)
-    assert [weight for weight, _ in graded] == [1.0, 0.4, 0.4, 0.4]
-    assert all(logits.shape == (2, 5, 32, 32) for _, logits in graded)
-    assert torch.equal(graded[0].logits, model(images))
+    weighted, _ = model.training_logits(images)
+    assert [weight for weight, _ in weighted] == [1.0, 0.4, 0.4, 0.4]
+    assert all(logits.shape == (2, 5, 32, 32) for _, logits in weighted)
+    assert torch.equal(weighted[0].logits, model(images))
 
 
 def test_an_attached_segmenter_learns_by_heart() -> None:

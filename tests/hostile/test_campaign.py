@@ -24,7 +24,7 @@ from PIL import Image
 
 from tests import job
 from trimtab.bench.results import Results, repair
-from trimtab.data import MaskPreprocess, Preprocess, open_training
+from trimtab.data import Preprocess, SegmentationTransform, open_training
 from trimtab.data.decode import sniff
 from trimtab.data.masks import read_raw
 from trimtab.errors import TrimtabError
@@ -159,7 +159,7 @@ def test_whatever_is_in_an_image_file_it_is_read_or_refused(
     contents = list(files.values())
     readers: list[Callable[[Path], Any]] = [
         Preprocess(**SIZES, resize="squash", background=(255, 255, 255), bits=12).read,
-        MaskPreprocess(**SIZES, background=(255, 255, 255)).read,
+        SegmentationTransform(**SIZES, background=(255, 255, 255)).read,
         lambda path: read_raw(path, coloured=draw.random() < 0.5),
         sniff,
     ]

@@ -19,14 +19,14 @@ from tests import job, scenes
 from trimtab import data
 from trimtab.bench import pixels
 from trimtab.cli.commands import main
-from trimtab.data import MaskPreprocess, Preprocess, decode, masks, open_image
+from trimtab.data import Preprocess, SegmentationTransform, decode, masks, open_image
 from trimtab.data.decode import decodable, open_allowed, sniff
 from trimtab.errors import DataError
 from trimtab.inference.evaluate import load
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 WHOLE = Preprocess(image_size=(8, 8), resize="squash", **HALF)
-JOINT = MaskPreprocess(image_size=(8, 8), **HALF)
+JOINT = SegmentationTransform(image_size=(8, 8), **HALF)
 PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(it ran) print\nshowpage\n%%EOF\n"
 
 

@@ -23,7 +23,7 @@ from trimtab.bench.protocols import Row
 from trimtab.bench.suites import SuiteTask
 from trimtab.bench.text import preprocessing as in_words
 from trimtab.checkpoint import RUN
-from trimtab.data import MaskPreprocess, Preprocess, bits_in_use, colour, decode
+from trimtab.data import Preprocess, SegmentationTransform, bits_in_use, colour, decode
 from trimtab.errors import CheckpointError, DataError
 from trimtab.inference.evaluate import load
 from trimtab.training.fit import fit
@@ -41,8 +41,8 @@ def preprocess(bits: int = 16, background: tuple[int, int, int] | None = None) -
     )
 
 
-def whole(bits: int = 16, background: tuple[int, int, int] | None = None) -> MaskPreprocess:
-    return MaskPreprocess(image_size=(6, 8), bits=bits, background=background, **HALF)
+def whole(bits: int = 16, background: tuple[int, int, int] | None = None) -> SegmentationTransform:
+    return SegmentationTransform(image_size=(6, 8), bits=bits, background=background, **HALF)
 
 
 def values(bits: int, channels: tuple[int, ...] = (), seed: int = 0) -> deep.Array:
@@ -243,7 +243,7 @@ def test_a_benchmark_knows_the_depth_that_its_training_finds(tmp_path: Path, lim
 
 
 @pytest.mark.parametrize("prepare", [preprocess(), whole()])
-def test_what_earlier_versions_did_is_saved_as_they_did(prepare: Preprocess | MaskPreprocess) -> None:
+def test_what_earlier_versions_did_is_saved_as_they_did(prepare: Preprocess | SegmentationTransform) -> None:
     saved = prepare.to_dict()
     assert {"bits", "background"} & saved.keys() == set()
     assert type(prepare).from_dict(saved) == prepare
@@ -272,7 +272,7 @@ def test_what_earlier_versions_did_is_saved_as_they_did(prepare: Preprocess | Ma
         {"background": 5},
     ],
 )
-def test_wrong_values_are_refused(kind: Preprocess | MaskPreprocess, change: dict[str, Any]) -> None:
+def test_wrong_values_are_refused(kind: Preprocess | SegmentationTransform, change: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=next(iter(change))):
         type(kind).from_dict(kind.to_dict() | change)
 

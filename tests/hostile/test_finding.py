@@ -30,7 +30,7 @@ from trimtab.data import (
     stratified_split,
     write_split,
 )
-from trimtab.data.found import split_like
+from trimtab.data.labelled import split_like
 from trimtab.errors import DataError
 from trimtab.inference.evaluate import evaluate, predict_to
 from trimtab.progress import Progress

@@ -17,10 +17,10 @@ from tests.bench.pretended import Inline, go, make_suite
 from tests.hostile.test_finding import CLASSES, Heard, classes, noise
 from trimtab import fit, report
 from trimtab.data import (
-    MaskPreprocess,
     MaskSet,
     MaskStore,
     Preprocess,
+    SegmentationTransform,
     bits_in_use,
     open_scenes,
     open_split,
@@ -28,14 +28,14 @@ from trimtab.data import (
 )
 from trimtab.data.colour import in_colour
 from trimtab.data.decode import open_allowed, sniff
-from trimtab.data.found import split_like, split_pairs
+from trimtab.data.labelled import split_like, split_pairs
 from trimtab.data.masks import read_raw
-from trimtab.data.turning import turned_array
+from trimtab.data.orientation import turned_array
 from trimtab.errors import DataError
 
 Array = npt.NDArray[Any]
 WHOLE = Preprocess(image_size=(20, 30), resize="squash", mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[arg-type]
-JOINT = MaskPreprocess(image_size=(20, 20), mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[arg-type]
+JOINT = SegmentationTransform(image_size=(20, 20), mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[arg-type]
 
 # --- names of splits --------------------------------------------------------------------------------------
 

@@ -18,15 +18,15 @@ from tests.hostile.deep import Told
 from trimtab.bench.pixels import look_at
 from trimtab.data import (
     ImageStore,
-    MaskPreprocess,
     MaskSet,
     MaskStore,
     Preprocess,
+    SegmentationTransform,
     note_of_turns,
     open_scenes,
     open_training,
 )
-from trimtab.data.turning import orientation_tag, stored_array, turned, turned_array
+from trimtab.data.orientation import orientation_tag, stored_array, turned, turned_array
 from trimtab.errors import DataError
 from trimtab.inference.evaluate import evaluate, load
 from trimtab.inference.segment import _UPRIGHT, _png, predict_to_folder
@@ -74,7 +74,7 @@ def pair(
 def store_of(folder: Path) -> MaskStore:
     images = open_scenes(folder, val_fraction=0.0).train
     assert isinstance(images, MaskSet)
-    return MaskStore(images, MaskPreprocess(image_size=(32, 32), **HALF), cache_bytes=10**8, whole=True)
+    return MaskStore(images, SegmentationTransform(image_size=(32, 32), **HALF), cache_bytes=10**8, whole=True)
 
 
 def read(folder: Path) -> tuple[Pixels, Pixels, MaskStore]:
@@ -180,7 +180,7 @@ def test_a_broken_block_says_nothing(tmp_path: Path, block: bytes, suffix: str) 
     image.save(tmp_path / f"broken.{suffix}", exif=block)
     for prepare in (
         Preprocess(image_size=(16, 16), resize="squash", **HALF),
-        MaskPreprocess(image_size=(16, 16), **HALF),
+        SegmentationTransform(image_size=(16, 16), **HALF),
     ):
         assert torch.equal(prepare.read(tmp_path / f"broken.{suffix}"), prepare.read(tmp_path / f"plain.{suffix}"))
 
@@ -192,7 +192,7 @@ def test_a_block_that_cannot_be_written_again_still_turns(tmp_path: Path) -> Non
     block = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + orientation_6 + resolution_unit + bytes(4)
     image, _ = scenes.scene(1)
     Image.fromarray(image).save(tmp_path / "a.png", exif=block)
-    prepare = MaskPreprocess(image_size=(16, 16), **HALF)
+    prepare = SegmentationTransform(image_size=(16, 16), **HALF)
     pixels, orientation = prepare.read_turned(tmp_path / "a.png")
     assert orientation == 6
     assert np.array_equal(pixels.numpy().transpose(1, 2, 0), np.rot90(image, -1))
@@ -214,7 +214,7 @@ def test_good_files_are_as_pillow_turns_them(tmp_path: Path, orientation: int, m
         expected = pillows.convert("RGBA").convert("RGB") if mode == "P" else pillows.convert("RGB")
         if mode == "I;16":
             expected = Image.fromarray((np.asarray(pillows).astype(int) >> 8).astype(np.uint8)).convert("RGB")
-    pixels = MaskPreprocess(image_size=(16, 16), **HALF).read(path)
+    pixels = SegmentationTransform(image_size=(16, 16), **HALF).read(path)
     assert np.array_equal(pixels.numpy().transpose(1, 2, 0), np.asarray(expected))
     with Image.open(path) as opened:
         assert orientation_tag(opened) == orientation

@@ -16,7 +16,7 @@ from tests import job, scenes
 from tests.hostile import deep
 from trimtab import checkpoint
 from trimtab.checkpoint import CONFIG, PREPROCESSOR, RUN
-from trimtab.data import MaskPreprocess, Preprocess
+from trimtab.data import Preprocess, SegmentationTransform
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.recipe import FitConfig
 from trimtab.training.fit import fit
@@ -27,9 +27,9 @@ WHITE = (255, 255, 255)
 Colour = tuple[int, int, int]
 
 
-def preprocesses(background: Colour | None) -> list[Preprocess | MaskPreprocess]:
+def preprocesses(background: Colour | None) -> list[Preprocess | SegmentationTransform]:
     plain: dict[str, Any] = {"image_size": (6, 8), "resize": "squash", "interpolation": "nearest", **HALF}
-    return [Preprocess(background=background, **plain), MaskPreprocess(background=background, **plain)]
+    return [Preprocess(background=background, **plain), SegmentationTransform(background=background, **plain)]
 
 
 def read(path: Path, background: Colour | None) -> deep.Array:

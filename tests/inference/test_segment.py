@@ -330,8 +330,8 @@ def test_an_attached_model_has_the_same_gradient_as_its_loss_says() -> None:
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
-        graded, extra = model.train().graded(images)
-        loss = sum((w * F.cross_entropy(logits, masks) for w, logits in graded), extra)
+        weighted, extra = model.train().training_logits(images)
+        loss = sum((w * F.cross_entropy(logits, masks) for w, logits in weighted), extra)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))

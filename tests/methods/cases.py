@@ -36,7 +36,7 @@ class Case:
     config: Callable[[Backbone], Any]
     """Options for a backbone."""
     parameters: Callable[[Any, Backbone], int]
-    """Trained numbers without the head's, from the resolved options."""
+    """Trainable parameters without the head's, from the resolved options."""
     stir: bool = False
     """It starts as the untouched backbone: `tuned` moves what is trained by small random numbers."""
     overfit_lr: float = 0.03

@@ -81,8 +81,8 @@ def test_a_step_trains_the_method_and_the_head_and_nothing_else(method: str, cas
     model = segmenter(method, case, "registers", head).train()
     before = {name: value.clone() for name, value in model.backbone.model.state_dict().items()}
     images, targets = images_for(model.backbone), masks(model.backbone)
-    graded, extra = model.graded(images, noise=Noise(0, total=2))
-    loss = sum((weight * F.cross_entropy(logits, targets) for weight, logits in graded), extra)
+    weighted, extra = model.training_logits(images, noise=Noise(0, total=2))
+    loss = sum((weight * F.cross_entropy(logits, targets) for weight, logits in weighted), extra)
     loss.backward()
     silent = unread("registers", head) if method in ("full", "bias", "ssf") else frozenset()
     for name, value in model.method.named_parameters():
@@ -115,8 +115,8 @@ def test_recomputed_blocks_give_the_same_gradients(method: str, case: str) -> No
         torch.manual_seed(0)
         model = segmenter(method, case, "registers", "setr-pup").train()
         images, targets = images_for(model.backbone), torch.zeros(2, *model.backbone.image_size, dtype=torch.long)
-        graded, extra = model.graded(images, noise=Noise(1, total=2), recompute=recompute)
-        (sum(F.cross_entropy(logits, targets) for _, logits in graded) + extra).backward()
+        weighted, extra = model.training_logits(images, noise=Noise(1, total=2), recompute=recompute)
+        (sum(F.cross_entropy(logits, targets) for _, logits in weighted) + extra).backward()
         gradients.append([p.grad for p in (*model.method.parameters(), *model.head.parameters())])
     for plain, recomputed in zip(*gradients, strict=True):
         assert (plain is None) == (recomputed is None)
@@ -151,15 +151,15 @@ def test_ships_matching_loss_is_that_of_a_classifier() -> None:
     classifier = build(model.backbone, model.method.config, CLASSES).train()
     classifier.method.load_state_dict(model.method.state_dict())
     images = images_for(model.backbone)
-    _, of_segmenter = model.graded(images, noise=Noise(2, total=2))
-    _, of_classifier = classifier.graded(images, noise=Noise(2, total=2))
+    _, of_segmenter = model.training_logits(images, noise=Noise(2, total=2))
+    _, of_classifier = classifier.training_logits(images, noise=Noise(2, total=2))
     assert float(of_segmenter.detach()) > 0
     torch.testing.assert_close(of_segmenter, of_classifier, atol=1e-6, rtol=1e-5)
 
 
 def test_ships_matching_loss_reaches_the_prompts_of_a_segmenter() -> None:
     model = ship().train()
-    _, loss = model.graded(images_for(model.backbone), noise=Noise(2, total=2))
+    _, loss = model.training_logits(images_for(model.backbone), noise=Noise(2, total=2))
     loss.backward()
     assert all(value.grad is not None for value in model.method.independent)
     assert all(value.grad is None for value in model.head.parameters())
@@ -187,6 +187,6 @@ def test_svpts_strengths_learn_under_a_segmenter() -> None:
     backbone = shared_backbone("class-token")
     config = configure("svpt", {"num_prompts": 3, "salient": 4, "prompt_init": "uniform"})
     model = build(backbone, config, CLASSES, HEADS["dpt"]).train()
-    graded, _ = model.graded(images_for(backbone), noise=Noise(0, total=2))
-    F.cross_entropy(graded[0].logits, masks(backbone)).backward()
+    weighted, _ = model.training_logits(images_for(backbone), noise=Noise(0, total=2))
+    F.cross_entropy(weighted[0].logits, masks(backbone)).backward()
     assert (model.method.strength.grad != 0).all()

@@ -13,16 +13,16 @@ from tests.reporting import made
 from trimtab.inference.evaluate import evaluate, load
 from trimtab.progress import Progress
 from trimtab.reporting.classified import Classified
-from trimtab.reporting.drawing import looks
+from trimtab.reporting.figure import looks
 from trimtab.reporting.find import find
-from trimtab.reporting.findings import Asked
-from trimtab.reporting.parts import Card, Shown
+from trimtab.reporting.findings import EvaluationOptions
+from trimtab.reporting.parts import Card, ModelFigures
 from trimtab.reporting.runs import read_runs
 
 
 def found(folder: Path, *, mistakes: int = 100, examples: int = 2, **asked: object) -> Classified:
     (run,) = read_runs([folder])
-    findings = find(run, Asked(**asked), mistakes=mistakes, examples=examples, progress=Progress())  # type: ignore[arg-type]
+    findings = find(run, EvaluationOptions(**asked), mistakes=mistakes, examples=examples, progress=Progress())  # type: ignore[arg-type]
     assert isinstance(findings, Classified)
     return findings
 
@@ -77,12 +77,12 @@ def drawn() -> Iterator[None]:
         yield
 
 
-def shown(folder: Path) -> Shown:
+def shown(folder: Path) -> ModelFigures:
     (run,) = read_runs([folder])
     return found(folder, mistakes=4, examples=3).shown(run.sets)
 
 
-def cards(part: Shown, title: str) -> tuple[Card, ...]:
+def cards(part: ModelFigures, title: str) -> tuple[Card, ...]:
     (gallery,) = [one for one in part.galleries if one.title == title]
     return gallery.cards
 

@@ -12,14 +12,14 @@ from tests.reporting import made
 from trimtab.errors import ConfigError, DataError
 from trimtab.progress import Progress
 from trimtab.reporting.find import FINDERS, find
-from trimtab.reporting.findings import Asked, Findings
+from trimtab.reporting.findings import EvaluationOptions, Findings
 from trimtab.reporting.runs import read_runs
 from trimtab.tasks import TASKS
 
 
 def found(folder: Path, **asked: object) -> Findings:
     (run,) = read_runs([folder])
-    return find(run, Asked(**asked), mistakes=2, examples=2, progress=Progress())  # type: ignore[arg-type]
+    return find(run, EvaluationOptions(**asked), mistakes=2, examples=2, progress=Progress())  # type: ignore[arg-type]
 
 
 def test_every_task_has_somebody_who_looks() -> None:

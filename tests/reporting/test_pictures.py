@@ -14,7 +14,7 @@ from tests.reporting import made
 from tests.reporting.made import HOSTILE, run
 from trimtab.methods.base import Hierarchy, PromptSet
 from trimtab.reporting import pictures
-from trimtab.reporting.drawing import Drawing, looks, shown
+from trimtab.reporting.figure import Drawing, looks, shown
 from trimtab.reporting.runs import read_runs
 
 
@@ -56,7 +56,7 @@ def test_a_single_epoch_is_seen(count: int) -> None:
 
 def test_the_kept_epoch_is_told() -> None:
     one = run("vpt")
-    curve = pictures.watched([one])
+    curve = pictures.training_curve([one])
     assert curve is not None
     assert f"{100 * one.metrics['val_accuracy']:.1f} %" in curve.alt
     assert "validation accuracy, %" in texts(curve)
@@ -64,7 +64,7 @@ def test_the_kept_epoch_is_told() -> None:
 
 def test_what_is_watched_is_the_tasks() -> None:
     (one,) = read_runs([made.segmenter()])
-    curve = pictures.watched([one])
+    curve = pictures.training_curve([one])
     assert curve is not None
     assert curve.alt == f"Validation mIoU by epoch. Kept: vpt {100 * one.metrics['val_miou']:.1f} %."
     assert "validation mIoU, %" in texts(curve)
@@ -73,9 +73,9 @@ def test_what_is_watched_is_the_tasks() -> None:
 def test_accuracy_against_numbers_has_plain_ticks() -> None:
     drawing = pictures.tradeoff([("a", 1900, 0.5, 0.05), ("b", 240_000, 0.9, 0.01)], "test accuracy")
     assert {"10k", "100k", "a", "b", "test accuracy, %"} <= set(texts(drawing))
-    assert "a 1,900 numbers, 50.0 %" in drawing.alt
+    assert "a 1,900 parameters, 50.0 %" in drawing.alt
     unsure = pictures.tradeoff([("a", 1900, 0.5, None), ("b", 240_000, 0.9, None)], "validation mIoU")
-    assert unsure.alt.startswith("Validation mIoU against trained numbers: a 1,900 numbers, 50.0 %")
+    assert unsure.alt.startswith("Validation mIoU against trainable parameters: a 1,900 parameters, 50.0 %")
 
 
 def test_hierarchies_are_told() -> None:

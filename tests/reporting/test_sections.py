@@ -8,9 +8,9 @@ import pytest
 
 from tests.reporting import made
 from trimtab.progress import Progress
-from trimtab.reporting.drawing import looks
+from trimtab.reporting.figure import looks
 from trimtab.reporting.find import find
-from trimtab.reporting.findings import Asked
+from trimtab.reporting.findings import EvaluationOptions
 from trimtab.reporting.runs import read_runs
 from trimtab.reporting.sections import Section, section
 
@@ -23,7 +23,7 @@ def _looks() -> Iterator[None]:
 
 def shown(method: str) -> Section:
     run = made.run(method)
-    return section(1, run, find(run, Asked(), mistakes=4, examples=3, progress=Progress()), [])
+    return section(1, run, find(run, EvaluationOptions(), mistakes=4, examples=3, progress=Progress()), [])
 
 
 def test_what_prompts_have_pictures_of() -> None:
@@ -56,7 +56,7 @@ def test_the_configuration_and_the_command_are_the_runs() -> None:
 def test_a_head_that_was_chosen_is_told_with_its_size() -> None:
     (run,) = read_runs([made.segmenter()])
     part = section(1, run, None, [])
-    numbers = f"{run.metrics['head_parameters']:,} of the {run.metrics['trainable_parameters']:,} trained numbers"
+    numbers = f"{run.metrics['head_parameters']:,} of the {run.metrics['trainable_parameters']:,} trainable parameters"
     assert dict(part.facts)["head"] == f"linear, {numbers}"
     assert dict(dict(part.config)["task"])["resize"] == "shorter"
     assert "head" not in dict(section(1, made.run(), None, []).facts)

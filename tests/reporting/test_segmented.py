@@ -15,10 +15,10 @@ from tests import scenes
 from tests.reporting import made
 from trimtab.inference.segment import MaskPredictor
 from trimtab.progress import Progress
-from trimtab.reporting.drawing import looks
+from trimtab.reporting.figure import looks
 from trimtab.reporting.find import find
-from trimtab.reporting.findings import Asked
-from trimtab.reporting.parts import Shown
+from trimtab.reporting.findings import EvaluationOptions
+from trimtab.reporting.parts import ModelFigures
 from trimtab.reporting.runs import read_runs
 from trimtab.reporting.segmented import Segmented, _ends, _window
 
@@ -33,12 +33,12 @@ def _looks() -> Iterator[None]:
 
 def found(folder: Path, *, mistakes: int = 3, examples: int = 2, **asked: object) -> Segmented:
     (run,) = read_runs([folder])
-    findings = find(run, Asked(**asked), mistakes=mistakes, examples=examples, progress=Progress())  # type: ignore[arg-type]
+    findings = find(run, EvaluationOptions(**asked), mistakes=mistakes, examples=examples, progress=Progress())  # type: ignore[arg-type]
     assert isinstance(findings, Segmented)
     return findings
 
 
-def shown(folder: Path) -> Shown:
+def shown(folder: Path) -> ModelFigures:
     (run,) = read_runs([folder])
     return found(folder).shown(run.sets)
 

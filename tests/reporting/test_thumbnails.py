@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from trimtab.data import VOID
-from trimtab.reporting.drawing import Drawing
+from trimtab.reporting.figure import Drawing
 from trimtab.reporting.thumbnails import SCENE, classes_over, overlay, swatch, thumbnail, wrong_over
 
 

@@ -10,8 +10,8 @@ from trimtab.tasks import TASKS, make_task
 @pytest.mark.parametrize("name", TASKS)
 def test_what_pages_show_is_measured_and_the_watched_comes_first(name: str) -> None:
     task = make_task(name)
-    assert next(iter(task.shares)) == task.watched
-    assert set(task.shares) <= set(task.told)
+    assert next(iter(task.metric_labels)) == task.monitor
+    assert set(task.metric_labels) <= set(task.logged_metrics)
 
 
 def test_only_a_mean_over_images_has_a_standard_error() -> None:

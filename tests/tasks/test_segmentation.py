@@ -10,10 +10,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from trimtab.data import VOID
 from trimtab.errors import ConfigError
-from trimtab.heads import Graded
+from trimtab.heads import WeightedLogits
 from trimtab.recipe import Recipe
 from trimtab.tasks import Segmentation, make_task
-from trimtab.tasks.segmentation import SegmentationTally, scores_of, segmentation_loss
+from trimtab.tasks.segmentation import SegmentationMetrics, scores_of, segmentation_loss
 
 CLASSES = 5
 
@@ -43,11 +43,11 @@ def counted(logits: Tensor, masks: Tensor) -> tuple[list[float | None], float]:
     return [hit / union if union else None for hit, union in zip(hits, unions, strict=True)], right / total
 
 
-def tallied(logits: Tensor, masks: Tensor, batch: int = 2) -> SegmentationTally:
-    tally = SegmentationTally(CLASSES)
+def tallied(logits: Tensor, masks: Tensor, batch: int = 2) -> SegmentationMetrics:
+    metric = SegmentationMetrics(CLASSES)
     for first in range(0, len(masks), batch):
-        tally.add(logits[first : first + batch], masks[first : first + batch])
-    return tally
+        metric.update(logits[first : first + batch], masks[first : first + batch])
+    return metric
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
@@ -75,21 +75,21 @@ def test_a_set_is_not_the_mean_of_its_images() -> None:
     """One image wholly right and one wholly wrong of a class that is rare: the whole set says otherwise."""
     masks = torch.tensor([[[0, 0, 0, 1]], [[1, 1, 0, 0]]])
     logits = F.one_hot(torch.tensor([[[0, 0, 0, 1]], [[0, 0, 1, 1]]]), CLASSES).movedim(-1, 1).float()
-    tally = tallied(logits, masks)
-    assert [image["miou"] for image in tally.images] == [1.0, 0.0]
-    assert tally.metrics(2)["miou"] == pytest.approx((3 / 7 + 1 / 5) / 2)
+    metric = tallied(logits, masks)
+    assert [image["miou"] for image in metric.images] == [1.0, 0.0]
+    assert metric.compute(2)["miou"] == pytest.approx((3 / 7 + 1 / 5) / 2)
 
 
 def test_images_without_a_class_count_nothing() -> None:
-    tally = tallied(torch.randn(2, CLASSES, 3, 3), torch.full((2, 3, 3), VOID))
-    assert tally.metrics(2) == {
+    metric = tallied(torch.randn(2, CLASSES, 3, 3), torch.full((2, 3, 3), VOID))
+    assert metric.compute(2) == {
         "miou": None,
         "pixel_accuracy": None,
         "mean_class_accuracy": None,
         "iou": [None] * CLASSES,
         "loss": None,
     }
-    assert tally.images == [{"miou": None, "pixel_accuracy": None}] * 2
+    assert metric.images == [{"miou": None, "pixel_accuracy": None}] * 2
 
 
 def test_a_class_that_is_only_predicted_counts_against() -> None:
@@ -133,9 +133,9 @@ def test_void_pixels_have_no_loss_and_no_gradient() -> None:
 def test_auxiliary_losses_have_their_weight() -> None:
     logits, masks = random_set()
     task = Segmentation.of_options({})
-    graded = [Graded(1.0, logits), Graded(0.4, 2 * logits)]
+    weighted = [WeightedLogits(1.0, logits), WeightedLogits(0.4, 2 * logits)]
     expected = segmentation_loss(logits, masks) + 0.4 * segmentation_loss(2 * logits, masks)
-    torch.testing.assert_close(task.loss(graded, masks), expected)
+    torch.testing.assert_close(task.loss(weighted, masks), expected)
 
 
 def test_batches_are_smaller_than_a_classifiers() -> None:

@@ -19,7 +19,7 @@ from trimtab.inference.evaluate import Prediction, Predictor, evaluate, load
 from trimtab.methods import METHODS
 from trimtab.progress import Progress
 from trimtab.training.fit import fit
-from trimtab.training.inputs import Shared
+from trimtab.training.inputs import RunCache
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 18}
 
@@ -231,7 +231,7 @@ def test_what_runs_share_changes_none_of_them(tmp_path: Path) -> None:
 
     images = sorted((job.data() / "train").rglob("*.png"))
     preprocess = load(job.finished("linear")).preprocess
-    shared = Shared()
+    shared = RunCache()
     # What trains most comes first, and what features are kept of comes on both sides of it.
     order = ["linear", "full", *(name for name in METHODS if name not in ("linear", "full")), "linear"]
     for k, method in enumerate(order):

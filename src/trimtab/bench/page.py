@@ -9,7 +9,7 @@ from trimtab.bench import pictures
 from trimtab.bench.results import Record
 from trimtab.bench.summary import label
 from trimtab.bench.text import NONE, tables_of
-from trimtab.reporting.drawing import Drawing, looks, shown
+from trimtab.reporting.figure import Drawing, looks, shown
 from trimtab.reporting.page import render
 
 _TEMPLATE = Path(__file__).parent / "page.html"

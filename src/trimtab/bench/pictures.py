@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.bench.results import Record
 from trimtab.bench.summary import label
-from trimtab.reporting.drawing import INK, MARKERS, SERIES, WIDTH, Drawing, figure, finished, shown
+from trimtab.reporting.figure import INK, MARKERS, SERIES, WIDTH, Drawing, figure, finished, shown
 from trimtab.reporting.pictures import tradeoff
 
 _HATCHES = ("", "////", "....", "xxxx")
@@ -82,7 +82,7 @@ def _bars(
 
 
 def against_parameters(summary: Record) -> Drawing | None:
-    """Mean accuracy against trained numbers; nothing where fewer than two rows have all tasks."""
+    """Mean accuracy against trainable parameters; nothing where fewer than two rows have all tasks."""
     points = []
     for row in summary["rows"]:
         trained = [one["trainable"] for one in row["tasks"].values() if one["trainable"] is not None]

@@ -47,7 +47,7 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def head_numbers(out: Path) -> int:
+def head_parameters(out: Path) -> int:
     """How many of an adapter's numbers are the head's."""
     from safetensors import safe_open
 

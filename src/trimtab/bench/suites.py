@@ -23,7 +23,7 @@ from trimtab.data import (
     open_training,
     stamp,
 )
-from trimtab.data.found import nfc
+from trimtab.data.labelled import nfc
 from trimtab.data.listing import LEFT_OUT
 from trimtab.errors import ConfigError, DataError, nearest
 

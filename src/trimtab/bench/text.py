@@ -127,7 +127,7 @@ def share(values: Record | None, sign: bool = False) -> str:
 
 
 def parameters(row: Record) -> str:
-    """Trained numbers of the method, without the head's, the mean over tasks."""
+    """Trainable parameters of the method, without the head's, the mean over tasks."""
     found = [one["trainable_method"] for one in row["tasks"].values() if one["trainable_method"] is not None]
     return f"{sum(found) / len(found):,.0f}" if found else NONE
 

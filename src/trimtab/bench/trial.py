@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.ledger import model_digest
-from trimtab.bench.provenance import computer, finite, head_numbers, provenance
+from trimtab.bench.provenance import computer, finite, head_parameters, provenance
 from trimtab.bench.results import Record
 
 if TYPE_CHECKING:
     from trimtab.data import ImageSet, TrainingData
     from trimtab.inference.evaluate import Predictor
     from trimtab.training.fit import FitResult
-    from trimtab.training.inputs import Shared
+    from trimtab.training.inputs import RunCache
     from trimtab.training.loop import Watch
 
 
@@ -209,7 +209,7 @@ def _measured(out: Path, result: FitResult) -> Record:
         "train_loss": last["train_loss"],
         "seconds": result.seconds,
         "trainable": result.trainable,
-        "trainable_method": result.trainable - head_numbers(out),
+        "trainable_method": result.trainable - head_parameters(out),
         "adapter_bytes": result.adapter_bytes,
         "peak_memory": result.peak_memory,
         "method_config": config["method_config"],
@@ -313,17 +313,17 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _OfTask:
-    """Decoded images and features of one task; those of the task before are let go."""
+    """ImageBatches images and features of one task; those of the task before are let go."""
 
     def __init__(self) -> None:
-        self._task, self._shared = "", None  # type: str, Shared | None
+        self._task, self._shared = "", None  # type: str, RunCache | None
 
-    def of(self, task: str) -> Shared:
+    def of(self, task: str) -> RunCache:
         """What trials of this task share."""
-        from trimtab.training.inputs import Shared
+        from trimtab.training.inputs import RunCache
 
         if self._shared is None or task != self._task:
-            self._task, self._shared = task, Shared()
+            self._task, self._shared = task, RunCache()
         return self._shared
 
 
@@ -331,6 +331,6 @@ _of_training = _OfTask()
 _of_tests = _OfTask()
 
 
-def _shared(trial: Trial, place: Place) -> Shared:
-    # Options that are no part of what Shared knows things by.
+def _shared(trial: Trial, place: Place) -> RunCache:
+    # Options that are no part of what RunCache knows things by.
     return _of_training.of(json.dumps([trial.task, trial.backbone, place.running.weights, place.running.cache_gb]))

@@ -26,7 +26,7 @@ _WIDTHS = (9, 5, 10, 9, 20, 9, 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Architecture:
     """An architecture that a pattern names."""
 
     name: str
@@ -81,7 +81,7 @@ class Entry:
         }
 
 
-def search(pattern: str | None = None, *, everything: bool = False) -> list[Found]:
+def search(pattern: str | None = None, *, everything: bool = False) -> list[Architecture]:
     """The architectures that a pattern names, the package's first, then in timm's order; nothing is built.
 
     Args:
@@ -116,22 +116,22 @@ def _pieces(names: Iterable[str]) -> set[str]:
     return beginnings | {word for parts in words for word in parts}
 
 
-def _named(pattern: str | None, names: Sequence[str], tagged: Mapping[str, Sequence[str]]) -> list[Found]:
+def _named(pattern: str | None, names: Sequence[str], tagged: Mapping[str, Sequence[str]]) -> list[Architecture]:
     if pattern is None:
-        return [Found(name, tuple(tagged.get(name, ()))) for name in names]
+        return [Architecture(name, tuple(tagged.get(name, ()))) for name in names]
     pattern = pattern.lower()
     whole = pattern.partition(".")[0]
     if whole in names and (pattern == whole or pattern in tagged.get(whole, ())):
-        return [Found(whole, tuple(tagged.get(whole, ())) if pattern == whole else (pattern,))]
+        return [Architecture(whole, tuple(tagged.get(whole, ())) if pattern == whole else (pattern,))]
     shell = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     found = []
     for name in names:
         full = tuple(tagged.get(name, ()))
         by_tag = tuple(fnmatch.filter(full, shell))
         if fnmatch.fnmatchcase(name, shell):
-            found.append(Found(name, full))
+            found.append(Architecture(name, full))
         elif by_tag:
-            found.append(Found(name, by_tag))
+            found.append(Architecture(name, by_tag))
     return found
 
 
@@ -141,7 +141,7 @@ def _none_opens(pattern: str | None, count: int) -> str:
 
 
 def entries(
-    found: Sequence[Found],
+    found: Sequence[Architecture],
     pattern: str | None = None,
     *,
     everything: bool = False,
@@ -169,7 +169,7 @@ def entries(
         raise BackboneError(_none_opens(pattern, len(found)))
 
 
-def describe(found: Found) -> Entry:
+def describe(found: Architecture) -> Entry:
     """Build an architecture without memory and ask it, and every method, what there is to know."""
     try:
         model = blank_model(found.name)
@@ -204,7 +204,7 @@ def _methods(backbone: Backbone) -> dict[str, tuple[str, ...]]:
 # --- in words -------------------------------------------------------------------------------------
 
 
-def table(found: Sequence[Found], rows: Iterator[Entry], *, tags: bool = False) -> Iterator[str]:
+def table(found: Sequence[Architecture], rows: Iterator[Entry], *, tags: bool = False) -> Iterator[str]:
     """A line for every entry as it comes, under a line of headings.
 
     Args:

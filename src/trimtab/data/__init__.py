@@ -5,10 +5,9 @@ from __future__ import annotations
 from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folder
 from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
-from trimtab.data.input_files import files_of
 from trimtab.data.folders import find_images, list_images, search_images
 from trimtab.data.images import BuiltInImage, BuiltInSet, ImageSource, open_image, stamp
-from trimtab.data.joint import MaskPreprocess
+from trimtab.data.input_files import files_of
 from trimtab.data.leaks import Leaks, Part, find_leaks
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.mask_store import MaskStore
@@ -21,6 +20,7 @@ from trimtab.data.scenes import (
     open_scenes,
     write_scene_split,
 )
+from trimtab.data.segmentation_transform import SegmentationTransform
 from trimtab.data.sources import (
     ImageSet,
     TrainingData,
@@ -45,11 +45,11 @@ __all__ = [
     "ImageSource",
     "ImageStore",
     "Leaks",
-    "MaskPreprocess",
     "MaskSet",
     "MaskStore",
     "Part",
     "Preprocess",
+    "SegmentationTransform",
     "Sprites",
     "Store",
     "TrainingData",

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trimtab.data.digits import Digits
-from trimtab.data.found import Found, Reading
 from trimtab.data.images import BuiltInImage, BuiltInSet
+from trimtab.data.labelled import LabelledImage, TrainingListing
 from trimtab.data.sprites import FACTORS, Sprites
 from trimtab.errors import DataError, TrainingError, nearest
 
@@ -31,16 +31,16 @@ def hidden_by(path: str | Path) -> str | None:
     return None
 
 
-def training_images(built_in: BuiltInSet) -> Reading:
+def training_images(built_in: BuiltInSet) -> TrainingListing:
     """The training and validation images of a set."""
     note = f"{built_in.name} comes with trimtab; its {built_in.sizes['test']} test images are left for the evaluation."
-    return Reading("built-in", split_images(built_in, "train"), split_images(built_in, "val"), [note])
+    return TrainingListing("built-in", split_images(built_in, "train"), split_images(built_in, "val"), [note])
 
 
-def split_images(built_in: BuiltInSet, wanted: str) -> list[Found]:
+def split_images(built_in: BuiltInSet, wanted: str) -> list[LabelledImage]:
     """The images of one split of a set, or of all."""
     return [
-        Found(image, label, str(image), str(image))
+        LabelledImage(image, label, str(image), str(image))
         for split in (built_in.sizes if wanted == "all" else [wanted])
         for image, label in zip(built_in.images(split), built_in.labels(split), strict=True)
     ]

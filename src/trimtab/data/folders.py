@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.data.built_in import named_images
-from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Listed, Reading, check_nested, some, split_like, split_pairs
 from trimtab.data.images import BuiltInImage, ImageSource
-from trimtab.data.listing import LeftOut, Walk, class_roots, expand, is_image, leads_up, scan
+from trimtab.data.labelled import (
+    LAYOUTS,
+    SPLIT_WORDS,
+    LabelledImage,
+    SplitListing,
+    TrainingListing,
+    check_nested,
+    some,
+    split_like,
+    split_pairs,
+)
+from trimtab.data.listing import SkippedFiles, Walk, class_roots, expand, is_image, leads_up, scan
 from trimtab.errors import DataError
 
 _SPLITS_ABOVE = (
@@ -68,7 +78,7 @@ def search_images(patterns: Sequence[str | Path]) -> Search:
     unmatched: dict[str, str] = {}
     notes: dict[str, None] = {}
     for pattern in map(str, patterns):
-        left = LeftOut()
+        left = SkippedFiles()
         images, named = _matches(pattern, left), named_images(pattern)
         if not images and not named:
             unmatched[pattern] = (
@@ -82,13 +92,13 @@ def search_images(patterns: Sequence[str | Path]) -> Search:
     return Search([*sorted(chosen.values()), *built_in], unmatched, list(notes))
 
 
-def training_folders(path: Path) -> Reading:
+def training_folders(path: Path) -> TrainingListing:
     """The training and validation images of a folder; a test folder is not looked into."""
     splits, others = split_folders(path)
     if not splits:
         _refuse_other_words(path, others)
         listed = _class_folders(path, allow_empty=False)
-        return Reading("folder", listed.images, [], listed.notes)
+        return TrainingListing("folder", listed.images, [], listed.notes)
     if "train" not in splits:
         named = next(iter(splits.values())).name
         raise DataError(
@@ -96,7 +106,7 @@ def training_folders(path: Path) -> Reading:
             f"or rename {named!r} if it is a class."
         )
     train = _class_folders(splits["train"], allow_empty=False)
-    val = _class_folders(splits["val"], allow_empty=True) if "val" in splits else Listed([], [])
+    val = _class_folders(splits["val"], allow_empty=True) if "val" in splits else SplitListing([], [])
     if "val" in splits and not val.images:
         raise DataError(f"{splits['val']} has no images; add some, or remove it to have some of train/ held out.")
     notes = train.notes + val.notes
@@ -104,7 +114,7 @@ def training_folders(path: Path) -> Reading:
         notes.append(f"{splits['test'].name}/ is not trained on; it is for the final evaluation.")
     if others:
         notes.append(f"Ignored beside {splits['train'].name}/: {some([folder.name for folder in others])}.")
-    return Reading("split folders", train.images, val.images, notes)
+    return TrainingListing("split folders", train.images, val.images, notes)
 
 
 def folder_splits(path: Path) -> set[str]:
@@ -112,7 +122,7 @@ def folder_splits(path: Path) -> set[str]:
     return set(split_folders(path)[0])
 
 
-def split_folder(path: Path, wanted: str) -> Listed:
+def split_folder(path: Path, wanted: str) -> SplitListing:
     """The images of one split of a folder, or of all its splits or class folders."""
     splits, others = split_folders(path)
     if wanted == "all":
@@ -132,19 +142,19 @@ def split_folder(path: Path, wanted: str) -> Listed:
             "or give the .csv file of the split that training made."
         )
     listed = [_class_folders(folder, allow_empty=True, whole=wanted == "all") for folder in folders]
-    return Listed(
+    return SplitListing(
         [image for part in listed for image in part.images],
         [note for part in listed for note in part.notes],
         sum(part.left_out for part in listed),
     )
 
 
-def held_out_folder(path: Path) -> list[Found]:
+def held_out_folder(path: Path) -> list[LabelledImage]:
     """The images of the test split, taken as far as they can be listed; nothing is checked."""
     test = split_folders(path)[0].get("test")
     if test is None:
         return []
-    left, found = LeftOut(), list[Found]()
+    left, found = SkippedFiles(), list[LabelledImage]()
     for folder in class_roots(test, left):
         with contextlib.suppress(DataError):
             found += _labelled(test, folder, Walk(left, above=(os.path.realpath(test),)).by_folder(folder))
@@ -209,14 +219,14 @@ def _refuse_other_words(path: Path, folders: Sequence[Path]) -> None:
         )
 
 
-def _class_folders(path: Path, *, allow_empty: bool, whole: bool = False) -> Listed:
+def _class_folders(path: Path, *, allow_empty: bool, whole: bool = False) -> SplitListing:
     """The images in the class folders of ``path``; ``whole`` if no split is asked for."""
-    left, notes = LeftOut(), []
+    left, notes = SkippedFiles(), []
     roots, loose = class_roots(path, left), scan(path)[1]
     if not roots:
         rename = f", or rename {path.name!r} if it is a class itself" if path.name.lower() in SPLIT_WORDS else ""
         raise DataError(f"{path} has no class folders; put the images of each class into a folder of its own{rename}.")
-    found: list[Found] = []
+    found: list[LabelledImage] = []
     beside = [file for file in loose if is_image(file, left)]
     empty, everyone, above = [], frozenset(roots.values()), (os.path.realpath(path),)
     for folder in roots:
@@ -234,21 +244,21 @@ def _class_folders(path: Path, *, allow_empty: bool, whole: bool = False) -> Lis
     if beside:
         shown = some([file.name for file in beside])
         notes.append(f"Ignored in {path.name}/: {len(beside)} beside the class folders ({shown}).")
-    return Listed(found, notes + left.sentences(f"{path.name}/"), left.images)
+    return SplitListing(found, notes + left.sentences(f"{path.name}/"), left.images)
 
 
-def _labelled(path: Path, folder: Path, places: Iterable[tuple[Path, list[Path]]]) -> list[Found]:
+def _labelled(path: Path, folder: Path, places: Iterable[tuple[Path, list[Path]]]) -> list[LabelledImage]:
     """The images of one class folder of ``path``, by the folders that they are in."""
     where = f"{path.name}/{folder.name}"
     return [
-        Found(image, folder.name, f"{inside}/{image.name}", where)
+        LabelledImage(image, folder.name, f"{inside}/{image.name}", where)
         for place, images in places
         for inside in [place.relative_to(path).as_posix()]
         for image in images
     ]
 
 
-def _matches(pattern: str, left: LeftOut) -> list[Path]:
+def _matches(pattern: str, left: SkippedFiles) -> list[Path]:
     path = Path(pattern)
     if not pattern:  # a variable of a shell that is not set; Path takes it for this folder
         return []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from trimtab.data.decode import decodable, sniff, why_refused
-from trimtab.data.found import some
+from trimtab.data.labelled import some
 from trimtab.errors import DataError
 
 SUFFIXES = frozenset(
@@ -42,7 +42,7 @@ Entry: TypeAlias = "tuple[str, str]"
 
 
 @dataclass
-class LeftOut:
+class SkippedFiles:
     """Collects what a listing passes over, to tell it.
 
     Attributes:
@@ -106,7 +106,7 @@ class Walk:
         above: Real paths of folders above the one that is listed, as links may hide them.
     """
 
-    def __init__(self, left: LeftOut, roots: Collection[str] = (), above: tuple[str, ...] = ()) -> None:
+    def __init__(self, left: SkippedFiles, roots: Collection[str] = (), above: tuple[str, ...] = ()) -> None:
         self._left, self._roots, self._above = left, roots, above
         self._seen: set[str] = set()
 
@@ -183,7 +183,7 @@ class Walk:
         return named and undecodable
 
 
-def is_image(file: Path, left: LeftOut | None = None, *, undecodable: bool = False) -> bool:
+def is_image(file: Path, left: SkippedFiles | None = None, *, undecodable: bool = False) -> bool:
     """Whether a file is an image: by its extension, or by its content where the extension does not tell.
 
     Args:
@@ -244,7 +244,7 @@ def leads_up(link: Path) -> bool:
     return link.is_symlink() and is_within(os.path.realpath(link.parent), os.path.realpath(link))
 
 
-def class_roots(path: Path, left: LeftOut) -> dict[Path, str]:
+def class_roots(path: Path, left: SkippedFiles) -> dict[Path, str]:
     """The class folders directly in ``path`` with their real paths, sorted by name.
 
     Links that lead to ``path`` or above, or to another class, are none and added to ``left``.
@@ -264,7 +264,7 @@ def class_roots(path: Path, left: LeftOut) -> dict[Path, str]:
     return dict(sorted(roots.items()))
 
 
-def expand(pattern: str, left: LeftOut) -> list[Path]:
+def expand(pattern: str, left: SkippedFiles) -> list[Path]:
     """The files and folders that a glob pattern matches.
 
     ``**`` stands for what `Walk` visits: the glob module would follow links in circles.
@@ -284,7 +284,7 @@ def expand(pattern: str, left: LeftOut) -> list[Path]:
     return [match for inside in inner for match in expand(os.path.join(glob.escape(str(inside)), rest), left)]  # noqa: PTH118
 
 
-def _is_barred(place: Path, left: LeftOut) -> bool:
+def _is_barred(place: Path, left: SkippedFiles) -> bool:
     if leads_up(place):
         left.links.append(place)
         return True

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from trimtab.data.images import ImageSource
-from trimtab.data.joint import MaskPreprocess
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.masks import Array, fits_upright_only, read_mask
+from trimtab.data.orientation import UPRIGHT, TrainingListing, readings, stored_size
 from trimtab.data.preprocess import why_unreadable
+from trimtab.data.segmentation_transform import SegmentationTransform
 from trimtab.data.store import Store
-from trimtab.data.turning import UPRIGHT, Reading, readings, stored_size
 from trimtab.errors import DataError
 
 
@@ -33,7 +33,13 @@ class MaskStore(Store):
     images: MaskSet
 
     def __init__(
-        self, images: MaskSet, preprocess: MaskPreprocess, *, cache_bytes: int, threads: int = 2, whole: bool = False
+        self,
+        images: MaskSet,
+        preprocess: SegmentationTransform,
+        *,
+        cache_bytes: int,
+        threads: int = 2,
+        whole: bool = False,
     ) -> None:
         """Opens the store; nothing is decoded yet.
 
@@ -49,7 +55,7 @@ class MaskStore(Store):
         """
         super().__init__(images, cache_bytes=cache_bytes, threads=threads)
         self.preprocess, self.whole = preprocess, whole
-        self._readings: dict[int, Reading] = {}  # of masks whose images are turned
+        self._readings: dict[int, TrainingListing] = {}  # of masks whose images are turned
 
     def batches(
         self, plan: Iterable[Sequence[int]], seeds_of: Callable[[int], int] | None = None
@@ -82,7 +88,7 @@ class MaskStore(Store):
             yield from groups
 
     @property
-    def turns(self) -> Counter[Reading]:
+    def turns(self) -> Counter[TrainingListing]:
         """How the masks of images with an EXIF orientation were taken, of those decoded so far."""
         return Counter(self._readings.values())
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from trimtab.data.decode import open_allowed
-from trimtab.data.found import nfc
 from trimtab.data.images import ImageSource
-from trimtab.data.turning import SIDEWAYS, orientation_tag, stored_array
+from trimtab.data.labelled import nfc
+from trimtab.data.orientation import SIDEWAYS, orientation_tag, stored_array
 from trimtab.errors import CheckpointError, DataError
 
 VOID = 255

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimtab.data.folders import in_other_words, split_folders
-from trimtab.data.found import SPLIT_WORDS, check_nested, nfc, some
-from trimtab.data.listing import LeftOut, Walk, scan
+from trimtab.data.labelled import SPLIT_WORDS, check_nested, nfc, some
+from trimtab.data.listing import SkippedFiles, Walk, scan
 from trimtab.data.mask_set import with_masks
-from trimtab.data.rows import Twice, existing_form, named_file
+from trimtab.data.rows import DuplicateRows, existing_form, named_file
 from trimtab.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "imgs")
@@ -101,7 +101,7 @@ def held_out_images(path: Path) -> list[Path]:
     if path.is_file():
         return [existing_form(path.parent, image) for split, image, _ in _rows(path) if split == "test"]
     places = _places(path, [], whole=True)
-    return Walk(LeftOut()).images(places["test"][0]) if "test" in places else []
+    return Walk(SkippedFiles()).images(places["test"][0]) if "test" in places else []
 
 
 def _places(path: Path, notes: list[str], *, whole: bool) -> dict[str, tuple[Path, Path]]:
@@ -165,7 +165,7 @@ def _paired(images: Path, masks: Path, found: Pairs, *, whole: bool) -> list[Pai
 
 def _by_stem(folder: Path, other: Path, found: Pairs, *, whole: bool) -> tuple[dict[str, Path], set[str]]:
     """The images of a folder by their names, and the names of those that cannot be decoded."""
-    left, files = LeftOut(), dict[str, Path]()
+    left, files = SkippedFiles(), dict[str, Path]()
     places = Walk(left).by_folder(folder)
     if not whole:
         found.notes += check_nested(folder, [place for place, _ in places], _SPLITS_ABOVE)
@@ -187,7 +187,7 @@ def _stem(file: Path, folder: Path) -> str:
 
 def _pairs_of_rows(path: Path, wanted: Collection[str]) -> dict[str, list[Pair]]:
     found: dict[str, list[Pair]] = {}
-    twice = Twice(path)
+    twice = DuplicateRows(path)
     for number, (split, image, mask) in enumerate(_rows(path), start=2):
         if split not in wanted:
             continue
@@ -216,7 +216,7 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
         raise DataError(f"{path} cannot be read as CSV ({error}); save it as CSV in UTF-8.") from error
     if not {"path", "mask"} <= set(header):
         raise DataError(f"{path} has the columns {header}; a CSV of images with masks needs path,mask[,split].")
-    rows, twice = [], Twice(path)
+    rows, twice = [], DuplicateRows(path)
     for number, line in enumerate(lines, start=2):
         image, mask, word = (str(line.get(name) or "").strip() for name in ("path", "mask", "split"))
         if not image or not mask:

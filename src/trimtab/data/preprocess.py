@@ -17,7 +17,7 @@ from torch import Tensor
 from trimtab.data.colour import WIDEST, Colour, check_colours, in_colour
 from trimtab.data.decode import check_opened
 from trimtab.data.images import ImageSource, open_image
-from trimtab.data.turning import UPRIGHT, orientation_tag, turned
+from trimtab.data.orientation import UPRIGHT, orientation_tag, turned
 from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.data.found import SPLIT_WORDS, Found, Listed, Reading, is_utf8
+from trimtab.data.labelled import SPLIT_WORDS, LabelledImage, SplitListing, TrainingListing, is_utf8
 from trimtab.data.leaks import identity
 from trimtab.errors import DataError, nearest
 
@@ -23,7 +23,7 @@ class _Row:
     split: str | None  # None where the file has no such column
 
 
-def training_rows(path: Path) -> Reading:
+def training_rows(path: Path) -> TrainingListing:
     """The training and validation images of a CSV file; without a split column all are for training."""
     rows = _read_rows(path)
     train = [row for row in rows if row.split in (None, "train")]
@@ -34,7 +34,7 @@ def training_rows(path: Path) -> Reading:
     if ignored := sum(row.split == "test" for row in rows):
         notes.append(f"Rows of the test split are not trained on ({ignored}); they are for the final evaluation.")
     found = _files_of(path, train + val)
-    return Reading("csv", found[: len(train)], found[len(train) :], notes)
+    return TrainingListing("csv", found[: len(train)], found[len(train) :], notes)
 
 
 def row_splits(path: Path) -> set[str]:
@@ -42,23 +42,23 @@ def row_splits(path: Path) -> set[str]:
     return {row.split for row in _read_rows(path) if row.split is not None}
 
 
-def held_out_rows(path: Path) -> list[Found]:
+def held_out_rows(path: Path) -> list[LabelledImage]:
     """The images of the test split as the rows name them; whether they are there is not checked."""
     return [
-        Found(existing_form(path.parent, row.path), row.label, row.path, f"{path}, row {row.number}")
+        LabelledImage(existing_form(path.parent, row.path), row.label, row.path, f"{path}, row {row.number}")
         for row in _read_rows(path)
         if row.split == "test" and row.path
     ]
 
 
-def split_rows(path: Path, wanted: str) -> Listed:
+def split_rows(path: Path, wanted: str) -> SplitListing:
     """The images of one split of a CSV file, or of all its rows."""
     rows = _read_rows(path)
     if wanted != "all" and any(row.split is None for row in rows):
         raise DataError(
             f"{path} has no {wanted!r} split, for it has no 'split' column; add the column, or use the split 'all'."
         )
-    return Listed(_files_of(path, [row for row in rows if wanted in ("all", row.split)]), [])
+    return SplitListing(_files_of(path, [row for row in rows if wanted in ("all", row.split)]), [])
 
 
 def _read_rows(path: Path) -> list[_Row]:
@@ -107,9 +107,9 @@ def _split_of(word: str, path: Path, number: int) -> str:
     return split
 
 
-def _files_of(path: Path, rows: Sequence[_Row]) -> list[Found]:
+def _files_of(path: Path, rows: Sequence[_Row]) -> list[LabelledImage]:
     """The files that rows name, checked; a relative path starts at the CSV's own folder."""
-    found, twice = [], Twice(path)
+    found, twice = [], DuplicateRows(path)
     for row in rows:
         where = f"{path}, row {row.number}"
         for column, cell in (("path", row.path), ("label", row.label)):
@@ -122,11 +122,11 @@ def _files_of(path: Path, rows: Sequence[_Row]) -> list[Found]:
             )
         image, same = named
         twice.check(same, row.path, row.number)
-        found.append(Found(image, row.label, row.path, where))
+        found.append(LabelledImage(image, row.label, row.path, where))
     return found
 
 
-class Twice:
+class DuplicateRows:
     """Refuses rows of a CSV file that name one real file, however it is spelled or linked.
 
     Args:

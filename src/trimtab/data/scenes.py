@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from trimtab.data.built_in import built_in_set
-from trimtab.data.found import SPLIT_WORDS
+from trimtab.data.labelled import SPLIT_WORDS
 from trimtab.data.leaks import Part
 from trimtab.data.mask_set import MaskSet, built_in_masks
 from trimtab.data.masks import VOID, Codes, codes_of_values, read_palette, read_raw

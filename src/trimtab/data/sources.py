@@ -17,8 +17,8 @@ from pathlib import Path
 
 from trimtab.data.built_in import BUILT_IN, built_in_set, hidden_by, split_images, training_images
 from trimtab.data.folders import folder_splits, held_out_folder, refuse_other_words, split_folder, training_folders
-from trimtab.data.found import LAYOUTS, SPLIT_WORDS, Found, Listed, Reading, is_utf8, nfc
 from trimtab.data.images import ImageSource
+from trimtab.data.labelled import LAYOUTS, SPLIT_WORDS, LabelledImage, SplitListing, TrainingListing, is_utf8, nfc
 from trimtab.data.leaks import Part
 from trimtab.data.rows import held_out_rows, row_splits, split_rows, training_rows
 from trimtab.errors import ConfigError, DataError, nearest
@@ -178,14 +178,14 @@ def held_out_part(path: str | Path) -> Part:
     Nothing is checked, so that what may be wrong with them hinders no training.
     """
     path = Path(path)
-    found: list[Found] = []
+    found: list[LabelledImage] = []
     with contextlib.suppress(DataError):
         if built_in_set(path) is None:
             found = held_out_folder(path) if path.is_dir() else held_out_rows(path)
     return Part("test", [image.path for image in found], [nfc(image.label) for image in found])
 
 
-def _read_training(path: Path) -> Reading:
+def _read_training(path: Path) -> TrainingListing:
     built_in = built_in_set(path)
     if built_in is not None:
         return training_images(built_in)
@@ -194,10 +194,10 @@ def _read_training(path: Path) -> Reading:
     return reading if hidden is None else replace(reading, notes=[hidden, *reading.notes])
 
 
-def _read_split(path: Path, wanted: str) -> Listed:
+def _read_split(path: Path, wanted: str) -> SplitListing:
     built_in = built_in_set(path)
     if built_in is not None:
-        return Listed(split_images(built_in, wanted), [])
+        return SplitListing(split_images(built_in, wanted), [])
     return split_folder(path, wanted) if path.is_dir() else split_rows(path, wanted)
 
 
@@ -293,7 +293,7 @@ def _existing(path: Path) -> Path:
     )
 
 
-def _image_set(name: str, found: list[Found], classes: tuple[str, ...]) -> ImageSet:
+def _image_set(name: str, found: list[LabelledImage], classes: tuple[str, ...]) -> ImageSet:
     # An adapter's own spelling of a class goes before the composed one.
     number = {nfc(label): position for position, label in enumerate(classes)}
     number |= {label: position for position, label in enumerate(classes)}

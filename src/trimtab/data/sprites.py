@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from PIL import Image
 
-from trimtab.data.drawing import SHAPES, SIDE, Colour, Scene, Sprite, Stroke
 from trimtab.data.images import BuiltInSet, drawn, randomness
+from trimtab.data.shapes import SHAPES, SIDE, Colour, Scene, Sprite, Stroke
 
 _HUES = {
     "blue": 225,

@@ -12,9 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from trimtab.data.orientation import TrainingListing
 from trimtab.data.preprocess import Preprocess, why_unreadable
 from trimtab.data.sources import ImageSet
-from trimtab.data.turning import Reading
 from trimtab.errors import ConfigError, DataError
 
 Ready = TypeVar("Ready")
@@ -52,7 +52,7 @@ class Store(abc.ABC):
         """Images and what is known of them, for each entry of ``plan``."""
 
     @property
-    def turns(self) -> Counter[Reading]:
+    def turns(self) -> Counter[TrainingListing]:
         """How masks were taken whose images have an EXIF orientation; empty without masks."""
         return Counter()
 
@@ -134,8 +134,8 @@ class Store(abc.ABC):
 
 def note_of_turns(*stores: Store) -> str | None:
     """Says how masks were taken whose images have an EXIF orientation; nothing where there are none."""
-    turns = sum((store.turns for store in stores), Counter[Reading]())
-    words: dict[Reading, str] = {
+    turns = sum((store.turns for store in stores), Counter[TrainingListing]())
+    words: dict[TrainingListing, str] = {
         "with image": "turned with their images",
         "upright": "taken as drawn on the upright image",
         "own": "turned by their own orientation",

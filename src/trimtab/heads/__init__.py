@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trimtab.heads.base import Features, Graded, Head
+from trimtab.heads.base import Features, Head, WeightedLogits
 from trimtab.heads.classifier import Classifier
 from trimtab.heads.segmenter import Segmenter, SegmenterConfig, make_segmenter
 
-__all__ = ["Classifier", "Features", "Graded", "Head", "Segmenter", "SegmenterConfig", "make_segmenter"]
+__all__ = ["Classifier", "Features", "Head", "Segmenter", "SegmenterConfig", "WeightedLogits", "make_segmenter"]

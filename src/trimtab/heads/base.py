@@ -15,7 +15,7 @@ Features: TypeAlias = "Tensor | tuple[Tensor, ...]"
 """What a head reads: (B, num_features), or a grid (B, D, h, w) for each block it looks at."""
 
 
-class Graded(NamedTuple):
+class WeightedLogits(NamedTuple):
     """Logits, and what they weigh in the training loss."""
 
     weight: float
@@ -39,6 +39,6 @@ class Head(nn.Module, abc.ABC):
     def read(self, backbone: Backbone, streams: Sequence[Stream]) -> Features:
         """The features, from the streams as they left the blocks of :attr:`taps` and, at the end, the last block."""
 
-    def grade(self, features: Features) -> list[Graded]:
+    def training_logits(self, features: Features) -> list[WeightedLogits]:
         """The logits that a training loss is made of, the head's own first; by default those alone."""
-        return [Graded(1.0, self(features))]
+        return [WeightedLogits(1.0, self(features))]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.heads.base import Features, Graded
+from trimtab.heads.base import Features, WeightedLogits
 from trimtab.heads.segmenter import SegmenterConfig, TappedSegmenter, as_grids
 
 _CHANNELS = 256
@@ -72,10 +72,10 @@ class ProgressiveUpsampling(TappedSegmenter):
         logits: Tensor = self.main(as_grids(features)[-1])
         return logits
 
-    def grade(self, features: Features) -> list[Graded]:
+    def training_logits(self, features: Features) -> list[WeightedLogits]:
         """The main head's logits with weight 1, then the auxiliary heads'."""
         others = zip(self.auxiliary, as_grids(features), strict=False)
         return [
-            Graded(1.0, self(features)),
-            *(Graded(self.weight, self.enlarged(head(grid))) for head, grid in others),
+            WeightedLogits(1.0, self(features)),
+            *(WeightedLogits(self.weight, self.enlarged(head(grid))) for head, grid in others),
         ]

@@ -20,8 +20,8 @@ from torch import Tensor
 from trimtab import checkpoint
 from trimtab.data import (
     BuiltInImage,
-    MaskPreprocess,
     Preprocess,
+    SegmentationTransform,
     hidden_by,
     list_images,
     named_images,
@@ -223,7 +223,7 @@ def _opened(
     if views is not None and not isinstance(task, Segmentation):
         raise ConfigError(_VIEWS_FOR)
     model = checkpoint.restore(saved, weights=weights, device=device).fold()
-    if isinstance(preprocess, MaskPreprocess):
+    if isinstance(preprocess, SegmentationTransform):
         if not isinstance(task, Segmentation) or task.codes is None:
             raise CheckpointError(f"The adapter in {str(directory)!r} does not say how its masks are written.")
         return MaskPredictor(model, saved.labels, preprocess, task.codes, views or Views()), task
@@ -267,15 +267,15 @@ def evaluate(
         progress.say(note)
     store = task.store(images, predictor.preprocess, cache_bytes=0, threads=threads, whole=True)
     plan = batches_of(len(images), min(batch_size, task.eval_batch), threads)
-    tally = task.tally(predictor.labels)
+    metric = task.make_metrics(predictor.labels)
     with progress.stage("Evaluating", len(images), "images") as advance:
         for pixels, labels in store.batches(plan):
-            tally.add(predictor.logits(pixels), labels)
+            metric.update(predictor.logits(pixels), labels)
             advance(labels.shape[0])
     if turned := note_of_turns(store):
         progress.say(turned)
     return {
-        **task.summary(images, predictor.labels, tally),
+        **task.summary(images, predictor.labels, metric),
         **({"left_out": images.left_out} if images.left_out else {}),
         "split": split,
         "seconds": round(time.monotonic() - started, 1),

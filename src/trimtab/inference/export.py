@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
-from trimtab.data import MaskPreprocess, Preprocess
+from trimtab.data import Preprocess, SegmentationTransform
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.heads import Classifier
 from trimtab.methods.base import Constants
@@ -36,7 +36,7 @@ _OPSET = 18
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written."""
 
     out: Path
@@ -53,7 +53,7 @@ class Graph(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: TunedModel, preprocess: Preprocess | MaskPreprocess) -> None:
+    def __init__(self, model: TunedModel, preprocess: Preprocess | SegmentationTransform) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
@@ -96,7 +96,7 @@ def export(
     weights: str | Path | None = None,
     prompts_as_inputs: bool = False,
     overwrite: bool = False,
-) -> Exported:
+) -> ExportResult:
     """Write the folded model of an adapter folder as a graph: images of 0 to 1 in, logits out, any batch size.
 
     Args:
@@ -141,7 +141,7 @@ def export(
         write_bytes(out / TASK, to_bytes(task, {"format": "pt"}))
     write_json(out / ABOUT, _about(saved, model, format, names))
     difference = _difference(file, format, Graph(model, saved.preprocess).eval(), names, task)
-    return Exported(out, file, file.stat().st_size, difference, time.monotonic() - started)
+    return ExportResult(out, file, file.stat().st_size, difference, time.monotonic() - started)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -273,7 +273,7 @@ def _difference(file: Path, format: str, graph: Graph, names: Sequence[str], tas
     return float((got - expected).abs().max())
 
 
-def _about(saved: checkpoint.Saved, model: TunedModel, format: str, names: Sequence[str]) -> dict[str, Any]:  # noqa: A002
+def _about(saved: checkpoint.SavedAdapter, model: TunedModel, format: str, names: Sequence[str]) -> dict[str, Any]:  # noqa: A002
     height, width = model.backbone.image_size
     return {
         "file": FILES[format],
@@ -301,7 +301,7 @@ def _about(saved: checkpoint.Saved, model: TunedModel, format: str, names: Seque
     }
 
 
-def _note(saved: checkpoint.Saved) -> str:
+def _note(saved: checkpoint.SavedAdapter) -> str:
     if saved.task.head is None:
         return "resized as under preprocessing"
     return "resized as under preprocessing; larger images by windows of this size, whose logits are averaged"

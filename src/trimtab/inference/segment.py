@@ -20,7 +20,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from trimtab.data import Codes, ImageSource, MaskPreprocess, find_images, search_images, unreadable
+from trimtab.data import Codes, ImageSource, SegmentationTransform, find_images, search_images, unreadable
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
@@ -66,7 +66,7 @@ class MaskPredictor:
 
     model: TunedModel
     labels: tuple[str, ...]
-    preprocess: MaskPreprocess
+    preprocess: SegmentationTransform
     codes: Codes
     views: Views = dataclasses.field(default_factory=Views)
 

@@ -41,7 +41,7 @@ def look(model: TunedModel, images: Tensor) -> Attention:
     stream = backbone.embed(images, weights=method.weights(backbone))
     pooled, patches = [], []
     for i in range(backbone.depth):
-        watcher, grid_size = _Watcher(), stream.grid_size
+        watcher, grid_size = _AttentionRecorder(), stream.grid_size
         stream = method.step(i, backbone, stream.replace(watch=watcher.around))
         rows = backbone.in_place(i, grid_size, watcher.weights)
         pooled.append(rows[:, backbone.pooled_tokens].mean(1).cpu())
@@ -52,7 +52,7 @@ def look(model: TunedModel, images: Tensor) -> Attention:
     return Attention(saliency.unflatten(1, stream.grid_size).cpu(), tuple(pooled), tuple(patches))
 
 
-class _Watcher:
+class _AttentionRecorder:
     """Keeps what the tokens of one block give to each prompt."""
 
     weights: Tensor

@@ -12,10 +12,10 @@ from torch import Tensor
 from trimtab.methods.base import PromptSet
 from trimtab.progress import Progress
 from trimtab.reporting import pictures
-from trimtab.reporting.drawing import shown
-from trimtab.reporting.findings import Findings, Looked
+from trimtab.reporting.figure import shown
+from trimtab.reporting.findings import Findings, LoadedRun
 from trimtab.reporting.layout import MAPS, SCALE, Layout
-from trimtab.reporting.parts import Captioned, Card, Gallery, Shown, Table
+from trimtab.reporting.parts import Captioned, Card, Gallery, ModelFigures, Table
 from trimtab.reporting.thumbnails import overlay, thumbnail
 from trimtab.reporting.words import SPLITS, percent
 from trimtab.tasks import Classification, classification_metrics
@@ -25,7 +25,7 @@ _PAIRS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class ClassifiedImage:
     """One image with what is known of it."""
 
     pixels: Tensor
@@ -41,9 +41,9 @@ class Picture:
 class Classified(Findings):
     """What one classifier says of one set of images."""
 
-    mistakes: tuple[Picture, ...]
+    mistakes: tuple[ClassifiedImage, ...]
     """Wrong ones, the surest first."""
-    examples: tuple[Picture, ...]
+    examples: tuple[ClassifiedImage, ...]
     """The first image of some classes, whose attention is seen."""
 
     @property
@@ -51,12 +51,12 @@ class Classified(Findings):
         """How many the model is wrong about."""
         return self.images - int(self.confusion.diagonal().sum())
 
-    def shown(self, sets: Sequence[PromptSet]) -> Shown:
+    def shown(self, sets: Sequence[PromptSet]) -> ModelFigures:
         """Confusion, mistakes and examples."""
         few = len(self.labels) <= pictures.LARGEST_CONFUSION
         under = "A row is a class, a column what the model said; the colour is the part of the row."
         layout = Layout(sets, self.attention)
-        return Shown(
+        return ModelFigures(
             measured=_measured(self),
             pictures=((pictures.confusion(self.confusion, self.labels), under),) if few else (),
             pairs=_pairs(self),
@@ -69,7 +69,7 @@ class Classified(Findings):
         return []
 
 
-def find(looked: Looked, *, mistakes: int, examples: int, progress: Progress) -> Classified:
+def find(looked: LoadedRun, *, mistakes: int, examples: int, progress: Progress) -> Classified:
     """Run a classifier over labelled images.
 
     Args:
@@ -84,10 +84,10 @@ def find(looked: Looked, *, mistakes: int, examples: int, progress: Progress) ->
     wrong = (said != targets).nonzero()[:, 0]
     surest = wrong[probability[wrong].argsort(descending=True, stable=True)][:mistakes].tolist()
 
-    def seen(rows: list[int]) -> tuple[Picture, ...]:
+    def seen(rows: list[int]) -> tuple[ClassifiedImage, ...]:
         pixels = next(iter(looked.store.batches([rows])))[0] if rows else ()
         return tuple(
-            Picture(
+            ClassifiedImage(
                 image,
                 looked.name(row),
                 looked.labels[int(targets[row])],
@@ -111,7 +111,7 @@ def find(looked: Looked, *, mistakes: int, examples: int, progress: Progress) ->
     )
 
 
-def _answers(looked: Looked, progress: Progress) -> tuple[Tensor, Tensor]:
+def _answers(looked: LoadedRun, progress: Progress) -> tuple[Tensor, Tensor]:
     """Logits (n, C) and class indices (n,) of all images."""
     batches = [(logits, targets) for _, targets, logits in looked.everything(progress)]
     return torch.cat([logits for logits, _ in batches]), torch.cat([targets for _, targets in batches])
@@ -175,13 +175,13 @@ def _looked_at(found: Classified, layout: Layout) -> Gallery:
     return Gallery("What is looked at", " ".join(text), tuple(cards))
 
 
-def _said(one: Picture) -> str:
+def _said(one: ClassifiedImage) -> str:
     if one.said == one.target:
         return f"An image of {one.target}, which the model says, too."
     return f"An image of {one.target}, of which the model says {one.said}."
 
 
-def _card(one: Picture, drawn: Sequence[Captioned]) -> Card:
+def _card(one: ClassifiedImage, drawn: Sequence[Captioned]) -> Card:
     right = one.said == one.target
     return Card(
         pictures=tuple(drawn),

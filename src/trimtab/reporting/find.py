@@ -7,19 +7,19 @@ from typing import Protocol
 
 from trimtab.progress import Progress
 from trimtab.reporting import classified, segmented
-from trimtab.reporting.findings import Asked, Findings, Looked, open_run
+from trimtab.reporting.findings import EvaluationOptions, Findings, LoadedRun, open_run
 from trimtab.reporting.runs import Run
 from trimtab.tasks import Classification, Segmentation
 
 
 class _Find(Protocol):
-    def __call__(self, looked: Looked, *, mistakes: int, examples: int, progress: Progress) -> Findings: ...
+    def __call__(self, looked: LoadedRun, *, mistakes: int, examples: int, progress: Progress) -> Findings: ...
 
 
 FINDERS: Mapping[str, _Find] = {Classification.name: classified.find, Segmentation.name: segmented.find}
 
 
-def find(run: Run, asked: Asked, *, mistakes: int, examples: int, progress: Progress) -> Findings:
+def find(run: Run, asked: EvaluationOptions, *, mistakes: int, examples: int, progress: Progress) -> Findings:
     """Run a model over labelled images.
 
     Args:

@@ -20,7 +20,7 @@ from trimtab.methods.base import PromptSet
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
 from trimtab.reporting.attention import Attention, look
-from trimtab.reporting.parts import Captioned, Shown
+from trimtab.reporting.parts import Captioned, ModelFigures
 from trimtab.reporting.runs import Run
 from trimtab.tasks import Task
 from trimtab.tasks.base import AnyPreprocess
@@ -31,7 +31,7 @@ _AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class EvaluationOptions:
     """Which images are to be looked at, and how."""
 
     data: str | Path | None = None
@@ -60,7 +60,7 @@ class Findings(abc.ABC):
     """Of some of the images."""
 
     @abc.abstractmethod
-    def shown(self, sets: Sequence[PromptSet]) -> Shown:
+    def shown(self, sets: Sequence[PromptSet]) -> ModelFigures:
         """What the page shows of it, where a method has these prompts."""
 
     @abc.abstractmethod
@@ -69,7 +69,7 @@ class Findings(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Looked:
+class LoadedRun:
     """A run's model, and the images that it is asked about."""
 
     task: Task
@@ -112,7 +112,7 @@ class Looked:
         return Path(str(self.images.paths[row])).name
 
 
-def open_run(run: Run, asked: Asked) -> Looked:
+def open_run(run: Run, asked: EvaluationOptions) -> LoadedRun:
     """A run's model before images.
 
     Args:
@@ -126,7 +126,7 @@ def open_run(run: Run, asked: Asked) -> Looked:
     source, images = _images(run, saved.task, asked, saved.labels)
     model = checkpoint.restore(saved, weights=asked.weights, device=_device(asked.device))
     store = saved.task.store(images, saved.preprocess, cache_bytes=0, threads=asked.threads, whole=True)
-    return Looked(
+    return LoadedRun(
         task=saved.task,
         model=model,
         folded=model.fold(),
@@ -146,7 +146,7 @@ def _device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _images(run: Run, task: Task, asked: Asked, labels: tuple[str, ...]) -> tuple[str, ImageSet]:
+def _images(run: Run, task: Task, asked: EvaluationOptions, labels: tuple[str, ...]) -> tuple[str, ImageSet]:
     """The images to look at, and where they come from in words."""
     made = run.folder / SPLIT
     if asked.data is None and made.is_file() and asked.split in ("train", "val"):

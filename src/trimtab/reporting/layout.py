@@ -9,7 +9,7 @@ from torch import Tensor
 from trimtab.methods.base import PromptSet
 from trimtab.reporting import pictures
 from trimtab.reporting.attention import Attention
-from trimtab.reporting.drawing import shown
+from trimtab.reporting.figure import shown
 from trimtab.reporting.parts import Captioned
 from trimtab.reporting.thumbnails import overlay
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab import __version__
 from trimtab.reporting import pictures
-from trimtab.reporting.drawing import Drawing, shown
+from trimtab.reporting.figure import Drawing, shown
 from trimtab.reporting.findings import Findings
 from trimtab.reporting.runs import Run
 from trimtab.reporting.sections import Section
@@ -71,17 +71,18 @@ def _table(
     """Columns with the class of their cells, and a row a run."""
     task, other = runs[0].task, _other(findings)
     columns = [("run", ""), ("method", ""), ("backbone", "")]
-    columns += [(f"validation {called}", "number") for called in task.shares.values()]
-    columns += [(f"{other} {called}", "number") for called in task.shares.values() if other is not None]
-    columns += [(name, "number") for name in ("trained numbers", "adapter size", "time", "epochs")]
+    columns += [(f"validation {called}", "number") for called in task.metric_labels.values()]
+    columns += [(f"{other} {called}", "number") for called in task.metric_labels.values() if other is not None]
+    columns += [(name, "number") for name in ("trainable parameters", "adapter size", "time", "epochs")]
     rows = []
     for run, found in zip(runs, findings, strict=True):
         metrics = run.metrics
         cells = [run.name, run.described["method"], run.described["backbone"]["name"]]
-        cells += [_score(task, key, metrics.get(f"val_{key}"), metrics.get("val_images")) for key in task.shares]
+        cells += [_score(task, key, metrics.get(f"val_{key}"), metrics.get("val_images")) for key in task.metric_labels]
         if other is not None:
             cells += [
-                _score(task, key, found.metrics[key], found.images) if found else "not measured" for key in task.shares
+                _score(task, key, found.metrics[key], found.images) if found else "not measured"
+                for key in task.metric_labels
             ]
         cells += [
             f"{run.trainable:,}",
@@ -100,7 +101,7 @@ def _other(findings: Sequence[Findings | None]) -> str | None:
 
 def _score(task: Task, key: str, value: float | None, images: int | None) -> str:
     """A metric with its standard error, where there is one."""
-    known = value is not None and images and key == task.watched
+    known = value is not None and images and key == task.monitor
     return percent(value, task.error(value, images) if known and value is not None and images else None)
 
 
@@ -115,11 +116,11 @@ def _lead(runs: Sequence[Run]) -> str:
 def _notes(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[str]:
     notes = []
     task = runs[0].task
-    if any(run.metrics.get(f"val_{task.watched}") is not None for run in runs):
+    if any(run.metrics.get(f"val_{task.monitor}") is not None for run in runs):
         error = "± is one standard error, of images drawn at random; it knows nothing of seeds. "
         notes.append(
             (error if task.error(0.5, 1) is not None else "")
-            + f"Validation images chose the epoch, so their {task.shares[task.watched]} is a little optimistic. "
+            + f"Validation images chose the epoch, so their {task.metric_labels[task.monitor]} is a little optimistic. "
             "Epochs: the one kept, of all."
         )
     if len({str(run.record.get("identity", {}).get("images")) for run in runs}) > 1:
@@ -132,9 +133,9 @@ def _overview(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[
     drawn: list[tuple[Drawing, str]] = []
     if any(run.history for run in runs):
         drawn.append((pictures.losses(runs), "Loss by epoch."))
-        curve = pictures.watched(runs)
+        curve = pictures.training_curve(runs)
         if curve is not None:
-            drawn.append((curve, f"Validation {runs[0].task.shares[runs[0].task.watched]} by epoch."))
+            drawn.append((curve, f"Validation {runs[0].task.metric_labels[runs[0].task.monitor]} by epoch."))
     what, points = _points(runs, findings)
     if len(points) > 1:
         error = "" if all(point[3] is None for point in points) else "; ± one standard error"
@@ -148,16 +149,16 @@ def _overview(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[
 def _points(
     runs: Sequence[Run], findings: Sequence[Findings | None]
 ) -> tuple[str, list[tuple[str, int, float, float | None]]]:
-    """The watched metric of the runs that have it, with trained numbers and standard errors; before it what it is."""
+    """Return the monitored metric of each run that has it, with its parameters and standard error, and its name."""
     task = runs[0].task
     measured = [found for found in findings if found is not None]
     splits = {found.split for found in measured}
     if len(measured) == len(runs) and len(splits) == 1 and splits != {"val"}:
-        split, values = splits.pop(), [(found.metrics[task.watched], found.images) for found in measured]
+        split, values = splits.pop(), [(found.metrics[task.monitor], found.images) for found in measured]
     else:
         split = "validation"
-        values = [(run.metrics.get(f"val_{task.watched}"), run.metrics.get("val_images", 0)) for run in runs]
-    return f"{split} {task.shares[task.watched]}", [
+        values = [(run.metrics.get(f"val_{task.monitor}"), run.metrics.get("val_images", 0)) for run in runs]
+    return f"{split} {task.metric_labels[task.monitor]}", [
         (run.name, run.trainable, value, task.error(value, images))
         for run, (value, images) in zip(runs, values, strict=True)
         if value is not None

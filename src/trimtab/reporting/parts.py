@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from trimtab.reporting.drawing import Drawing
+from trimtab.reporting.figure import Drawing
 
 Captioned = tuple[Drawing, str]
 """A picture with the line under it."""
@@ -47,7 +47,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class ModelFigures:
     """All that is shown of what one model says of images."""
 
     measured: str

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from trimtab.methods.base import Hierarchy, PromptSet
-from trimtab.reporting.drawing import INK, MARKERS, PAPER, SERIES, STYLES, WIDTH, Drawing, figure, finished, shown
+from trimtab.reporting.figure import INK, MARKERS, PAPER, SERIES, STYLES, WIDTH, Drawing, figure, finished, shown
 from trimtab.reporting.runs import Run
 from trimtab.reporting.words import percent
 
@@ -40,10 +40,10 @@ def losses(runs: Sequence[Run]) -> Drawing:
     return finished(made, f"Loss by epoch. Training and validation loss at the end: {ends}.")
 
 
-def watched(runs: Sequence[Run]) -> Drawing | None:
+def training_curve(runs: Sequence[Run]) -> Drawing | None:
     """The metric that chose the epoch, by epoch, with the one that was kept; nothing where it was not measured."""
     task = runs[0].task
-    key, called = f"val_{task.watched}", task.shares[task.watched]
+    key, called = f"val_{task.monitor}", task.metric_labels[task.monitor]
     if not any(_curve(run, key)[0] for run in runs):
         return None
     made, axes = figure(2.6 + 0.17 * _legend_rows([run.name for run in runs]))
@@ -63,10 +63,10 @@ def watched(runs: Sequence[Run]) -> Drawing | None:
 
 
 def tradeoff(points: Sequence[tuple[str, int, float, float | None]], what: str) -> Drawing:
-    """A metric against trained numbers.
+    """A metric against trainable parameters.
 
     Args:
-        points: Name, trained numbers, the metric and its standard error if that is known, 0 to 1, of each run.
+        points: Name, trainable parameters, the metric and its standard error if that is known, 0 to 1, of each run.
         what: Which metric.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
@@ -90,10 +90,10 @@ def tradeoff(points: Sequence[tuple[str, int, float, float | None]], what: str) 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15, y=0.1)
-    _dress(axes, "trained numbers, the head's included", f"{what}, %")
+    _dress(axes, "trainable parameters, the head's included", f"{what}, %")
     _legend(made, axes)
-    told = "; ".join(f"{name} {trained:,} numbers, {percent(value)}" for name, trained, value, _ in points)
-    return finished(made, f"{what[:1].upper()}{what[1:]} against trained numbers: {told}.")
+    told = "; ".join(f"{name} {trained:,} parameters, {percent(value)}" for name, trained, value, _ in points)
+    return finished(made, f"{what[:1].upper()}{what[1:]} against trainable parameters: {told}.")
 
 
 def affinity(found: Hierarchy) -> Drawing:

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def trainable(self) -> int:
-        """Trained numbers, the head's included."""
+        """Trainable parameters, the head's included."""
         return sum(self.described["parameters"].values())
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.reporting import pictures
-from trimtab.reporting.drawing import Drawing, shown
+from trimtab.reporting.figure import Drawing, shown
 from trimtab.reporting.findings import Findings
-from trimtab.reporting.parts import Shown
+from trimtab.reporting.parts import ModelFigures
 from trimtab.reporting.runs import Run
 from trimtab.reporting.words import written
 
@@ -27,7 +27,7 @@ class Section:
     """Groups of options by their title."""
     affinity: Drawing | None = None
     entries: Drawing | None = None
-    seen: Shown | None = None
+    seen: ModelFigures | None = None
     """What its model says of images, if it was asked."""
 
 
@@ -67,7 +67,7 @@ def _head(run: Run) -> dict[str, str]:
     if run.task.head is None:
         return {}
     trained = sum(count for part, count in run.described["parameters"].items() if part.startswith("head."))
-    return {"head": f"{run.task.head.head}, {trained:,} of the {run.trainable:,} trained numbers"}
+    return {"head": f"{run.task.head.head}, {trained:,} of the {run.trainable:,} trainable parameters"}
 
 
 def _config(record: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:

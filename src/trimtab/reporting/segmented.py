@@ -13,13 +13,13 @@ from trimtab.data import VOID, Codes
 from trimtab.methods.base import PromptSet
 from trimtab.progress import Progress
 from trimtab.reporting import pictures
-from trimtab.reporting.drawing import Drawing, shown
-from trimtab.reporting.findings import Findings, Looked
+from trimtab.reporting.figure import Drawing, shown
+from trimtab.reporting.findings import Findings, LoadedRun
 from trimtab.reporting.layout import MAPS, SCALE, Layout
-from trimtab.reporting.parts import Captioned, Card, Gallery, Shown, Table
+from trimtab.reporting.parts import Captioned, Card, Gallery, ModelFigures, Table
 from trimtab.reporting.thumbnails import SCENE, classes_over, swatch, thumbnail, wrong_over
 from trimtab.reporting.words import SPLITS, percent
-from trimtab.tasks.segmentation import SegmentationTally, masks_of, scores_of
+from trimtab.tasks.segmentation import SegmentationMetrics, masks_of, scores_of
 from trimtab.tasks.sliding import enlarged
 
 _PAIRS = 10
@@ -34,7 +34,7 @@ _IOU = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
+class SegmentedImage:
     """One image with its classes."""
 
     pixels: Tensor
@@ -54,16 +54,16 @@ class Segmented(Findings):
 
     codes: Codes
     """The colours of the classes."""
-    worst: tuple[Scene, ...]
+    worst: tuple[SegmentedImage, ...]
     """Those of the lowest mIoU, the lowest first."""
-    best: tuple[Scene, ...]
+    best: tuple[SegmentedImage, ...]
     """Of the others those of the highest, the highest first."""
     windows: tuple[Tensor, ...]
     """The middle windows of some images, whose attention is seen."""
     names: tuple[str, ...]
     """What those are called."""
 
-    def shown(self, sets: Sequence[PromptSet]) -> Shown:
+    def shown(self, sets: Sequence[PromptSet]) -> ModelFigures:
         """IoU by class, confusion of pixels, and images with their masks."""
         few = len(self.labels) <= pictures.LARGEST_CONFUSION
         drawn: list[Captioned] = [(pictures.bars(self.labels, self.metrics["iou"], self.metrics["miou"]), _IOU)]
@@ -79,7 +79,7 @@ class Segmented(Findings):
             *_gallery(self, "The best images", "highest", self.best),
             *_looked_at(self, layout),
         ]
-        return Shown(
+        return ModelFigures(
             measured=_measured(self),
             pictures=tuple(drawn),
             pairs=_pairs(self),
@@ -97,7 +97,7 @@ class Segmented(Findings):
         return [(drawn, f"IoU by class on the {SPLITS.get(self.split, self.split)} images.")]
 
 
-def find(looked: Looked, *, mistakes: int, examples: int, progress: Progress) -> Segmented:
+def find(looked: LoadedRun, *, mistakes: int, examples: int, progress: Progress) -> Segmented:
     """Run a segmenter over images with masks.
 
     Args:
@@ -106,10 +106,10 @@ def find(looked: Looked, *, mistakes: int, examples: int, progress: Progress) ->
         examples: How many images to look at closely.
         progress: Who is told how far it is.
     """
-    tally = SegmentationTally(len(looked.labels))
+    metric = SegmentationMetrics(len(looked.labels))
     for _, targets, logits in looked.everything(progress):
-        tally.add(logits, targets)
-    worst, best = _ends([image["miou"] for image in tally.images], (mistakes + 1) // 2, mistakes // 3)
+        metric.update(logits, targets)
+    worst, best = _ends([image["miou"] for image in metric.images], (mistakes + 1) // 2, mistakes // 3)
     middle = _spread(len(looked.images), examples)
     windows = tuple(_window(pixels[0], looked.model.backbone.image_size) for pixels in _pixels(looked, middle))
     return Segmented(
@@ -117,8 +117,8 @@ def find(looked: Looked, *, mistakes: int, examples: int, progress: Progress) ->
         split=looked.images.name,
         labels=looked.labels,
         images=len(looked.images),
-        metrics=tally.metrics(len(looked.images)),
-        confusion=tally.matrix,
+        metrics=metric.compute(len(looked.images)),
+        confusion=metric.matrix,
         codes=masks_of(looked.images).codes,
         worst=_scenes(looked, worst),
         best=_scenes(looked, best),
@@ -140,7 +140,7 @@ def _spread(count: int, some: int) -> list[int]:
     return torch.linspace(0, count - 1, min(count, some)).round().long().tolist()
 
 
-def _pixels(looked: Looked, rows: Sequence[int]) -> list[Tensor]:
+def _pixels(looked: LoadedRun, rows: Sequence[int]) -> list[Tensor]:
     # One by one: whole images differ in size.
     return [pixels for pixels, _ in looked.store.batches([[row] for row in rows])]
 
@@ -154,14 +154,14 @@ def _window(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return whole
 
 
-def _scenes(looked: Looked, rows: Sequence[int]) -> tuple[Scene, ...]:
+def _scenes(looked: LoadedRun, rows: Sequence[int]) -> tuple[SegmentedImage, ...]:
     classes, scenes = len(looked.labels), []
     for row, (pixels, targets, logits) in zip(rows, looked.answers([[row] for row in rows]), strict=True):
         truth, said = targets[0], enlarged(logits, targets.shape[-2:]).argmax(1)[0]
         known = truth != VOID
         pairs = truth[known].long() * classes + said[known]
         counts = torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-        scenes.append(Scene(pixels[0], looked.name(row), truth, said.to(torch.uint8), scores_of(counts)))
+        scenes.append(SegmentedImage(pixels[0], looked.name(row), truth, said.to(torch.uint8), scores_of(counts)))
     return tuple(scenes)
 
 
@@ -196,7 +196,7 @@ def _legend(found: Segmented) -> tuple[Captioned, ...]:
     return (*((swatch(found.codes.palette[k], f"Colour of {name}"), name) for k, name in named), *void)
 
 
-def _gallery(found: Segmented, title: str, end: str, scenes: Sequence[Scene]) -> list[Gallery]:
+def _gallery(found: Segmented, title: str, end: str, scenes: Sequence[SegmentedImage]) -> list[Gallery]:
     if not scenes:
         return []
     text = (
@@ -207,7 +207,7 @@ def _gallery(found: Segmented, title: str, end: str, scenes: Sequence[Scene]) ->
     return [Gallery(title, text, tuple(_card(found, one) for one in scenes))]
 
 
-def _card(found: Segmented, one: Scene) -> Card:
+def _card(found: Segmented, one: SegmentedImage) -> Card:
     palette, score = found.codes.palette, percent(one.scores["miou"])
     drawn = (
         (thumbnail(one.pixels, f"The image {one.name}.", SCENE), "image"),

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from trimtab.data import VOID
-from trimtab.reporting.drawing import Drawing, shown
+from trimtab.reporting.figure import Drawing, shown
 
 _SIDE = 112
 """CSS pixels of the longer side."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from trimtab.errors import TrimtabError
 from trimtab.progress import Progress
-from trimtab.reporting.drawing import looks, shown
+from trimtab.reporting.figure import looks, shown
 from trimtab.reporting.find import find
-from trimtab.reporting.findings import Asked, Findings
+from trimtab.reporting.findings import EvaluationOptions, Findings
 from trimtab.reporting.page import page
 from trimtab.reporting.runs import Run, read_runs
 from trimtab.reporting.sections import section
@@ -74,7 +74,7 @@ def report(
     folders = [directories] if isinstance(directories, (str, Path)) else directories
     refuse_inputs([out], report_files(folders, data, weights))
     runs = read_runs(folders)
-    asked = Asked(data, split or "val", weights, batch_size, threads, device)
+    asked = EvaluationOptions(data, split or "val", weights, batch_size, threads, device)
     # What is asked for by name must be there.
     strict = data is not None or split is not None or weights is not None
     findings: list[Findings | None] = []
@@ -98,7 +98,7 @@ def report(
 
 
 def _find(
-    run: Run, asked: Asked, mistakes: int, *, strict: bool, progress: Progress
+    run: Run, asked: EvaluationOptions, mistakes: int, *, strict: bool, progress: Progress
 ) -> tuple[Findings | None, list[str]]:
     """What the run's model says of images, or a sentence on why nothing can be said."""
     if asked.data is None and asked.split == "val" and run.metrics.get("val_images") == 0 and not strict:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.errors import ConfigError, nearest
-from trimtab.tasks.base import Tally, Task
+from trimtab.tasks.base import Metrics, Task
 from trimtab.tasks.classification import Classification, classification_loss, classification_metrics
 from trimtab.tasks.segmentation import Segmentation, SegmentationConfig
 
@@ -41,9 +41,9 @@ def _task(name: str) -> type[Task]:
 __all__ = [
     "TASKS",
     "Classification",
+    "Metrics",
     "Segmentation",
     "SegmentationConfig",
-    "Tally",
     "Task",
     "classification_loss",
     "classification_metrics",

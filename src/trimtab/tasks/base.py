@@ -10,24 +10,24 @@ from typing import Any, ClassVar, TypeAlias
 from torch import Tensor
 
 from trimtab.backbone import Backbone
-from trimtab.data import ImageSet, MaskPreprocess, Part, Preprocess, Store, TrainingData
-from trimtab.heads import Graded, SegmenterConfig
+from trimtab.data import ImageSet, Part, Preprocess, SegmentationTransform, Store, TrainingData
+from trimtab.heads import SegmenterConfig, WeightedLogits
 from trimtab.recipe import Recipe
 
-AnyPreprocess: TypeAlias = "Preprocess | MaskPreprocess"
+AnyPreprocess: TypeAlias = "Preprocess | SegmentationTransform"
 Gather: TypeAlias = Callable[[Tensor], Tensor]
 """Joins a tensor of equal shape from all processes along its first dimension."""
 
 
-class Tally(abc.ABC):
+class Metrics(abc.ABC):
     """Counts answers over a whole set."""
 
     @abc.abstractmethod
-    def add(self, logits: Tensor, targets: Tensor) -> None:
+    def update(self, logits: Tensor, targets: Tensor) -> None:
         """Count a batch."""
 
     @abc.abstractmethod
-    def metrics(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
+    def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
         """What was counted, as numbers.
 
         Args:
@@ -41,17 +41,17 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     """The word users type."""
-    watched: ClassVar[str]
+    monitor: ClassVar[str]
     """The metric of the validation images that chooses the epoch; more is better."""
-    told: ClassVar[tuple[str, ...]]
+    logged_metrics: ClassVar[tuple[str, ...]]
     """The metrics of the validation images that the history keeps."""
-    shares: ClassVar[Mapping[str, str]]
+    metric_labels: ClassVar[Mapping[str, str]]
     """Metrics of 0 to 1 that pages show, with what they are called; first the one that is watched."""
     eval_batch: ClassVar[int] = 64
     """Images at once, where nothing is trained."""
-    repeats: ClassVar[bool] = True
+    even_batches: ClassVar[bool] = True
     """Whether processes that share a set must hold equally many images, so that some are given twice."""
-    features_once: ClassVar[bool] = True
+    cache_features: ClassVar[bool] = True
     """Whether features may stand for images, where what is trained does not change them."""
 
     @classmethod
@@ -140,7 +140,7 @@ class Task(abc.ABC):
         """Batches of a set: as they are trained on, or whole, as they are measured."""
 
     @abc.abstractmethod
-    def loss(self, graded: Sequence[Graded], targets: Tensor) -> Tensor:
+    def loss(self, logits: Sequence[WeightedLogits], targets: Tensor) -> Tensor:
         """The training loss, summed over images."""
 
     def logits(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int]) -> Tensor:
@@ -152,9 +152,9 @@ class Task(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def tally(self, classes: Sequence[str]) -> Tally:
+    def make_metrics(self, classes: Sequence[str]) -> Metrics:
         """A fresh count."""
 
     @abc.abstractmethod
-    def summary(self, images: ImageSet, classes: Sequence[str], tally: Tally) -> dict[str, Any]:
+    def summary(self, images: ImageSet, classes: Sequence[str], metric: Metrics) -> dict[str, Any]:
         """What an evaluation of a whole set reports: the metrics, ``images``, and ``classes`` that occur."""

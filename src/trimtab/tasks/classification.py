@@ -26,8 +26,8 @@ from trimtab.data import (
     write_split,
 )
 from trimtab.errors import ConfigError
-from trimtab.heads import Graded
-from trimtab.tasks.base import AnyPreprocess, Gather, Tally, Task
+from trimtab.heads import WeightedLogits
+from trimtab.tasks.base import AnyPreprocess, Gather, Metrics, Task
 
 
 def classification_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -60,19 +60,19 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     }
 
 
-class ClassificationTally(Tally):
+class ClassificationMetrics(Metrics):
     """Keeps all logits: the calibration error is no sum over images."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
         self.targets: list[Tensor] = []
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
+    def update(self, logits: Tensor, targets: Tensor) -> None:
         """Logits (B, C) and class indices (B,)."""
         self.logits.append(logits)
         self.targets.append(targets)
 
-    def metrics(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
+    def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
         """As :func:`classification_metrics`."""
         logits, targets = torch.cat(self.logits), torch.cat(self.targets)
         if gather is not None:
@@ -84,9 +84,9 @@ class Classification(Task):
     """One class an image, from folders or a CSV file."""
 
     name = "classification"
-    watched = "accuracy"
-    told = ("accuracy", "loss")
-    shares: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
+    monitor = "accuracy"
+    logged_metrics = ("accuracy", "loss")
+    metric_labels: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> Classification:
@@ -147,18 +147,18 @@ class Classification(Task):
             raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with labels.")
         return ImageStore(images, preprocess, cache_bytes=cache_bytes, threads=threads)
 
-    def loss(self, graded: Sequence[Graded], targets: Tensor) -> Tensor:
+    def loss(self, logits: Sequence[WeightedLogits], targets: Tensor) -> Tensor:
         """Cross-entropy."""
-        return classification_loss(graded[0].logits, targets)
+        return classification_loss(logits[0].logits, targets)
 
     def error(self, value: float, images: int) -> float:
         """Of independent images."""
         return math.sqrt(value * (1 - value) / images)
 
-    def tally(self, classes: Sequence[str]) -> ClassificationTally:
+    def make_metrics(self, classes: Sequence[str]) -> ClassificationMetrics:
         """Of logits."""
-        return ClassificationTally()
+        return ClassificationMetrics()
 
-    def summary(self, images: ImageSet, classes: Sequence[str], tally: Tally) -> dict[str, Any]:
+    def summary(self, images: ImageSet, classes: Sequence[str], metric: Metrics) -> dict[str, Any]:
         """The metrics, and how many classes occur."""
-        return {**tally.metrics(len(images)), "images": len(images), "classes": len(set(images.labels))}
+        return {**metric.compute(len(images)), "images": len(images), "classes": len(set(images.labels))}

@@ -16,10 +16,10 @@ from trimtab.data import (
     VOID,
     Codes,
     ImageSet,
-    MaskPreprocess,
     MaskSet,
     MaskStore,
     Part,
+    SegmentationTransform,
     TrainingData,
     held_out_scene_part,
     named_scene_splits,
@@ -29,10 +29,10 @@ from trimtab.data import (
     write_scene_split,
 )
 from trimtab.errors import CheckpointError, ConfigError, nearest
-from trimtab.heads import Graded
+from trimtab.heads import WeightedLogits
 from trimtab.heads.segmenter import SegmenterConfig
 from trimtab.recipe import Recipe
-from trimtab.tasks.base import AnyPreprocess, Gather, Tally, Task
+from trimtab.tasks.base import AnyPreprocess, Gather, Metrics, Task
 from trimtab.tasks.sliding import Views, enlarged, look
 
 _BATCH = 16
@@ -93,7 +93,7 @@ def scores_of(matrix: Tensor) -> dict[str, Any]:
     }
 
 
-class SegmentationTally(Tally):
+class SegmentationMetrics(Metrics):
     """A confusion matrix over all pixels of a set, and the metrics of each image.
 
     Args:
@@ -106,7 +106,7 @@ class SegmentationTally(Tally):
         self.images: list[dict[str, float | None]] = []
         """``miou`` and ``pixel_accuracy`` of each image, in order."""
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
+    def update(self, logits: Tensor, targets: Tensor) -> None:
         """Logits (B, C, H, W), enlarged to the size of the masks (B, h, w)."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -122,7 +122,7 @@ class SegmentationTally(Tally):
             scores = scores_of(matrix)
             self.images.append({name: scores[name] for name in ("miou", "pixel_accuracy")})
 
-    def metrics(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
+    def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
         """As :func:`scores_of`, and ``loss``, the mean over pixels; an image is never counted twice here."""
         matrix, loss = self.matrix, self.loss
         if gather is not None:
@@ -141,13 +141,13 @@ class Segmentation(Task):
     """
 
     name = "segmentation"
-    watched = "miou"
-    told = ("miou", "pixel_accuracy", "loss")
-    shares: ClassVar[Mapping[str, str]] = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+    monitor = "miou"
+    logged_metrics = ("miou", "pixel_accuracy", "loss")
+    metric_labels: ClassVar[Mapping[str, str]] = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
     eval_batch = 8
-    repeats = False
+    even_batches = False
     # Windows of whole images are more than one for each image.
-    features_once = False
+    cache_features = False
 
     def __init__(self, config: SegmentationConfig, codes: Codes | None = None, views: Views | None = None) -> None:
         self.config, self.codes, self.views = config, codes, views or Views()
@@ -227,53 +227,53 @@ class Segmentation(Task):
         ]
         return [(chosen.classes, chosen.codes.values, chosen.codes.ignored), *files]
 
-    def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> MaskPreprocess:
+    def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> SegmentationTransform:
         """Colours as given; sizes as the options say."""
         kept = {name: values[name] for name in ("interpolation", "mean", "std", "augment") if name in values}
         config = self.config
-        return MaskPreprocess(
+        return SegmentationTransform(
             image_size=backbone.image_size, resize=config.resize, zoom=config.zoom, jitter=config.jitter, **kept
         )
 
-    def preprocess_of(self, values: Mapping[str, Any]) -> MaskPreprocess:
+    def preprocess_of(self, values: Mapping[str, Any]) -> SegmentationTransform:
         """As saved."""
-        return MaskPreprocess.from_dict(values)
+        return SegmentationTransform.from_dict(values)
 
     def store(
         self, images: ImageSet, preprocess: AnyPreprocess, *, cache_bytes: int, threads: int, whole: bool
     ) -> MaskStore:
         """Images with masks, in windows or whole."""
-        if not isinstance(preprocess, MaskPreprocess):
+        if not isinstance(preprocess, SegmentationTransform):
             raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with masks.")
         return MaskStore(masks_of(images), preprocess, cache_bytes=cache_bytes, threads=threads, whole=whole)
 
-    def loss(self, graded: Sequence[Graded], targets: Tensor) -> Tensor:
+    def loss(self, logits: Sequence[WeightedLogits], targets: Tensor) -> Tensor:
         """Cross-entropy of the head and of its auxiliary heads, by their weights."""
-        total = segmentation_loss(graded[0].logits, targets)
-        for weight, logits in graded[1:]:
-            total = total + weight * segmentation_loss(logits, targets)
+        total = segmentation_loss(logits[0].logits, targets)
+        for weight, auxiliary in logits[1:]:
+            total = total + weight * segmentation_loss(auxiliary, targets)
         return total
 
     def logits(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int]) -> Tensor:
         """Of whole images, by windows."""
         return look(forward, inputs, window, self.views)
 
-    def tally(self, classes: Sequence[str]) -> SegmentationTally:
+    def make_metrics(self, classes: Sequence[str]) -> SegmentationMetrics:
         """Of pixels."""
-        return SegmentationTally(len(classes))
+        return SegmentationMetrics(len(classes))
 
-    def summary(self, images: ImageSet, classes: Sequence[str], tally: Tally) -> dict[str, Any]:
+    def summary(self, images: ImageSet, classes: Sequence[str], metric: Metrics) -> dict[str, Any]:
         """The metrics, each class's by its name, each image's by its path."""
-        if not isinstance(tally, SegmentationTally):
-            raise TypeError(f"{type(tally).__name__} counts no pixels.")
-        metrics = tally.metrics(len(images))
+        if not isinstance(metric, SegmentationMetrics):
+            raise TypeError(f"{type(metric).__name__} counts no pixels.")
+        metrics = metric.compute(len(images))
         return {
             **metrics,
             "iou": dict(zip(classes, metrics["iou"], strict=True)),
             "images": len(images),
-            "classes": int((tally.matrix.sum(1) > 0).sum()),
+            "classes": int((metric.matrix.sum(1) > 0).sum()),
             "per_image": [
-                {"path": str(path), **scores} for path, scores in zip(images.paths, tally.images, strict=True)
+                {"path": str(path), **scores} for path, scores in zip(images.paths, metric.images, strict=True)
             ],
         }
 

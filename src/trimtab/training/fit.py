@@ -27,7 +27,7 @@ from trimtab.storage.locks import check_free, own, partner
 from trimtab.tasks import Task, make_task
 from trimtab.tasks.base import AnyPreprocess
 from trimtab.training.guard import check_run
-from trimtab.training.inputs import Shared
+from trimtab.training.inputs import RunCache
 from trimtab.training.loop import Job, Watch
 from trimtab.training.preprocessing import preprocess_of_run
 from trimtab.training.run_folder import SPLIT, RunFolder, digest, machine
@@ -52,7 +52,7 @@ class FitResult:
     best_epoch: int
     """The epoch that was saved, counted from 1."""
     trainable: int
-    """Trained numbers, the head's included."""
+    """Trainable parameters, the head's included."""
     adapter_bytes: int
     """Size of the saved tensors."""
     seconds: float
@@ -76,7 +76,7 @@ def fit(
     progress: Progress | None = None,
     command: str | None = None,
     watch: Watch | None = None,
-    shared: Shared | None = None,
+    shared: RunCache | None = None,
     **options: Any,
 ) -> FitResult:
     """Tune a backbone on labelled images and save the adapter.
@@ -116,8 +116,8 @@ def fit(
     check_run(out, data, config.backbone, config.weights, asked.recorded().get("palette"))
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
         training = _open(data, config, progress, asked, named="backbone" in options)
-        backbone = _backbone(config, accelerator.device, shared or Shared())
-        preprocess = preprocess_of_run(config, backbone, asked, training, folder, shared or Shared(), progress)
+        backbone = _backbone(config, accelerator.device, shared or RunCache())
+        preprocess = preprocess_of_run(config, backbone, asked, training, folder, shared or RunCache(), progress)
         torch.manual_seed(config.seed)
         model = build(backbone, method_config, len(training.train.classes), asked.head)
         run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
@@ -197,7 +197,7 @@ def _recipe(config: FitConfig, task: Task, method_config: object) -> Recipe:
     return config.resolve(paper_recipe(config.recipe) if config.recipe else own)
 
 
-def _backbone(config: FitConfig, device: torch.device, shared: Shared) -> Backbone:
+def _backbone(config: FitConfig, device: torch.device, shared: RunCache) -> Backbone:
     size = config.size()
     return shared.once(
         ("backbone", config.backbone, config.weights, size, str(device)),

@@ -9,16 +9,16 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from trimtab.data import MaskPreprocess, Preprocess, Store
+from trimtab.data import Preprocess, SegmentationTransform, Store
 from trimtab.errors import ConfigError
-from trimtab.heads import Features as Read
+from trimtab.heads import Features
 from trimtab.noise import seed_of
 
 
-class Decoded:
+class ImageBatches:
     """Images as the model's input."""
 
-    def __init__(self, store: Store, preprocess: Preprocess | MaskPreprocess, device: torch.device) -> None:
+    def __init__(self, store: Store, preprocess: Preprocess | SegmentationTransform, device: torch.device) -> None:
         self.store, self.preprocess, self.device = store, preprocess, device
 
     def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -29,29 +29,29 @@ class Decoded:
             yield self.preprocess.normalise(images.to(self.device)), labels.to(self.device)
 
 
-class Features:
+class FeatureBatches:
     """What the head reads in place of images, where what is trained does not change it."""
 
-    def __init__(self, features: Read, labels: Tensor) -> None:
+    def __init__(self, features: Features, labels: Tensor) -> None:
         self.features, self.labels = features, labels
 
-    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Read, Tensor]]:
+    def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Features, Tensor]]:
         """Batches (features, labels) at these positions."""
         for rows in plan:
-            yield take(self.features, list(rows)), self.labels[rows]
+            yield index(self.features, list(rows)), self.labels[rows]
 
 
-Inputs: TypeAlias = "Decoded | Features"
+Inputs: TypeAlias = "ImageBatches | FeatureBatches"
 Made = TypeVar("Made")
 
 
-class Shared:
+class RunCache:
     """What runs that follow each other in a process need not make twice: the same key is the same thing.
 
     Example:
         ::
 
-            shared = Shared()
+            shared = RunCache()
             for lr in (1e-3, 3e-3):
                 trimtab.fit("flowers", out=f"runs/{lr}", method="linear", lr=lr, shared=shared)
     """
@@ -71,12 +71,12 @@ class Shared:
         self._made.clear()
 
 
-def take(features: Read, rows: list[int] | Tensor) -> Read:
+def index(features: Features, rows: list[int] | Tensor) -> Features:
     """The features at these positions."""
     return features[rows] if isinstance(features, Tensor) else tuple(grid[rows] for grid in features)
 
 
-def join(parts: Sequence[Read]) -> Read:
+def join(parts: Sequence[Features]) -> Features:
     """Features of several batches as one."""
     first = parts[0]
     if isinstance(first, Tensor):
@@ -84,7 +84,7 @@ def join(parts: Sequence[Read]) -> Read:
     return tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
 
 
-def check_room(batch: Read, images: int, room: float) -> None:
+def check_room(batch: Features, images: int, room: float) -> None:
     """Make sure that grids of all images fit into memory.
 
     Args:
@@ -104,6 +104,6 @@ def check_room(batch: Read, images: int, room: float) -> None:
         )
 
 
-def cut(rows: Sequence[int], size: int) -> list[list[int]]:
+def batched(rows: Sequence[int], size: int) -> list[list[int]]:
     """Positions, ``size`` at a time."""
     return [list(rows[first : first + size]) for first in range(0, len(rows), size)]

@@ -31,8 +31,8 @@ from trimtab.recipe import FitConfig, Recipe
 from trimtab.tasks import Task
 from trimtab.tasks.base import AnyPreprocess
 from trimtab.training.compiling import compile_whole
-from trimtab.training.inputs import Decoded, Features, Inputs, Shared, check_room, cut, join
-from trimtab.training.memory import Kept, kept_activations, peak_memory, size_of
+from trimtab.training.inputs import FeatureBatches, ImageBatches, Inputs, RunCache, batched, check_room, join
+from trimtab.training.memory import ActivationBytes, kept_activations, peak_memory, size_of
 from trimtab.training.objective import Objective
 from trimtab.training.optimizer import make_optimizer
 from trimtab.training.probe import probe
@@ -60,16 +60,16 @@ class Job:
         task: Task,
         tracking: Tracking | None = None,
         watch: Watch | None = None,
-        shared: Shared | None = None,
+        shared: RunCache | None = None,
     ) -> None:
         self.config, self.recipe, self.accelerator = config, recipe, accelerator
         self.folder, self.model, self.training = folder, model, training
         self.preprocess, self.progress, self.task = preprocess, progress, task
         self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
-        self.watch, self.shared = watch or (lambda history, model: None), shared or Shared()
+        self.watch, self.shared = watch or (lambda history, model: None), shared or RunCache()
         self.started = time.monotonic()
         self.objective = Objective(model, config, task)
-        self._decoded: tuple[Decoded, Decoded] | None = None
+        self._decoded: tuple[ImageBatches, ImageBatches] | None = None
         self.memory: dict[str, int] = {}
         """Bytes by what they are for, where a report is wanted."""
         recipe.check(self._steps())
@@ -90,12 +90,12 @@ class Job:
             self._adopt(state.method_config, state.trained)
             self.progress.say(f"Resuming after epoch {state.epoch} of {self.recipe.epochs}.")
         fixed = not self.model.method.touches_blocks and self.preprocess.augment == "none"
-        if fixed and self.task.features_once:
+        if fixed and self.task.cache_features:
             train, val = self._shared_features(decoded), self._shared_features(held_out)
             self.objective.from_features = True
         return self._loop(train, val, state)
 
-    def decode(self) -> tuple[Decoded, Decoded]:
+    def decode(self) -> tuple[ImageBatches, ImageBatches]:
         """Training and validation images, each read once.
 
         Raises:
@@ -113,11 +113,11 @@ class Job:
                 with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
                     store.fill(advance)
             budget -= store.cached_bytes
-            stores.append(Decoded(store, self.preprocess, self.accelerator.device))
+            stores.append(ImageBatches(store, self.preprocess, self.accelerator.device))
         self._decoded = stores[0], stores[1]
         return self._decoded
 
-    def _prepare(self, train: Decoded) -> None:
+    def _prepare(self, train: ImageBatches) -> None:
         """Let the method look at the training images: in the main process, for all."""
         wanted = self.model.method.images_wanted(len(self.training.train))
         # Where blocks stay as they are, training is nothing but probing.
@@ -135,13 +135,13 @@ class Job:
             broadcast_object_list(shared)
             self._adopt(*shared[0])
 
-    def _show_images(self, train: Decoded, wanted: int) -> None:
+    def _show_images(self, train: ImageBatches, wanted: int) -> None:
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, "prepare"))
         order = torch.randperm(len(self.training.train), generator=generator)[:wanted].tolist()
         with self.progress.stage("Looking at training images", wanted, "images") as advance:
 
             def images() -> Iterator[Tensor]:
-                for inputs, _ in train.batches(cut(order, self.task.eval_batch)):
+                for inputs, _ in train.batches(batched(order, self.task.eval_batch)):
                     yield inputs
                     advance(inputs.shape[0])
 
@@ -150,7 +150,7 @@ class Job:
         if facts:
             self.progress.say(f"Found {facts}.")
 
-    def _probe(self, train: Decoded) -> None:
+    def _probe(self, train: ImageBatches) -> None:
         """Start from the best head that the features of the untrained method have."""
         seen = self._features(train)
         seed = seed_of(self.config.seed, "probe")
@@ -173,19 +173,19 @@ class Job:
     def _trained(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
 
-    def _shared_features(self, images: Decoded) -> Features:
+    def _shared_features(self, images: ImageBatches) -> FeatureBatches:
         """Those that no training changes."""
         of_model = self.model.backbone.fingerprint, repr(self.task.head), self.config.precision
         key = ("features", *of_model, images.store.images, self.preprocess, str(images.device))
         return self.shared.once(key, partial(self._features, images))
 
     @torch.no_grad()
-    def _features(self, images: Decoded) -> Features:
+    def _features(self, images: ImageBatches) -> FeatureBatches:
         self.model.eval()
         features, labels = [], []
         total = len(images.store.images)
         with self.progress.stage("Computing features", total, "images") as advance:
-            for inputs, targets in images.batches(cut(range(total), self.task.eval_batch)):
+            for inputs, targets in images.batches(batched(range(total), self.task.eval_batch)):
                 with self.objective.autocast(inputs.device):
                     read = self.model.features(inputs)
                 features.append(read.float() if isinstance(read, Tensor) else tuple(grid.float() for grid in read))
@@ -194,8 +194,8 @@ class Job:
                     check_room(features[0], total, self.config.cache_gb)
                 advance(inputs.shape[0])
         if not total:
-            return Features(torch.empty(0), torch.empty(0))
-        return Features(join(features), torch.cat(labels))
+            return FeatureBatches(torch.empty(0), torch.empty(0))
+        return FeatureBatches(join(features), torch.cat(labels))
 
     # --- the loop ---
 
@@ -249,7 +249,7 @@ class Job:
         steps, accumulate = self._steps(), self.config.grad_accum
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
         order = torch.randperm(len(self.training.train), generator=generator).tolist()
-        batches = cut(order, self.recipe.batch_size)[:steps]
+        batches = batched(order, self.recipe.batch_size)[:steps]
         parts = [part for batch in batches for part in self._parts(batch)]
         inputs = train.batches([part.rows for part in parts], seed_of(self.config.seed, "augment", epoch))
         total = torch.zeros((), device=self.accelerator.device)
@@ -287,7 +287,7 @@ class Job:
         seed = seed_of(self.config.seed, "noise", step)
         return Noise(seed, first=part.first, total=len(batch), device=self.accelerator.device)
 
-    def _measured(self, k: int, m: int) -> contextlib.AbstractContextManager[Kept | None]:
+    def _measured(self, k: int, m: int) -> contextlib.AbstractContextManager[ActivationBytes | None]:
         """Counts what the first forward pass keeps, if a report is wanted."""
         first = self.config.memory_report and k == m == 0 and "activations" not in self.memory
         return kept_activations(self.objective) if first else contextlib.nullcontext()
@@ -325,25 +325,25 @@ class Job:
         )
 
     def _validate(self, val: Inputs) -> dict[str, float]:
-        images, again = len(self.training.val), self.task.repeats
+        images, again = len(self.training.val), self.task.even_batches
         if not images:
             return {}
         self.model.eval()
         several, rank = self.accelerator.num_processes > 1, self.accelerator.process_index
         share = math.ceil(images / self.accelerator.num_processes)
         rows = [min(row, images - 1) for row in range(rank * share, (rank + 1) * share) if again or row < images]
-        tally = self.task.tally(self.training.train.classes)
-        for inputs, labels in val.batches(cut(rows, self.task.eval_batch)):
-            tally.add(self.objective.logits(inputs), labels)
-        metrics = tally.metrics(images, self._gather if several else None)
-        return {f"val_{name}": metrics[name] for name in self.task.told if metrics[name] is not None}
+        metric = self.task.make_metrics(self.training.train.classes)
+        for inputs, labels in val.batches(batched(rows, self.task.eval_batch)):
+            metric.update(self.objective.logits(inputs), labels)
+        metrics = metric.compute(images, self._gather if several else None)
+        return {f"val_{name}": metrics[name] for name in self.task.logged_metrics if metrics[name] is not None}
 
     def _gather(self, part: Tensor) -> Any:
         return self.accelerator.gather(part.to(self.accelerator.device))
 
     def _is_best(self, history: list[dict[str, float]]) -> bool:
         """Whether the last epoch is the one to keep; of equal accuracies the lower loss wins."""
-        watched = f"val_{self.task.watched}"
+        watched = f"val_{self.task.monitor}"
         if self.config.select == "last" or watched not in history[-1]:
             return True
         return history[-1] is max(history, key=lambda entry: (entry[watched], -entry["val_loss"]))
@@ -354,7 +354,7 @@ class Job:
         """Save the adapter."""
         kept = state.history[state.best_epoch - 1]
         metrics = {
-            **{f"val_{name}": kept.get(f"val_{name}") for name in self.task.told},
+            **{f"val_{name}": kept.get(f"val_{name}") for name in self.task.logged_metrics},
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
             "train_images": run["train_images"],

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 
-class Kept:
+class ActivationBytes:
     """Bytes that a forward pass keeps for its backward pass."""
 
     bytes: int = 0
 
 
 @contextlib.contextmanager
-def kept_activations(model: nn.Module) -> Iterator[Kept]:
+def kept_activations(model: nn.Module) -> Iterator[ActivationBytes]:
     """Count what autograd saves inside, each storage once and without the model's own tensors.
 
     Args:
@@ -25,9 +25,9 @@ def kept_activations(model: nn.Module) -> Iterator[Kept]:
     """
     own = {_address(value) for value in (*model.parameters(), *model.buffers())}
     seen: set[int] = set()
-    # Kept alive, so that no address is used twice.
+    # ActivationBytes alive, so that no address is used twice.
     alive: list[Tensor] = []
-    kept = Kept()
+    kept = ActivationBytes()
 
     def pack(value: Tensor) -> Tensor:
         address = _address(value)

@@ -31,9 +31,9 @@ class Objective(nn.Module):
         """The task's loss and the method's own, summed over images."""
         with self.autocast(inputs.device):
             if self.from_features:
-                return self.task.loss(self.model.head.grade(inputs), targets)
-            graded, extra = self.model.graded(inputs, noise=noise, recompute=self.recompute)
-        return self.task.loss(graded, targets) + extra.float() * targets.shape[0]
+                return self.task.loss(self.model.head.training_logits(inputs), targets)
+            weighted, extra = self.model.training_logits(inputs, noise=noise, recompute=self.recompute)
+        return self.task.loss(weighted, targets) + extra.float() * targets.shape[0]
 
     @torch.no_grad()
     def logits(self, inputs: Any) -> Tensor:

@@ -13,7 +13,7 @@ from trimtab.progress import Progress
 from trimtab.recipe import FitConfig
 from trimtab.tasks import Classification, Task
 from trimtab.tasks.base import AnyPreprocess
-from trimtab.training.inputs import Shared
+from trimtab.training.inputs import RunCache
 from trimtab.training.run_folder import RunFolder
 
 _DEPTH = (
@@ -28,7 +28,7 @@ def preprocess_of_run(
     task: Task,
     training: TrainingData,
     folder: RunFolder,
-    shared: Shared,
+    shared: RunCache,
     progress: Progress,
 ) -> AnyPreprocess:
     """Preprocessing of a run, with how deep its 16-bit images are."""

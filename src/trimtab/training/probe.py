@@ -10,7 +10,7 @@ from torch import Tensor
 from trimtab.heads import Features, Head
 from trimtab.recipe import Recipe
 from trimtab.tasks import Classification, Task
-from trimtab.training.inputs import take
+from trimtab.training.inputs import index
 from trimtab.training.optimizer import make_optimizer
 
 
@@ -44,5 +44,5 @@ def probe(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step, steps)
         optimizer.zero_grad()
-        (task.loss(head.grade(take(features, rows)), labels[rows]) / rows.shape[0]).backward()
+        (task.loss(head.training_logits(index(features, rows)), labels[rows]) / rows.shape[0]).backward()
         optimizer.step()

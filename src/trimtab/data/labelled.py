@@ -47,7 +47,7 @@ LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Found:
+class LabelledImage:
     """One image as it was found, before its class has a number."""
 
     path: ImageSource
@@ -57,20 +57,20 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TrainingListing:
     """The training and validation images of one source, and the notes made on the way."""
 
     source: str
-    train: list[Found]
-    val: list[Found]
+    train: list[LabelledImage]
+    val: list[LabelledImage]
     notes: list[str]
 
 
 @dataclass(frozen=True)
-class Listed:
+class SplitListing:
     """The images of one split, the notes made on the way, and how many images were left out."""
 
-    images: list[Found]
+    images: list[LabelledImage]
     notes: list[str]
     left_out: int = 0
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.reporting.made import HOSTILE
-from trimtab.reporting.drawing import INK, PAPER, SERIES, Drawing, escaped, figure, finished, looks, shown
+from trimtab.reporting.figure import INK, PAPER, SERIES, Drawing, escaped, figure, finished, looks, shown
 
 
 def svg_of(drawing: Drawing) -> str:

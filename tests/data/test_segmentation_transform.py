@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.data import VOID, MaskPreprocess
+from trimtab.data import VOID, SegmentationTransform
 from trimtab.errors import CheckpointError, ConfigError, DataError
 
 GREY = (0.5, 0.5, 0.5)
 
 
-def joint(**options: Any) -> MaskPreprocess:
-    return MaskPreprocess(**{"image_size": (32, 48), "mean": GREY, "std": GREY, **options})
+def joint(**options: Any) -> SegmentationTransform:
+    return SegmentationTransform(**{"image_size": (32, 48), "mean": GREY, "std": GREY, **options})
 
 
 def striped(height: int = 60, width: int = 90) -> Tensor:
@@ -114,11 +114,11 @@ def test_normalises_as_classification_does() -> None:
 
 def test_comes_back_from_json() -> None:
     prepare = joint(zoom=1.5, jitter=(0.7, 1.1), resize="squash", augment="flip")
-    assert MaskPreprocess.from_dict(json.loads(json.dumps(prepare.to_dict()))) == prepare
+    assert SegmentationTransform.from_dict(json.loads(json.dumps(prepare.to_dict()))) == prepare
     with pytest.raises(CheckpointError, match="lacks"):
-        MaskPreprocess.from_dict({"image_size": [4, 4]})
+        SegmentationTransform.from_dict({"image_size": [4, 4]})
     with pytest.raises(CheckpointError, match="zoom is -1"):
-        MaskPreprocess.from_dict(prepare.to_dict() | {"zoom": -1})
+        SegmentationTransform.from_dict(prepare.to_dict() | {"zoom": -1})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.data.drawing import SHAPES, SIDE, Scene, Sprite, Stroke
+from trimtab.data.shapes import SHAPES, SIDE, Scene, Sprite, Stroke
 
 BLACK, RED, GREEN = (0, 0, 0), (255, 0, 0), (0, 255, 0)
 

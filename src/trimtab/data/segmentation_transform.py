@@ -15,6 +15,7 @@ from torch import Tensor
 from trimtab.data.colour import WIDEST, Colour, check_colours
 from trimtab.data.images import ImageSource, open_image
 from trimtab.data.masks import VOID
+from trimtab.data.orientation import UPRIGHT, orientation_tag
 from trimtab.data.preprocess import (
     LONGEST,
     Augment,
@@ -27,12 +28,11 @@ from trimtab.data.preprocess import (
     unreadable,
     upright_colours,
 )
-from trimtab.data.turning import UPRIGHT, orientation_tag
 from trimtab.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskPreprocess:
+class SegmentationTransform:
     """How images with masks become a backbone's input.
 
     The backbone sees windows of ``image_size``. An image is measured or predicted whole: resized, then covered by
@@ -90,7 +90,7 @@ class MaskPreprocess:
         return as_json(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MaskPreprocess:
+    def from_dict(cls, values: Mapping[str, Any]) -> SegmentationTransform:
         """Reads what `to_dict` gave.
 
         Raises:
