@@ -53,7 +53,7 @@ def tallied(logits: Tensor, masks: Tensor, batch: int = 2) -> SegmentationMetric
 @pytest.mark.parametrize("batch", [1, 2, 6])
 def test_metrics_are_a_count_over_the_whole_set(batch: int) -> None:
     logits, masks = random_set()
-    metrics = tallied(logits, masks, batch).metrics(6)
+    metrics = tallied(logits, masks, batch).compute(6)
     iou, accuracy = counted(logits, masks)
     assert metrics["iou"] == [None if value is None else pytest.approx(value) for value in iou]
     known = [value for value in iou if value is not None]
@@ -64,7 +64,7 @@ def test_metrics_are_a_count_over_the_whole_set(batch: int) -> None:
 
 def test_metrics_are_torchmetrics_own() -> None:
     logits, masks = random_set()
-    metrics = tallied(logits, masks).metrics(6)
+    metrics = tallied(logits, masks).compute(6)
     jaccard = MulticlassJaccardIndex(CLASSES, ignore_index=VOID)
     accuracy = MulticlassAccuracy(CLASSES, average="micro", ignore_index=VOID)
     assert metrics["miou"] == pytest.approx(float(jaccard(logits, masks.long())))
@@ -101,18 +101,18 @@ def test_a_class_that_is_only_predicted_counts_against() -> None:
 def test_logits_are_enlarged_to_the_masks() -> None:
     logits = torch.randn(1, CLASSES, 4, 6)
     masks = F.interpolate(logits, (8, 12), mode="bilinear", align_corners=False).argmax(1)
-    assert tallied(logits, masks).metrics(1)["pixel_accuracy"] == 1.0
+    assert tallied(logits, masks).compute(1)["pixel_accuracy"] == 1.0
 
 
 def test_parts_of_processes_come_together() -> None:
     logits, masks = random_set(4)
     whole, half, rest = tallied(logits, masks), tallied(logits[:3], masks[:3]), tallied(logits[3:], masks[3:])
     others = iter([rest.matrix[None], rest.loss[None]])
-    metrics = half.metrics(4, lambda mine: torch.cat([mine, next(others)]))
+    metrics = half.compute(4, lambda mine: torch.cat([mine, next(others)]))
     assert {k: v for k, v in metrics.items() if k != "loss"} == {
-        k: v for k, v in whole.metrics(4).items() if k != "loss"
+        k: v for k, v in whole.compute(4).items() if k != "loss"
     }
-    assert metrics["loss"] == pytest.approx(whole.metrics(4)["loss"])
+    assert metrics["loss"] == pytest.approx(whole.compute(4)["loss"])
 
 
 def test_a_loss_is_the_sum_of_its_images_losses() -> None:
