@@ -48,7 +48,7 @@ def test_the_folder_is_whole_and_small(method: str) -> None:
 def test_the_tensors_are_those_of_method_and_head(method: str) -> None:
     folder = job.finished(method)
     model = restore(read(folder))
-    assert job.tensors(folder).keys() == model.trained().keys()
+    assert job.tensors(folder).keys() == model.adapter_state_dict().keys()
     assert {name.partition(".")[0] for name in job.tensors(folder)} <= {"method", "head"}
 
 

@@ -95,7 +95,7 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
-    model.load_trained(tensors)
+    model.load_adapter_state_dict(tensors)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     raw = to_bytes(plain, {"format": "pt"})
     write_bytes(directory / TENSORS, raw)
@@ -118,7 +118,7 @@ def _config(model: TunedModel, labels: tuple[str, ...], weights: str | None, sha
         "task": "classification",
         "method": model.method.name,
         "method_config": dataclasses.asdict(model.method.config),
-        "facts": model.method.facts(),
+        "facts": model.method.summary(),
         "labels": list(labels),
         "backbone": {
             "name": backbone.name,
@@ -268,7 +268,7 @@ def restore(
     try:
         config = config_from_json(METHODS[saved.method].Config, saved.method_config)
         model = build(backbone, config, len(saved.labels), saved.task.head)
-        model.load_trained(saved.tensors)
+        model.load_adapter_state_dict(saved.tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

@@ -64,7 +64,7 @@ class AttentionInputs:
 
 
 Attend: TypeAlias = Callable[[AttentionInputs], Tensor]
-Watch: TypeAlias = Callable[[int, Attend], Attend]
+AttentionHook: TypeAlias = Callable[[int, Attend], Attend]
 Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
@@ -99,20 +99,20 @@ class Stream:
     """(B, H, T): logits of the pooling's query over the tokens, if asked of the block just run."""
     salient: Tensor | None = None
     """(B, k, D): the most salient tokens as they left the block just run, if asked for."""
-    memo: Any = None
-    """The method's own carry, opaque to everyone else."""
+    carry: Any = None
+    """State that a method carries from block to block, opaque to everyone else."""
     pooled_only: bool = False
     """Whether nothing but pooling reads what leaves the last block, so that the rest of it need not be computed."""
     weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Tensors used in place of the backbone's own parameters, by timm's names."""
     noise: Noise = dataclasses.field(default_factory=Noise)
     """Where random numbers come from in training."""
-    watch: Watch | None = None
-    """Who looks on: given a block's number and softmax core, the core to run in its place. Every block then also
+    attention_hook: AttentionHook | None = None
+    """Maps a block's number and softmax core to the core to run in its place, for observers. Every block then also
     computes the saliency."""
 
     @property
-    def left(self) -> Tensor:
+    def block_output(self) -> Tensor:
         """(B, T, D): the tokens as they left the block just run, before any patches were merged."""
         return self.tokens if self.unmerged is None else self.unmerged
 

@@ -460,7 +460,7 @@ class TestReadingOut:
         backbone = shared_backbone(family)
         stream = backbone.embed(images_for(backbone))
         expected = stream.tokens[:, backbone.pooled_tokens].mean(1)
-        assert torch.equal(backbone.feature(stream), expected)
+        assert torch.equal(backbone.pooled_hidden_state(stream), expected)
 
 
 class TestSizes:
@@ -646,7 +646,7 @@ def test_who_looks_on_sees_every_block_and_changes_nothing(backbone: Backbone) -
         return attend
 
     plain = watched = backbone.embed(images)
-    watched = watched.replace(watch=watch)
+    watched = watched.replace(attention_hook=watch)
     for i in range(backbone.depth):
         plain, watched = backbone.block(i, plain), backbone.block(i, watched)
         assert torch.equal(plain.tokens, watched.tokens)
@@ -669,6 +669,6 @@ def test_what_the_core_has_of_tokens_comes_back_in_place(backbone: Backbone) -> 
 
     for i in range(backbone.depth):
         grid, tokens = stream.grid_size, stream.tokens
-        stream = backbone.block(i, stream.replace(watch=watch))
+        stream = backbone.block(i, stream.replace(attention_hook=watch))
         expected = backbone.keys_values(i, tokens).values.transpose(1, 2).flatten(2)
-        torch.testing.assert_close(backbone.in_place(i, grid, kept[i]), expected)
+        torch.testing.assert_close(backbone.to_token_order(i, grid, kept[i]), expected)

@@ -9,7 +9,7 @@ from torch import nn
 from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants
+from trimtab.methods.base import FoldedMethod
 from trimtab.methods.e2vpt import E2VPTConfig
 from trimtab.methods.linear import Linear, LinearConfig
 from trimtab.methods.prompts import Prompts, patch_directions_
@@ -57,8 +57,8 @@ class TestPatchDirections:
         backbone = shared_backbone("class-token")
         for start, wanted in (("patches", 64), ("uniform", 0)):
             model = build(backbone, dataclasses.replace(config, prompt_init=start), 4)  # type: ignore[type-var]
-            assert model.method.images_wanted(1000) == wanted
-            assert model.method.images_wanted(7) == min(wanted, 7)
+            assert model.method.num_prepare_images(1000) == wanted
+            assert model.method.num_prepare_images(7) == min(wanted, 7)
             before = model.method.prompts.stages[0].detach().clone()
             if wanted:
                 model.prepare([images_for(backbone)])
@@ -75,14 +75,14 @@ class TestPatchDirections:
         assert model.method.prompts.stages[0].requires_grad
 
 
-class TestConstants:
+class TestFoldedMethod:
     """A method of which constants are left."""
 
     def test_moves_and_counts_as_buffers(self) -> None:
         backbone = shared_backbone("class-token")
         pair = KeysValues(torch.randn(1, 3, 2, 16), torch.randn(1, 3, 2, 16))
         linear = Linear(LinearConfig(), backbone)
-        folded = Constants(linear, backbone, contexts=[None, pair])
+        folded = FoldedMethod(linear, backbone, contexts=[None, pair])
         assert not list(folded.parameters())
         assert folded.context(0) is None
         assert folded.context(2) is None
@@ -93,7 +93,7 @@ class TestConstants:
     def test_folds_to_no_prompt_tokens(self) -> None:
         model = build(shared_backbone("class-token"), VPTConfig(num_prompts=3), 4).eval()
         folded = model.fold()
-        assert isinstance(folded.method, Constants)
+        assert isinstance(folded.method, FoldedMethod)
         assert folded.backbone is model.backbone
         assert folded.run(images_for(model.backbone)).prompts.shape[1] == 0
 
@@ -101,9 +101,10 @@ class TestConstants:
     def test_weights_are_folded_into_a_backbone_of_their_own(self, method: str) -> None:
         model = attach(FAMILIES["class-token"].model(), method, 4).eval()
         folded = model.fold()
-        assert folded.method.weights(folded.backbone) == {}
+        assert folded.method.weight_overrides(folded.backbone) == {}
         shared = {id(value) for value in model.backbone.parameters()} & {id(v) for v in folded.backbone.parameters()}
-        assert len(shared) == len(list(model.backbone.parameters())) - len(model.method.weights(model.backbone))
+        overrides = model.method.weight_overrides(model.backbone)
+        assert len(shared) == len(list(model.backbone.parameters())) - len(overrides)
 
 
 def centred(x: torch.Tensor) -> torch.Tensor:
@@ -112,5 +113,15 @@ def centred(x: torch.Tensor) -> torch.Tensor:
 
 def test_a_method_has_no_prompts_and_no_hierarchy_unless_it_says_so(plain: Backbone) -> None:
     method = Linear(LinearConfig(), plain)
-    assert not method.sets(plain)
+    assert not method.prompt_layout(plain)
     assert method.hierarchy() is None
+
+
+def test_overrides_under_former_names_are_taken_with_a_warning(plain: Backbone) -> None:
+    with pytest.warns(DeprecationWarning, match="Foreign.weights is now weight_overrides"):
+
+        class Foreign(Linear):
+            def weights(self, backbone: Backbone) -> dict[str, torch.Tensor]:
+                return {"norm.weight": torch.ones(48)}
+
+    assert list(Foreign(LinearConfig(), plain).weight_overrides(plain)) == ["norm.weight"]

@@ -253,11 +253,11 @@ def test_prepare_reads_no_more_images_than_wanted(limit: int) -> None:
     fewer.prepare(network(2), [images[:limit]])
     torch.testing.assert_close(method.affinity, fewer.affinity, **CLOSE)
     torch.testing.assert_close(method.prototypes, fewer.prototypes, **CLOSE)
-    assert method.images_wanted(6) == min(limit, 6)
+    assert method.num_prepare_images(6) == min(limit, 6)
 
 
 def test_nothing_is_wanted_where_nothing_is_learned_from_images() -> None:
-    assert unprepared(2, hierarchy=(0, 1), attribute_sets=0).images_wanted(500) == 0
+    assert unprepared(2, hierarchy=(0, 1), attribute_sets=0).num_prepare_images(500) == 0
 
 
 def test_prepare_without_images_says_so() -> None:
@@ -340,7 +340,7 @@ def test_attribute_prompts_enter_the_last_hierarchies_never_block_0(
     method = unprepared(12, hierarchy=starts, attribute_sets=wanted)
     assert method.attribute_starts == attribute_starts
     assert method.config.attribute_sets == len(attribute_starts)
-    assert method.facts() == {"hierarchy": list(starts), "attribute prompts at": list(attribute_starts)}
+    assert method.summary() == {"hierarchy": list(starts), "attribute prompts at": list(attribute_starts)}
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_prompts_are_the_same_for_all_images_until_they_attend() -> None:
     stream = model.backbone.embed(images_for(model.backbone, 3))
     for i in range(3):
         stream = model.method.step(i, model.backbone, stream)
-        assert stream.memo.independent.shape[0] == 1
+        assert stream.carry.independent.shape[0] == 1
 
 
 class TestDropPath:
@@ -485,7 +485,7 @@ def test_parts_may_all_be_on_without_a_class_token(family: str) -> None:
 
 
 def test_facts_can_be_asked_for_before_there_is_a_hierarchy(plain: Backbone) -> None:
-    assert SHIP(SHIPConfig(), plain).facts() == {"hierarchy": [], "attribute prompts at": []}
+    assert SHIP(SHIPConfig(), plain).summary() == {"hierarchy": [], "attribute prompts at": []}
 
 
 # --- folded -------------------------------------------------------------------------------------------
@@ -525,7 +525,7 @@ def test_folded_transforms_no_prompts_but_attribute_prompts(monkeypatch: pytest.
 
 def test_sets_say_where_prompts_enter() -> None:
     method = unprepared(6, hierarchy=(0, 1, 4), attribute_sets=1)
-    found = {one.name: (one.count, one.enters, one.carried) for one in method.sets(network(6))}
+    found = {one.name: (one.count, one.enters, one.carried) for one in method.prompt_layout(network(6))}
     length = method.config.prompt_length
     assert found == {
         "hierarchy 1": (length, (0,), ()),
@@ -535,7 +535,8 @@ def test_sets_say_where_prompts_enter() -> None:
         "shared": (method.config.shared_length, (0, 1, 2, 3, 4, 5), ()),
     }
     again = unprepared(6, hierarchy=(0, 1, 4), attribute_sets=0, shared_length=0, inside="reinsert")
-    assert [(one.enters, one.carried) for one in again.sets(network(6))] == [((0,), ()), ((1, 2, 3), ()), ((4, 5), ())]
+    layout = again.prompt_layout(network(6))
+    assert [(one.enters, one.carried) for one in layout] == [((0,), ()), ((1, 2, 3), ()), ((4, 5), ())]
 
 
 def test_the_hierarchy_is_told_with_what_it_was_found_by() -> None:

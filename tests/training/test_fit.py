@@ -46,7 +46,7 @@ def test_the_loaded_model_is_the_trained_one_to_the_bit(
     save = checkpoint.save
 
     def spied(directory: Path, model: Any, tensors: Any, **rest: Any) -> int:
-        model.load_trained(tensors)
+        model.load_adapter_state_dict(tensors)
         before.extend(Predictor(model.eval().fold(), rest["labels"], rest["preprocess"]).predict(images))
         return save(directory, model, tensors, **rest)
 

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Salient, batched, gathered
 from trimtab.backbone.fingerprint import classifier_names, fingerprint
-from trimtab.backbone.opened import Opened, OpenedPart, twin
-from trimtab.backbone.plain import Plain
-from trimtab.backbone.windows import Windows
+from trimtab.backbone.swappable import SwappableModule, SwappablePart, share_structure
+from trimtab.backbone.swin import SwinFamily
+from trimtab.backbone.vit import ViTFamily
 from trimtab.errors import BackboneError, nearest
 from trimtab.noise import Noise, drop
 from trimtab.stream import Attend, Context, KeysValues, Stream, softmax_attention
 
-_FAMILIES: tuple[type[Family], ...] = (Plain, Windows)
+_FAMILIES: tuple[type[Family], ...] = (ViTFamily, SwinFamily)
 
 
 def reasons_not_to_open(model: nn.Module) -> list[str]:
@@ -90,9 +90,9 @@ class Backbone(nn.Module):
 
     def _open(self) -> None:
         # Kept out of the module tree: the same parameters must not be listed twice.
-        self._blocks = tuple(OpenedPart(part) for part in self._family.blocks())
-        self._merges = {merge.after: OpenedPart(merge) for merge in self._family.merges()}
-        self._whole = (Opened(self.model).eval(),)
+        self._blocks = tuple(SwappablePart(part) for part in self._family.blocks())
+        self._merges = {merge.after: SwappablePart(merge) for merge in self._family.merges()}
+        self._whole = (SwappableModule(self.model).eval(),)
 
     @property
     def depth(self) -> int:
@@ -283,7 +283,7 @@ class Backbone(nn.Module):
             BackboneError: If there is no such tensor.
         """
         self.check_weights(weights)
-        model = twin(self.model)
+        model = share_structure(self.model)
         for name, value in weights.items():
             place, _, leaf = name.rpartition(".")
             module = model.get_submodule(place)
@@ -355,8 +355,8 @@ class Backbone(nn.Module):
         mean of several) in this block; with learned pooling (a latent query) those of that query over the tokens as
         they leave the block. Where the block ends a stage, tokens, prompts and saliency leave it merged.
         """
-        if stream.watch is not None:
-            attend, saliency = stream.watch(i, attend), True
+        if stream.attention_hook is not None:
+            attend, saliency = stream.attention_hook(i, attend), True
         wanted = Salient(salient, 0 if salient_prefix else self.num_prefix_tokens) if salient else None
         learned = (saliency or salient > 0) and self._family.heads_in_saliency is not None
         # Who asks for the saliency will look at all tokens.
@@ -397,12 +397,12 @@ class Backbone(nn.Module):
         merged = {"grid_size": grid_size, "unmerged": unmerged, "unmerged_size": unmerged_size}
         return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, **merged)
 
-    def in_place(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+    def to_token_order(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """What the softmax core of block ``i`` has of its T tokens, (..., C), as (B, T, C).
 
         Where a block attends within windows, the core sees each as an image of its own.
         """
-        return self._family.in_place(self._blocks[i].inside, grid_size, rows)
+        return self._family.to_token_order(self._blocks[i].inside, grid_size, rows)
 
     def bypass(
         self,
@@ -440,12 +440,12 @@ class Backbone(nn.Module):
         pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, batched(prompts))
         return pair
 
-    def feature(self, stream: Stream) -> Tensor:
+    def pooled_hidden_state(self, stream: Stream) -> Tensor:
         """(B, D): the mean of the tokens that pooling reads, as they left a block (before merging or the final norm).
 
         With learned pooling (a latent query), each token has the weight that pooling would give it, mean over heads.
         """
-        pooled = stream.left[:, self.pooled_tokens]
+        pooled = stream.block_output[:, self.pooled_tokens]
         if self._family.heads_in_saliency is None:
             return pooled.mean(1)
         logits: Tensor = self._outside(self._family.pooling_logits, stream.tokens, stream.weights)
@@ -462,7 +462,7 @@ class Backbone(nn.Module):
         pooled: Tensor = self._outside(self._family.pool, stream.tokens, stream.weights, stream.grid_size)
         return pooled
 
-    def features(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
         """(B, num_features): timm's own forward pass up to what its classifier reads, without any method."""
         features: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         return features
@@ -477,7 +477,7 @@ class Backbone(nn.Module):
 
     def raw_grid(self, stream: Stream) -> Tensor:
         """(B, D, h, w): the patches as they left the block just run, in their places: not normalised, not merged."""
-        return _in_places(stream.left[:, self.num_prefix_tokens :], stream.unmerged_size or stream.grid_size)
+        return _in_places(stream.block_output[:, self.num_prefix_tokens :], stream.unmerged_size or stream.grid_size)
 
 
 def _in_places(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:

@@ -135,7 +135,7 @@ class Family(abc.ABC):
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, full prompts and saliency (B, H, T) as they leave a block."""
 
-    def in_place(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+    def to_token_order(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """Rows of the softmax core's tokens (B, T, C) in the order of the tokens; as they are by default."""
         return rows
 

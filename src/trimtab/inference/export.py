@@ -22,7 +22,7 @@ from trimtab.backbone import Backbone
 from trimtab.data import Preprocess, SegmentationTransform
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.heads import Classifier
-from trimtab.methods.base import Constants
+from trimtab.methods.base import FoldedMethod
 from trimtab.model import TunedModel
 from trimtab.storage.files import check_folder, make_folder, refuse_inputs, write_atomically, write_bytes, write_json
 from trimtab.stream import KeysValues
@@ -175,7 +175,7 @@ def task_tensors(model: TunedModel) -> dict[str, Tensor]:
             "A graph for every task takes a classifier as an input, and this adapter has a segmentation "
             "head; leave --prompts-as-inputs out."
         )
-    contexts = [method.context(i) for i in range(backbone.depth)] if type(method) is Constants else []
+    contexts = [method.context(i) for i in range(backbone.depth)] if type(method) is FoldedMethod else []
     if not contexts or any(context is None for context in contexts):
         raise ConfigError(
             f"A task of the method {method.name!r} is more than keys and values in every block, so its graph serves "

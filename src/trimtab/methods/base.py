@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -43,11 +44,20 @@ class Hierarchy(NamedTuple):
     """First blocks of the groups, from 0."""
 
 
+_FORMER_NAMES = {
+    "weights": "weight_overrides",
+    "sets": "prompt_layout",
+    "facts": "summary",
+    "images_wanted": "num_prepare_images",
+}
+"""What methods of other packages may still call the methods that they override."""
+
+
 class Method(nn.Module, Generic[ConfigT]):
     """A way of steering a frozen backbone.
 
     Owns its trainable tensors and never keeps the backbone. Subclasses are final: they set the class
-    variables and override :meth:`step`, :meth:`weights` or both; everything else has a default.
+    variables and override :meth:`step`, :meth:`weight_overrides` or both; everything else has a default.
 
     Args:
         config: The method's options.
@@ -70,6 +80,16 @@ class Method(nn.Module, Generic[ConfigT]):
     touches_blocks: ClassVar[bool] = True
     """False if the pooled features do not depend on what is trained, so that they need computing only once."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take overrides under their former names, with a warning."""
+        super().__init_subclass__(**options)
+        for old, new in _FORMER_NAMES.items():
+            override = cls.__dict__.get(old)
+            if callable(override) and new not in cls.__dict__:
+                message = f"{cls.__name__}.{old} is now {new}; the old name will be removed."
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                setattr(cls, new, override)
+
     def __init__(self, config: ConfigT, backbone: Backbone) -> None:
         super().__init__()
         reasons = self.unsupported(config, backbone)
@@ -82,7 +102,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """Why this method cannot tune this backbone, in words; empty if it can."""
         return []
 
-    def images_wanted(self, available: int) -> int:
+    def num_prepare_images(self, available: int) -> int:
         """How many of the training images :meth:`prepare` wants to see."""
         return 0
 
@@ -99,17 +119,17 @@ class Method(nn.Module, Generic[ConfigT]):
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
-    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+    def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """Tensors to use in place of the backbone's own parameters, by timm's names; none by default."""
         return {}
 
     def fold(self, backbone: Backbone) -> Method[Any]:
         """The trained method for inference, with everything computed that no image changes.
 
-        Where the method has weights of its own (:meth:`weights`), ``backbone`` has them in it already. By default
+        Where the method overrides weights (:meth:`weight_overrides`), ``backbone`` has them in it already. By default
         nothing is left to do then; a method without weights stays as it is.
         """
-        return Constants(self, backbone) if self.weights(backbone) else self
+        return FoldedMethod(self, backbone) if self.weight_overrides(backbone) else self
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` this method's way; untouched by default."""
@@ -119,11 +139,11 @@ class Method(nn.Module, Generic[ConfigT]):
         """What the method adds to the task's loss, a mean over images; ``stream`` left the last block."""
         return None
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What a reader of the saved model would like to know, JSON values."""
         return {}
 
-    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
         """The prompts, in the order in which a block has them (full prompts first); none by default."""
         return ()
 
@@ -132,7 +152,7 @@ class Method(nn.Module, Generic[ConfigT]):
         return None
 
 
-class Constants(Method[Any]):
+class FoldedMethod(Method[Any]):
     """A method of which only constants are left: what :meth:`Method.fold` makes of one no image changes.
 
     Args:

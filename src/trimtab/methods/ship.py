@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Hierarchy, Method, PromptSet
+from trimtab.methods.base import FoldedMethod, Hierarchy, Method, PromptSet
 from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
@@ -102,7 +102,7 @@ class SHIPConfig:
 
 
 class Carried(NamedTuple):
-    """SHIP's memo: the prompts of the present hierarchy, as they leave a block."""
+    """SHIP's carry: the prompts of the present hierarchy, as they leave a block."""
 
     independent: Tensor
     """(1 or B, K, D) semantic-independent prompts."""
@@ -278,7 +278,7 @@ class SHIP(Method[SHIPConfig]):
             reasons.append(f"{wanted} salient tokens are wanted of its {tokens}")
         return reasons
 
-    def images_wanted(self, available: int) -> int:
+    def num_prepare_images(self, available: int) -> int:
         """As many as ``prototype_images``, if anything has to be learned from them."""
         needed = self.config.hierarchy is None or self.config.attribute_sets > 0
         return min(available, self.config.prototype_images) if needed else 0
@@ -322,9 +322,9 @@ class SHIP(Method[SHIPConfig]):
         for i in range(self.depth):
             stream = backbone.block(i, stream)
             if self.config.feature == "pooled":
-                features.append(backbone.feature(stream))
+                features.append(backbone.pooled_hidden_state(stream))
             else:
-                features.append(stream.left[:, backbone.num_prefix_tokens :].mean(1))
+                features.append(stream.block_output[:, backbone.num_prefix_tokens :].mean(1))
         return features
 
     def _group(self, starts: tuple[int, ...]) -> None:
@@ -356,14 +356,14 @@ class SHIP(Method[SHIPConfig]):
         """An unset parameter beside the buffers."""
         return nn.Parameter(self.affinity.new_empty(shape))
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The hierarchy's first blocks and where attribute prompts enter."""
         return {
             "hierarchy": list(self.config.hierarchy or ()),
             "attribute prompts at": list(self.attribute_starts),
         }
 
-    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
         """Semantic-independent prompts of each hierarchy, attribute prompts of the last ones, shared prompts."""
         config, starts = self.config, self.config.hierarchy or ()
         groups = [range(a, b) for a, b in itertools.pairwise((*starts, self.depth))]
@@ -416,7 +416,7 @@ class SHIP(Method[SHIPConfig]):
             carried = Carried(*torch.split(left.prompts, [prompts.shape[1] for prompts in carried], 1))
         elif kept and config.prompt_path == "project":
             carried = self._bypassed(i, backbone, stream, carried, drop_path, shared=last)
-        return left.without_prompts().replace(memo=carried)
+        return left.without_prompts().replace(carry=carried)
 
     def fold(self, backbone: Backbone) -> Method[Any]:
         """Semantic-independent and shared prompts as stored keys and values; attribute prompts look at the image.
@@ -443,7 +443,7 @@ class SHIP(Method[SHIPConfig]):
     def _entering(self, i: int, stream: Stream) -> Carried:
         """The prompts that enter block ``i``."""
         starts = self.config.hierarchy or ()
-        carried: Carried | None = stream.memo
+        carried: Carried | None = stream.carry
         shared = self._inserted(self.shared[self._stage_of[i]] if self.shared else None, stream)
         if carried is not None and i not in starts and self.config.inside == "carry":
             return carried._replace(shared=shared)
@@ -491,7 +491,7 @@ class SHIP(Method[SHIPConfig]):
 
     def loss(self, stream: Stream) -> Tensor | None:
         """Prompt matching loss: each prompt's cosine distance to the nearest salient token, weighted."""
-        carried: Carried = stream.memo
+        carried: Carried = stream.carry
         if not self.training or self.config.matching_weight == 0:
             return None
         if stream.salient is None:
@@ -503,7 +503,7 @@ class SHIP(Method[SHIPConfig]):
         return self.config.matching_weight * distance.amin(2).mean()
 
 
-class _FoldedSHIP(Constants):
+class _FoldedSHIP(FoldedMethod):
     """Stored keys and values, and what is left of SHIP without those prompts: the attribute prompts."""
 
     def __init__(self, folded: SHIP, backbone: Backbone, contexts: Sequence[KeysValues | None]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
-from trimtab.backbone.weights import blank_model, resolve
+from trimtab.backbone.weights import meta_model, resolve
 from trimtab.checkpoint import RUN
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.methods import METHODS
@@ -102,14 +102,14 @@ def _structure(folder: Path) -> tuple[int, tuple[PromptSet, ...], Hierarchy | No
     """Depth, prompt sets and hierarchy: what a method knows of itself on a backbone without weights."""
     saved = checkpoint.read(folder)
     name = resolve(saved.backbone)
-    backbone = Backbone(blank_model(name), name)
+    backbone = Backbone(meta_model(name), name)
     backbone.set_image_size(*saved.image_size)
     config = checkpoint.config_from_json(METHODS[saved.method].Config, saved.method_config)
     with torch.device("meta"):
         method = METHODS[saved.method](config, backbone)
         # Keeps the tensors as they are; the backbone's stay without memory.
         method.load_state_dict(_named(saved.tensors, "method."), assign=True)
-    return backbone.depth, tuple(method.sets(backbone)), method.hierarchy()
+    return backbone.depth, tuple(method.prompt_layout(backbone)), method.hierarchy()
 
 
 def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from trimtab.stream import AttentionInputs, KeysValues
 _ATTENTION_ROPE = getattr(timm.layers, "AttentionRope", EvaAttention)
 
 
-class Plain(Family):
+class ViTFamily(Family):
     """VisionTransformer and Eva, with pre-norm blocks in sequence."""
 
     inside = "blocks."

@@ -256,7 +256,7 @@ def test_feature_is_of_before_merging(family: str) -> None:
     left = backbone.block(1, stream)
     assert left.tokens.shape[2] == 96
     assert left.unmerged is not None
-    assert torch.equal(backbone.feature(left), left.unmerged.mean(1))
+    assert torch.equal(backbone.pooled_hidden_state(left), left.unmerged.mean(1))
     assert backbone.block(2, left).unmerged is None
 
 

@@ -16,14 +16,14 @@ from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
 from trimtab.backbone.family import BlockInputs, Family, Keep, Merge, Part, half_precision, run_mlp
-from trimtab.backbone.plain import project_fused
+from trimtab.backbone.vit import project_fused
 from trimtab.errors import BackboneError
 from trimtab.stream import AttentionInputs, KeysValues
 
 _LARGEST_LOGIT_SCALE = 4.605170185988092  # log(1 / 0.01), as in timm
 
 
-class Windows(Family):
+class SwinFamily(Family):
     r"""Swin and Swin-V2: every window of patches attends to itself and to all prompts.
 
     Context and full prompts are beside every window, without position bias and unmasked; what the windows of an
@@ -115,31 +115,31 @@ class Windows(Family):
     def _attention(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor | None]:
         """What the softmax cores of all windows give (B, T + P, D), and the saliency."""
         attn, batch, added = block.attn, inputs.tokens.shape[0], inputs.prompts.shape[1]
-        cut = _Cut.of(block, inputs.grid_size)
-        queries, keys, values = _project(attn, cut.windows(_before_attention(block, inputs.tokens)))
-        saliency = None if inputs.pooled is None else _mean_query_logits(attn, cut, queries, keys)
-        mask = _position_bias(attn, cut, block, batch)
+        partition = WindowPartition.of(block, inputs.grid_size)
+        queries, keys, values = _project(attn, partition.windows(_before_attention(block, inputs.tokens)))
+        saliency = None if inputs.pooled is None else _mean_query_logits(attn, partition, queries, keys)
+        mask = _position_bias(attn, partition, block, batch)
         if added:
             of_prompts = _project(attn, _before_attention(block, inputs.prompts))
-            beside = [part.repeat_interleave(cut.count, 0) for part in of_prompts]
+            beside = [part.repeat_interleave(partition.count, 0) for part in of_prompts]
             queries, keys, values = (torch.cat(pair, 2) for pair in zip((queries, keys, values), beside, strict=True))
             mask = F.pad(mask, (0, added, 0, added))
         context = self.join(block, inputs.context)
         if context is not None and context.keys.shape[0] > 1:
-            context = KeysValues(*(x.repeat_interleave(cut.count, 0) for x in (context.keys, context.values)))
+            context = KeysValues(*(x.repeat_interleave(partition.count, 0) for x in (context.keys, context.values)))
         own = KeysValues(keys, values)
-        seen = AttentionInputs(queries, own, context, cut.area, cut.area, scale=_scale(attn), mask=mask)
+        seen = AttentionInputs(queries, own, context, partition.area, partition.area, scale=_scale(attn), mask=mask)
         left = inputs.attend(seen).transpose(1, 2).flatten(2)
-        attended = cut.back(left[:, : cut.area])
+        attended = partition.back(left[:, : partition.area])
         if added:
             # The mean over an image's windows.
-            mean = left[:, cut.area :].unflatten(0, (batch, cut.count)).mean(1)
+            mean = left[:, partition.area :].unflatten(0, (batch, partition.count)).mean(1)
             attended = torch.cat([attended, mean], 1)
         return attended, saliency
 
-    def in_place(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+    def to_token_order(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """From windows back to images."""
-        return _Cut.of(block, grid_size).back(rows)
+        return WindowPartition.of(block, grid_size).back(rows)
 
     def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
         """What would be attended over goes straight to the output projection, then the MLP."""
@@ -175,8 +175,8 @@ class Windows(Family):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cut:
-    """How a block cuts a grid of patches into windows, after padding and a cyclic shift."""
+class WindowPartition:
+    """Partition of a grid of patches into a block's windows, after padding and a cyclic shift."""
 
     grid_size: tuple[int, int]
     window: tuple[int, int]
@@ -184,10 +184,11 @@ class _Cut:
     padded: tuple[int, int]
 
     @staticmethod
-    def of(block: Any, grid_size: tuple[int, int]) -> _Cut:
+    def of(block: Any, grid_size: tuple[int, int]) -> WindowPartition:
+        """Return the partition of a block."""
         window = tuple(block.window_size)
         padded = [-(-size // w) * w for size, w in zip(grid_size, window, strict=True)]
-        return _Cut(grid_size, window, tuple(block.shift_size), (padded[0], padded[1]))
+        return WindowPartition(grid_size, window, tuple(block.shift_size), (padded[0], padded[1]))
 
     @property
     def area(self) -> int:
@@ -201,6 +202,7 @@ class _Cut:
 
     @property
     def pads(self) -> bool:
+        """Whether the grid is padded to whole windows."""
         return self.padded != self.grid_size
 
     def windows(self, x: Tensor) -> Tensor:
@@ -263,28 +265,29 @@ def _scale(attn: Any) -> float:
     return 1.0 if isinstance(attn, WindowAttentionV2) else float(attn.scale)
 
 
-def _position_bias(attn: Any, cut: _Cut, block: Any, batch: int) -> Tensor:
+def _position_bias(attn: Any, partition: WindowPartition, block: Any, batch: int) -> Tensor:
     """(1 or B * count, H, area, area) to be added to the logits: bias by relative position, and the shift's mask."""
     if isinstance(attn, WindowAttentionV2):
         table = 16 * attn.cpb_mlp(attn.relative_coords_table).flatten(0, 2).sigmoid()
     else:
         table = attn.relative_position_bias_table
-    bias = table[attn.relative_position_index.flatten()].unflatten(0, (cut.area, cut.area)).permute(2, 0, 1)[None]
-    if not any(cut.shift):
+    entries = table[attn.relative_position_index.flatten()]
+    bias = entries.unflatten(0, (partition.area, partition.area)).permute(2, 0, 1)[None]
+    if not any(partition.shift):
         return bias.contiguous()
     hidden = block.attn_mask
     if hidden is None:
-        hidden = block.get_attn_mask(bias.new_empty(1, *cut.padded, 1))
+        hidden = block.get_attn_mask(bias.new_empty(1, *partition.padded, 1))
     masked = bias + hidden[:, None].to(bias.dtype)  # (count, H, area, area)
     return masked.expand(batch, -1, -1, -1, -1).flatten(0, 1)
 
 
-def _mean_query_logits(attn: Any, cut: _Cut, queries: Tensor, keys: Tensor) -> Tensor:
+def _mean_query_logits(attn: Any, partition: WindowPartition, queries: Tensor, keys: Tensor) -> Tensor:
     """(B, H, T): logits of the mean query of an image's patches over all of them."""
-    each = queries.unflatten(0, (-1, cut.count))  # (B, count, H, area, d)
-    if cut.pads:
-        ones = queries.new_ones(1, cut.grid_size[0] * cut.grid_size[1], 1)
-        each = each * cut.windows(ones)[:, None]
-    mean = each.sum((1, 3)) / (cut.grid_size[0] * cut.grid_size[1])  # (B, H, d)
-    logits = torch.einsum("bhd,bwhad->bwah", mean * _scale(attn), keys.unflatten(0, (-1, cut.count)))
-    return cut.back(logits.flatten(0, 1)).transpose(1, 2)
+    each = queries.unflatten(0, (-1, partition.count))  # (B, count, H, area, d)
+    if partition.pads:
+        ones = queries.new_ones(1, partition.grid_size[0] * partition.grid_size[1], 1)
+        each = each * partition.windows(ones)[:, None]
+    mean = each.sum((1, 3)) / (partition.grid_size[0] * partition.grid_size[1])  # (B, H, d)
+    logits = torch.einsum("bhd,bwhad->bwah", mean * _scale(attn), keys.unflatten(0, (-1, partition.count)))
+    return partition.back(logits.flatten(0, 1)).transpose(1, 2)

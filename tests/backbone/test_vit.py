@@ -56,7 +56,8 @@ def test_feature_is_the_mean_of_the_tokens_with_the_poolings_weights() -> None:
     backbone = shared_backbone("map-pool")
     stream = backbone.block(0, backbone.embed(images_for(backbone)))
     weights = attention_of(backbone, stream).mean(1)
-    torch.testing.assert_close(backbone.feature(stream), (weights[:, :, None] * stream.tokens).sum(1), **CLOSE)
+    expected = (weights[:, :, None] * stream.tokens).sum(1)
+    torch.testing.assert_close(backbone.pooled_hidden_state(stream), expected, **CLOSE)
 
 
 def test_several_latent_queries_have_their_mean_logits() -> None:
