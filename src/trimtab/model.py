@@ -159,6 +159,13 @@ class TunedModel(nn.Module):
         _warn_renamed("features", "forward_features")
         return self.forward_features(images)
 
+    def graded(
+        self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False
+    ) -> tuple[list[WeightedLogits], Tensor]:
+        """Call :meth:`training_logits`, whose former name this is."""
+        _warn_renamed("graded", "training_logits")
+        return self.training_logits(images, noise=noise, recompute=recompute)
+
     def trained(self) -> dict[str, Tensor]:
         """Return :meth:`adapter_state_dict`, whose former name this is."""
         _warn_renamed("trained", "adapter_state_dict")
