@@ -14,7 +14,7 @@ from trimtab.errors import ConfigError
 from trimtab.methods.base import Method
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
-from trimtab.stream import Stream
+from trimtab.stream import BlockHooks, Stream
 from trimtab.validation import check_fields
 
 
@@ -87,7 +87,8 @@ class Adapter(Method[AdapterConfig]):
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with its adapter beside its MLP."""
-        return backbone.block(i, stream, beside_mlp=lambda x: self._beside(i, x, stream))
+        hooks = BlockHooks(mlp=lambda mlp: self._beside(i, mlp.input, stream), tokenwise=True)
+        return backbone.block(i, stream, hooks=hooks)
 
     def _beside(self, i: int, x: Tensor, stream: Stream) -> Tensor:
         """What the adapter of block ``i`` adds to the sequence ``x`` (B, T, D)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -408,8 +408,7 @@ class SHIP(Method[SHIPConfig]):
             attend=softmax_attention
             if plain
             else decoupled_attention(config.attention_scale, config.attention_mix == "additive"),
-            salient=config.matching_tokens * matching or config.attribute_length * (i + 1 in self.attribute_starts),
-            salient_prefix=config.salient_class_token,
+            select=self._select(i, backbone, matching=matching),
             drop_path=drop_path,
         )
         if attends:
@@ -417,6 +416,16 @@ class SHIP(Method[SHIPConfig]):
         elif kept and config.prompt_path == "project":
             carried = self._bypassed(i, backbone, stream, carried, drop_path, shared=last)
         return left.without_prompts().replace(carry=carried)
+
+    def _select(self, i: int, backbone: Backbone, *, matching: bool) -> Callable[[Tensor], Tensor] | None:
+        """Return what selects the salient tokens of block ``i``, if something reads them."""
+        config = self.config
+        count = config.matching_tokens * matching or config.attribute_length * (i + 1 in self.attribute_starts)
+        first = 0 if config.salient_class_token else backbone.num_prefix_tokens
+        if not count:
+            return None
+        # (B, H, T) to (B, count): the largest logits, mean over heads.
+        return lambda saliency: saliency.mean(1)[:, first:].topk(count, dim=1).indices + first
 
     def fold(self, backbone: Backbone) -> Method[Any]:
         """Semantic-independent and shared prompts as stored keys and values; attribute prompts look at the image.
@@ -437,7 +446,7 @@ class SHIP(Method[SHIPConfig]):
             contexts.append(KeysValues.join(parts) if parts else None)
             on = i + 1 < self.depth and i + 1 not in starts and self.config.inside == "carry"
             if on and carried is not None and self.config.prompt_path == "project":
-                carried = backbone.bypass(i, carried, Stream(carried, carried[:, :0], (0, 0)))
+                carried = backbone.skip_attention(i, carried, Stream(carried, carried[:, :0], (0, 0)))
         return _FoldedSHIP(self, backbone, contexts)
 
     def _entering(self, i: int, stream: Stream) -> Carried:
@@ -457,9 +466,9 @@ class SHIP(Method[SHIPConfig]):
 
     def _attribute(self, which: int, stream: Stream) -> Tensor:
         """Attribute prompts (B, L, D): the image's salient tokens in terms of the prototypes, and learned ones."""
-        if stream.salient is None:
+        if stream.selected is None:
             raise RuntimeError("the block before was run without salient tokens")
-        cosine = F.normalize(stream.salient, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        cosine = F.normalize(stream.selected, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
         pattern = (cosine / self.config.temperature).softmax(-1) @ self.prototypes
         mix, learned = self.config.attribute_mix, self.attribute
         if learned is None:
@@ -479,7 +488,7 @@ class SHIP(Method[SHIPConfig]):
         def through(prompts: Tensor, per_image: bool) -> Tensor:
             if not prompts.shape[1]:
                 return prompts
-            return backbone.bypass(i, prompts, stream, drop_path=drop_path, per_image=per_image)
+            return backbone.skip_attention(i, prompts, stream, drop_path=drop_path, per_image=per_image)
 
         # By what they are and not by their shape: a micro-batch may hold one image.
         dropped = self.config.dropout > 0
@@ -494,9 +503,9 @@ class SHIP(Method[SHIPConfig]):
         carried: Carried = stream.carry
         if not self.training or self.config.matching_weight == 0:
             return None
-        if stream.salient is None:
+        if stream.selected is None:
             raise RuntimeError("the last block was run without salient tokens")
-        salient = F.normalize(stream.salient, dim=-1)
+        salient = F.normalize(stream.selected, dim=-1)
         batch = salient.shape[0]
         prompts = torch.cat([p.expand(batch, -1, -1) for p in carried if p.shape[1]], 1)
         distance = 1.0 - F.normalize(prompts, dim=-1) @ salient.transpose(1, 2)  # (B, P, salient)
