@@ -545,10 +545,10 @@ def test_sets_say_where_prompts_enter() -> None:
 
 def test_the_hierarchy_is_told_with_what_it_was_found_by() -> None:
     method = unprepared(4)
-    assert method.hierarchy() is None
+    assert method.figures() == ()
     method.prepare(network(4), [images_for(network(4), 5)])
-    found = method.hierarchy()
+    (found,) = method.figures()
     assert found is not None
     assert found.starts == method.config.hierarchy
-    torch.testing.assert_close(found.affinity.diagonal(), torch.ones(4).double())
-    assert unprepared(3, hierarchy=(0,), attribute_sets=0).hierarchy() is None
+    torch.testing.assert_close(found.values.diagonal(), torch.ones(4).double())
+    assert unprepared(3, hierarchy=(0,), attribute_sets=0).figures() == ()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import FoldedMethod, Hierarchy, Method, PromptSet
+from trimtab.methods.base import BlockFigure, FoldedSteps, Method, PromptSet
 from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
@@ -380,10 +380,13 @@ class SHIP(Method[SHIPConfig]):
             found.append(PromptSet("shared", config.shared_length, tuple(range(self.depth))))
         return found
 
-    def hierarchy(self) -> Hierarchy | None:
-        """The semantic hierarchy with the affinity it was found by, where training images were looked at."""
+    def figures(self) -> Sequence[BlockFigure]:
+        """Return the affinity with the semantic hierarchies boxed, where training images were looked at."""
         starts = self.config.hierarchy
-        return Hierarchy(self.affinity, starts) if starts is not None and bool(self.affinity.any()) else None
+        if starts is None or not bool(self.affinity.any()):
+            return ()
+        caption = "How alike the blocks see the training images. A box is a hierarchy: its blocks share their prompts."
+        return [BlockFigure("Affinity", "affinity (mean cosine)", caption, self.affinity, starts, "hierarchies")]
 
     def step(self, i: int, backbone: Backbone, stream: Stream, stored: KeysValues | None = None) -> Stream:
         """Run block ``i`` with the prompts of its hierarchy, and others that are stored as keys and values."""
@@ -512,12 +515,13 @@ class SHIP(Method[SHIPConfig]):
         return self.config.matching_weight * distance.amin(2).mean()
 
 
-class _FoldedSHIP(FoldedMethod):
+class _FoldedSHIP(FoldedSteps):
     """Stored keys and values, and what is left of SHIP without those prompts: the attribute prompts."""
 
+    live: SHIP
+
     def __init__(self, folded: SHIP, backbone: Backbone, contexts: Sequence[KeysValues | None]) -> None:
-        super().__init__(folded, backbone, contexts=contexts)
-        self.live = copy.deepcopy(folded).requires_grad_(False).eval()
+        super().__init__(folded, backbone, copy.deepcopy(folded), contexts=contexts)
         self.live.independent, self.live.shared = nn.ParameterList(), nn.ParameterList()
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
