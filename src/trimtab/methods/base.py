@@ -193,11 +193,21 @@ class FoldedMethod(Method[Any]):
         folded: The method that was folded.
         backbone: What it tunes.
         contexts: Keys and values that each block attends to besides the image's.
+        prompts: Full prompts (P, D) that enter the first block and flow on.
     """
 
-    def __init__(self, folded: Method[Any], backbone: Backbone, *, contexts: Sequence[KeysValues | None] = ()) -> None:
+    def __init__(
+        self,
+        folded: Method[Any],
+        backbone: Backbone,
+        *,
+        contexts: Sequence[KeysValues | None] = (),
+        prompts: Tensor | None = None,
+    ) -> None:
         super().__init__(folded.config, backbone)
         self._name = folded.name
+        self.prompts: Tensor | None
+        self.register_buffer("prompts", None if prompts is None else prompts.detach().clone())
         for i, context in enumerate(contexts):
             if context is not None:
                 # Buffers move with the module.
@@ -216,6 +226,8 @@ class FoldedMethod(Method[Any]):
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with what is stored for it."""
+        if i == 0 and self.prompts is not None:
+            stream = stream.with_prompts(self.prompts)
         return backbone.block(i, stream, context=self.context(i))
 
 
