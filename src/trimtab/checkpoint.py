@@ -302,8 +302,9 @@ def _backbone_now(saved: SavedAdapter, weights: str | Path | None) -> tuple[str,
 
 
 def config_from_json(config: type, values: dict[str, Any]) -> Any:
-    """A method's configuration from JSON, where tuples have become lists."""
-    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    """Return a method's configuration from JSON, where tuples have become lists, perhaps of an earlier version."""
+    upgraded = config.upgrade(values) if hasattr(config, "upgrade") else values
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in upgraded.items()})
 
 
 def describe(directory: str | Path) -> dict[str, Any]:

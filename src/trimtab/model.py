@@ -101,8 +101,7 @@ class TunedModel(nn.Module):
         return [*seen, last]
 
     def _embedded(self, images: Tensor, noise: Noise | None, *, pooled_only: bool) -> Stream:
-        weights = self.method.weight_overrides(self.backbone)
-        return self.backbone.embed(images, noise=noise, weights=weights, pooled_only=pooled_only)
+        return self.method.embed(self.backbone, images, noise=noise, pooled_only=pooled_only)
 
     def _after_each_block(self, stream: Stream, *, recompute: bool) -> Iterator[Stream]:
         for i in range(self.backbone.depth):

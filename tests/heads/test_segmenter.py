@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.heads import SegmenterConfig, make_segmenter
+from trimtab.heads.decoders import DECODERS
 from trimtab.heads.segmenter import default_out_indices
 from trimtab.methods import configure
 from trimtab.model import build
@@ -181,3 +183,8 @@ def test_without_its_package_dpt_is_refused_in_one_line(plain: Backbone, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch.decoders.dpt.decoder", None)
     with pytest.raises(ConfigError, match=r"install trimtab\[segmentation\]"):
         make_segmenter(SegmenterConfig(head="dpt"), plain, 5)
+
+
+def test_every_head_that_can_be_named_has_a_class() -> None:
+    words = typing.get_args(typing.get_type_hints(SegmenterConfig)["head"])
+    assert set(words) == set(DECODERS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -9,14 +11,16 @@ from torch import nn
 from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import FoldedMethod
+from trimtab.heads import Classifier
+from trimtab.methods.base import FoldedMethod, Method
 from trimtab.methods.e2vpt import E2VPTConfig
 from trimtab.methods.linear import Linear, LinearConfig
 from trimtab.methods.prompts import Prompts, patch_directions_
 from trimtab.methods.svpt import SVPTConfig
 from trimtab.methods.vpt import VPTConfig
-from trimtab.model import attach, build
-from trimtab.stream import KeysValues
+from trimtab.model import TunedModel, attach, build
+from trimtab.noise import Noise
+from trimtab.stream import BlockHooks, KeysValues, Stream
 
 
 class TestPatchDirections:
@@ -52,8 +56,6 @@ class TestPatchDirections:
         "config", [VPTConfig(), VPTConfig(deep=False), SVPTConfig(salient=2), E2VPTConfig()], ids=repr
     )
     def test_only_where_asked_for(self, config: object) -> None:
-        import dataclasses
-
         backbone = shared_backbone("class-token")
         for start, wanted in (("patches", 64), ("uniform", 0)):
             model = build(backbone, dataclasses.replace(config, prompt_init=start), 4)  # type: ignore[type-var]
@@ -111,10 +113,10 @@ def centred(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(x - x.mean(-1, keepdim=True), dim=-1)
 
 
-def test_a_method_has_no_prompts_and_no_hierarchy_unless_it_says_so(plain: Backbone) -> None:
+def test_a_method_has_no_prompts_and_no_figures_unless_it_says_so(plain: Backbone) -> None:
     method = Linear(LinearConfig(), plain)
     assert not method.prompt_layout(plain)
-    assert method.hierarchy() is None
+    assert method.figures() == ()
 
 
 def test_overrides_under_former_names_are_taken_with_a_warning(plain: Backbone) -> None:
@@ -125,3 +127,57 @@ def test_overrides_under_former_names_are_taken_with_a_warning(plain: Backbone) 
                 return {"norm.weight": torch.ones(48)}
 
     assert list(Foreign(LinearConfig(), plain).weight_overrides(plain)) == ["norm.weight"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameConfig:
+    """Nothing to choose."""
+
+
+class Frame(Method[FrameConfig]):
+    """Another package's method: adds to pixels, overrides a weight, and adds to what blocks give out."""
+
+    name = "frame"
+    Config = FrameConfig
+
+    def __init__(self, config: FrameConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.frame = nn.Parameter(torch.randn(3, *backbone.image_size))
+        self.norm = nn.Parameter(torch.rand(backbone.widths[-1]))
+        self.shifts = nn.ParameterList(torch.randn(width) for width in backbone.widths)
+
+    def weight_overrides(self, backbone: Backbone) -> dict[str, torch.Tensor]:
+        return {"norm.weight": self.norm}
+
+    def pixels(self, images: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return images + self.frame
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        return backbone.block(i, stream, hooks=BlockHooks(output=self.shifts[i].expand_as))
+
+
+class TestWhatMethodsOfOthersMayDo:
+    """Pixels, weights and steps at once."""
+
+    @pytest.mark.parametrize("family", ["class-token", "swin"])
+    def test_pixels_weights_and_steps_all_count(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        method, images = Frame(FrameConfig(), backbone), images_for(backbone)
+        model = TunedModel(backbone, method, Classifier(backbone.num_features, 4)).eval()
+        stream = backbone.embed(images + method.frame, weights={"norm.weight": method.norm})
+        for i in range(backbone.depth):
+            shift = method.shifts[i]
+            stream = backbone.block(i, stream, hooks=BlockHooks(output=shift.expand_as))
+        expected = model.head.linear(backbone.pool(stream))
+        torch.testing.assert_close(model(images), expected)
+        gradients = torch.autograd.grad(expected.sum(), list(method.parameters()))
+        assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+    @pytest.mark.parametrize("family", ["class-token", "swin"])
+    def test_folding_keeps_pixels_and_steps(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        model = TunedModel(backbone, Frame(FrameConfig(), backbone), Classifier(backbone.num_features, 4)).eval()
+        images, folded = images_for(backbone), model.fold()
+        torch.testing.assert_close(folded(images), model(images))
+        assert folded.method.name == "frame"
+        assert not any(value.requires_grad for value in folded.method.parameters())

@@ -21,6 +21,7 @@ from trimtab.errors import ConfigError
 from trimtab.methods.ship import SHIP, SHIPConfig, greedy_hierarchy, make_prototypes
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise
+from trimtab.stream import Stream
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-8}
 SMALL: dict[str, Any] = {
@@ -513,10 +514,13 @@ def test_folds_where_no_image_changes_its_prompts(options: dict[str, Any], folds
 def test_folded_transforms_no_prompts_but_attribute_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tuned(6, hierarchy=(0, 2, 4), attribute_sets=1).eval()
     folded, through = model.fold(), []
-    bypass = Backbone.bypass
-    monkeypatch.setattr(
-        Backbone, "bypass", lambda self, i, p, s, **o: through.append((i, tuple(p.shape))) or bypass(self, i, p, s, **o)
-    )
+    skip = Backbone.skip_attention
+
+    def spy(self: Backbone, i: int, tokens: Tensor, stream: Stream, **options: Any) -> Tensor:
+        through.append((i, tuple(tokens.shape)))
+        return skip(self, i, tokens, stream, **options)
+
+    monkeypatch.setattr(Backbone, "skip_attention", spy)
     folded(images_for(model.backbone, 3))
     assert through == [(4, (3, model.method.config.attribute_length, 48))]
     stored = SMALL["prompt_length"] + SMALL["shared_length"]
@@ -541,10 +545,10 @@ def test_sets_say_where_prompts_enter() -> None:
 
 def test_the_hierarchy_is_told_with_what_it_was_found_by() -> None:
     method = unprepared(4)
-    assert method.hierarchy() is None
+    assert method.figures() == ()
     method.prepare(network(4), [images_for(network(4), 5)])
-    found = method.hierarchy()
+    (found,) = method.figures()
     assert found is not None
     assert found.starts == method.config.hierarchy
-    torch.testing.assert_close(found.affinity.diagonal(), torch.ones(4).double())
-    assert unprepared(3, hierarchy=(0,), attribute_sets=0).hierarchy() is None
+    torch.testing.assert_close(found.values.diagonal(), torch.ones(4).double())
+    assert unprepared(3, hierarchy=(0,), attribute_sets=0).figures() == ()

@@ -64,7 +64,7 @@ def assert_equals_reference(family: str, batch: int = 2, **options: Any) -> None
     method, config = model.method, model.method.config
     reading = SVPTReading(
         config.connection, config.gate_from, config.gate_shape, config.gate, config.source, config.form,
-        config.num_salient(backbone.num_patches), config.pairing, config.added,
+        config.num_salient(backbone.patches[0]), config.pairing, config.added,
     )  # fmt: skip
     images = images_for(backbone, batch)
     theirs = reference.svpt(backbone.model, images, given_to_reference(method, backbone.depth - 1), reading)

@@ -15,10 +15,10 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BlockInputs, Family, Keep, Merge, Part, half_precision, run_mlp
+from trimtab.backbone.family import BlockInputs, Family, Keep, Merge, Part, add_hooked, half_precision, run_mlp
 from trimtab.backbone.vit import project_fused
 from trimtab.errors import BackboneError
-from trimtab.stream import AttentionInputs, KeysValues
+from trimtab.stream import AttentionInputs, BlockHooks, KeysValues, ResidualHook
 
 _LARGEST_LOGIT_SCALE = 4.605170185988092  # log(1 / 0.01), as in timm
 
@@ -101,27 +101,27 @@ class SwinFamily(Family):
         return model.patch_embed(images).flatten(1, 2), None
 
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One block over the windows of the patches, each beside the full prompts."""
-        tokens, prompts = inputs.tokens, inputs.prompts
-        attended, saliency = self._attention(block, inputs)
+        """Run one block over the windows of the patches, each beside the full prompts."""
+        tokens, prompts = inputs.tokens, inputs.prompts  # (B, T, D), (B, P, D)
+        attended, saliency = self._attention(block, inputs)  # (B, T + P, D), (B, H, T)
         x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
-        x = _residuals(block, x, attended, inputs.keep)
-        update = _mlp(block, x)
-        beside = None if inputs.beside_mlp is None else inputs.beside_mlp(x)
-        x = x + (update if inputs.keep is None else update * inputs.keep[1])
-        x = x if beside is None else x + beside
+        x = _residuals(block, x, attended, inputs.keep, inputs.hooks)  # (B, T + P, D)
         return x[:, : tokens.shape[1]], x[:, tokens.shape[1] :], saliency
 
     def _attention(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor | None]:
-        """What the softmax cores of all windows give (B, T + P, D), and the saliency."""
+        """Return the output (B, T + P, D) of the softmax cores of all windows, and the saliency (B, H, T).
+
+        W windows of A patches; shapes inside the windows are (B * W, H, A, d), with full prompts A + P.
+        """
         attn, batch, added = block.attn, inputs.tokens.shape[0], inputs.prompts.shape[1]
         partition = WindowPartition.of(block, inputs.grid_size)
-        queries, keys, values = _project(attn, partition.windows(_before_attention(block, inputs.tokens)))
+        windows = partition.windows(_before_attention(block, inputs.tokens))  # (B * W, A, D)
+        queries, keys, values = _project(attn, windows)  # each (B * W, H, A, d)
         saliency = None if inputs.pooled is None else _mean_query_logits(attn, partition, queries, keys)
-        mask = _position_bias(attn, partition, block, batch)
+        mask = _position_bias(attn, partition, block, batch)  # (1 or B * W, H, A, A)
         if added:
-            of_prompts = _project(attn, _before_attention(block, inputs.prompts))
-            beside = [part.repeat_interleave(partition.count, 0) for part in of_prompts]
+            of_prompts = _project(attn, _before_attention(block, inputs.prompts))  # each (B, H, P, d)
+            beside = [part.repeat_interleave(partition.count, 0) for part in of_prompts]  # each (B * W, H, P, d)
             queries, keys, values = (torch.cat(pair, 2) for pair in zip((queries, keys, values), beside, strict=True))
             mask = F.pad(mask, (0, added, 0, added))
         context = self.join(block, inputs.context)
@@ -129,11 +129,11 @@ class SwinFamily(Family):
             context = KeysValues(*(x.repeat_interleave(partition.count, 0) for x in (context.keys, context.values)))
         own = KeysValues(keys, values)
         seen = AttentionInputs(queries, own, context, partition.area, partition.area, scale=_scale(attn), mask=mask)
-        left = inputs.attend(seen).transpose(1, 2).flatten(2)
-        attended = partition.back(left[:, : partition.area])
+        left = inputs.attend(seen).transpose(1, 2).flatten(2)  # (B * W, A + P, D)
+        attended = partition.back(left[:, : partition.area])  # (B, T, D)
         if added:
             # The mean over an image's windows.
-            mean = left[:, partition.area :].unflatten(0, (batch, partition.count)).mean(1)
+            mean = left[:, partition.area :].unflatten(0, (batch, partition.count)).mean(1)  # (B, P, D)
             attended = torch.cat([attended, mean], 1)
         return attended, saliency
 
@@ -141,11 +141,9 @@ class SwinFamily(Family):
         """From windows back to images."""
         return WindowPartition.of(block, grid_size).back(rows)
 
-    def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
-        """What would be attended over goes straight to the output projection, then the MLP."""
-        x = _residuals(block, prompts, _before_attention(block, prompts), keep)
-        update = _mlp(block, x)
-        return x + (update if keep is None else update * keep[1])
+    def skip_attention(self, block: Any, tokens: Tensor, keep: Keep) -> Tensor:
+        """Send what attention would read straight to the output projection, then through the MLP."""
+        return _residuals(block, tokens, _before_attention(block, tokens), keep, BlockHooks())
 
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
         """Keys and values of prompts, without position bias."""
@@ -233,18 +231,23 @@ def _before_attention(block: Any, x: Tensor) -> Tensor:
     return normed
 
 
-def _residuals(block: Any, x: Tensor, attended: Tensor, keep: Keep) -> Tensor:
+def _residuals(block: Any, x: Tensor, attended: Tensor, keep: Keep, hooks: BlockHooks) -> Tensor:
+    """Run the block from the softmax cores' output on: projection, residuals, MLP; all (B, T + P, D)."""
+    norm_last = isinstance(block, SwinTransformerV2Block)
     update = block.attn.proj(attended)
-    if isinstance(block, SwinTransformerV2Block):
-        update = block.norm1(update)
-    return x + (update if keep is None else update * keep[0])
+    update = block.norm1(update) if norm_last else update
+    normed = x if hooks.attention is None else _before_attention(block, x)
+    x = _add(x, normed, update, None if keep is None else keep[0], hooks.attention)
+    normed = x if norm_last else block.norm2(x)
+    update = run_mlp(block.mlp, normed)
+    update = block.norm2(update) if norm_last else update
+    x = _add(x, normed, update, None if keep is None else keep[1], hooks.mlp)
+    return x if hooks.output is None else x + hooks.output(x)
 
 
-def _mlp(block: Any, x: Tensor) -> Tensor:
-    if isinstance(block, SwinTransformerV2Block):
-        update: Tensor = block.norm2(run_mlp(block.mlp, x))
-        return update
-    return run_mlp(block.mlp, block.norm2(x))
+def _add(x: Tensor, normed: Tensor, update: Tensor, keep: Tensor | None, hook: ResidualHook | None) -> Tensor:
+    update = update if keep is None else update * keep
+    return x + update if hook is None else add_hooked(x, normed, update, hook)
 
 
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

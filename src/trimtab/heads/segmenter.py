@@ -94,7 +94,7 @@ class PatchClassifier(Segmenter):
 
     linear: nn.Linear
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(self, config: SegmenterConfig, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
         self.linear = nn.Linear(backbone.widths[-1], num_classes)
 
@@ -137,23 +137,6 @@ def default_out_indices(backbone: Backbone) -> tuple[int, ...]:
         ends = ends[-4:]
         return tuple(ends[:1] * (4 - len(ends)) + ends)
     return tuple(max(math.ceil(backbone.depth * tap / _TAPS[-1]), 1) - 1 for tap in _TAPS)
-
-
-def make_segmenter(config: SegmenterConfig, backbone: Backbone, num_classes: int) -> Segmenter:
-    """The head that ``config`` describes, on the CPU, with fresh start values.
-
-    Raises:
-        ConfigError: If it cannot be put on this backbone, or its package is not installed.
-    """
-    if config.head == "linear":
-        return PatchClassifier(backbone, num_classes)
-    if config.head == "setr-pup":
-        from trimtab.heads.setr import ProgressiveUpsampling
-
-        return ProgressiveUpsampling(config, backbone, num_classes)
-    from trimtab.heads.dpt import DensePrediction
-
-    return DensePrediction(config, backbone, num_classes)
 
 
 def as_grids(features: Features) -> tuple[Tensor, ...]:

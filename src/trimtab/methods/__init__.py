@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "linear": "trimtab.methods.linear:Linear",
     "vpt": "trimtab.methods.vpt:VPT",
+    "vfpt": "trimtab.methods.vfpt:VFPT",
     "ship": "trimtab.methods.ship:SHIP",
     "svpt": "trimtab.methods.svpt:SVPT",
     "e2vpt": "trimtab.methods.e2vpt:E2VPT",

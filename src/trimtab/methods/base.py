@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
+from trimtab.noise import Noise
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
 
@@ -35,13 +37,22 @@ class PromptSet:
         return tuple(sorted({*self.enters, *self.carried}))
 
 
-class Hierarchy(NamedTuple):
-    """Blocks in groups, and what they were grouped by."""
+@dataclasses.dataclass(frozen=True)
+class BlockFigure:
+    """A figure of a method in reports: a number for each pair of blocks, and blocks in groups."""
 
-    affinity: Tensor
-    """(depth, depth): likeness of the blocks' features, at most 1."""
+    title: str
+    """What the numbers are, in a word."""
+    label: str
+    """The same at the colour bar, with its unit."""
+    caption: str
+    """A sentence or two below the figure."""
+    values: Tensor
+    """(depth, depth), at most 1; exactly 0 where nothing was computed."""
     starts: tuple[int, ...]
-    """First blocks of the groups, from 0."""
+    """First blocks of the groups, from 0; each group is boxed."""
+    groups: str
+    """What the groups are called, in the plural."""
 
 
 _FORMER_NAMES = {
@@ -124,12 +135,35 @@ class Method(nn.Module, Generic[ConfigT]):
         return {}
 
     def fold(self, backbone: Backbone) -> Method[Any]:
-        """The trained method for inference, with everything computed that no image changes.
+        """Return the trained method for inference, with everything computed that no image changes.
 
         Where the method overrides weights (:meth:`weight_overrides`), ``backbone`` has them in it already. By default
-        nothing is left to do then; a method without weights stays as it is.
+        only :meth:`step` and :meth:`pixels` are left then; a method without weights stays as it is.
         """
-        return FoldedMethod(self, backbone) if self.weight_overrides(backbone) else self
+        if not self.weight_overrides(backbone):
+            return self
+        if type(self).step is Method.step and type(self).pixels is Method.pixels:
+            return FoldedMethod(self, backbone)
+        return FoldedSteps(self, backbone, copy.deepcopy(self))
+
+    def pixels(self, images: Tensor, noise: Noise) -> Tensor:
+        """Change normalised images (B, 3, height, width) before they are embedded; untouched by default."""
+        return images
+
+    def embed(
+        self, backbone: Backbone, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False
+    ) -> Stream:
+        """Embed normalised images (B, 3, height, width) this method's way: its pixels, its weights.
+
+        Args:
+            backbone: What is tuned.
+            images: What is to be looked at.
+            noise: Where random numbers come from in training.
+            pooled_only: As in :meth:`Backbone.embed`.
+        """
+        noise = noise or Noise()
+        weights = self.weight_overrides(backbone)
+        return backbone.embed(self.pixels(images, noise), noise=noise, weights=weights, pooled_only=pooled_only)
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` this method's way; untouched by default."""
@@ -147,9 +181,9 @@ class Method(nn.Module, Generic[ConfigT]):
         """The prompts, in the order in which a block has them (full prompts first); none by default."""
         return ()
 
-    def hierarchy(self) -> Hierarchy | None:
-        """The groups that the method found among the blocks, if it looks for any."""
-        return None
+    def figures(self) -> Sequence[BlockFigure]:
+        """Return what a report draws of this method besides its prompts; nothing by default."""
+        return ()
 
 
 class FoldedMethod(Method[Any]):
@@ -159,11 +193,21 @@ class FoldedMethod(Method[Any]):
         folded: The method that was folded.
         backbone: What it tunes.
         contexts: Keys and values that each block attends to besides the image's.
+        prompts: Full prompts (P, D) that enter the first block and flow on.
     """
 
-    def __init__(self, folded: Method[Any], backbone: Backbone, *, contexts: Sequence[KeysValues | None] = ()) -> None:
+    def __init__(
+        self,
+        folded: Method[Any],
+        backbone: Backbone,
+        *,
+        contexts: Sequence[KeysValues | None] = (),
+        prompts: Tensor | None = None,
+    ) -> None:
         super().__init__(folded.config, backbone)
         self._name = folded.name
+        self.prompts: Tensor | None
+        self.register_buffer("prompts", None if prompts is None else prompts.detach().clone())
         for i, context in enumerate(contexts):
             if context is not None:
                 # Buffers move with the module.
@@ -182,7 +226,39 @@ class FoldedMethod(Method[Any]):
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with what is stored for it."""
+        if i == 0 and self.prompts is not None:
+            stream = stream.with_prompts(self.prompts)
         return backbone.block(i, stream, context=self.context(i))
+
+
+class FoldedSteps(FoldedMethod):
+    """A folded method of which constants are stored and steps are left to be run.
+
+    Args:
+        folded: The method that was folded.
+        backbone: What it tunes.
+        live: A copy of what is left of the method.
+        contexts: As of :class:`FoldedMethod`; it is up to the subclass to use them.
+    """
+
+    def __init__(
+        self,
+        folded: Method[Any],
+        backbone: Backbone,
+        live: Method[Any],
+        *,
+        contexts: Sequence[KeysValues | None] = (),
+    ) -> None:
+        super().__init__(folded, backbone, contexts=contexts)
+        self.live = live.requires_grad_(False).eval()
+
+    def pixels(self, images: Tensor, noise: Noise) -> Tensor:
+        """Change images as the method does."""
+        return self.live.pixels(images, noise)
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` the method's way."""
+        return self.live.step(i, backbone, stream)
 
 
 def slashed(name: str) -> str:

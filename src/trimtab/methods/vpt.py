@@ -124,8 +124,7 @@ class VPT(Method[VPTConfig]):
         if self.config.head_init == "small":
             super().initialise_head(head)
             return
-        nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
-        nn.init.constant_(head.bias, -4.59511985013459)  # -log(99)
+        paper_head_(head)
 
     def num_prepare_images(self, available: int) -> int:
         """Some, where prompts start from patches."""
@@ -160,3 +159,9 @@ class VPT(Method[VPTConfig]):
         """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
         prompts: Tensor = self.projection(self.prompts[i])
         return dropped(prompts, self.dropout, stream) if self.training else prompts
+
+
+def paper_head_(head: nn.Linear) -> None:
+    """Start a classifier as VPT's official code: Kaiming-normal over the outputs, bias -log(99) for every class."""
+    nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
+    nn.init.constant_(head.bias, -4.59511985013459)

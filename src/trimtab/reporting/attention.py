@@ -38,7 +38,7 @@ class Attention:
 def look(model: TunedModel, images: Tensor) -> Attention:
     """Run an unfolded model in eval mode on normalised images (B, 3, height, width) and look on."""
     backbone, method = model.backbone, model.method
-    stream = backbone.embed(images, weights=method.weight_overrides(backbone))
+    stream = method.embed(backbone, images)
     pooled, patches = [], []
     for i in range(backbone.depth):
         watcher, grid_size = _AttentionRecorder(), stream.grid_size
