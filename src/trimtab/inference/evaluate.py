@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,16 +18,13 @@ from trimtab.tasks.predictor import TaskPredictor, batches_of
 from trimtab.training.guard import adapter_files
 from trimtab.training.run_folder import SPLIT
 
-if TYPE_CHECKING:
-    from trimtab.tasks.segmentation import Views
-
 
 def load(
     directory: str | Path,
     *,
     weights: str | Path | None = None,
     device: str = "auto",
-    views: Views | None = None,
+    views: Any = None,
 ) -> TaskPredictor[Any]:
     """Load an adapter folder onto the backbone it was trained on, folded for inference.
 
@@ -36,7 +33,8 @@ def load(
         weights: Where the backbone's weights lie now, a file or a folder of timm's; by default where they were in
             training, or what belongs to the backbone's name.
         device: ``"auto"`` (a GPU where there is one), or a torch device.
-        views: How a segmenter looks at an image: by default once, by windows where it is larger than one.
+        views: How a segmenter looks at an image (:class:`trimtab.Views`): by default once, by windows where it is
+            larger than one.
 
     Returns:
         What the adapter's task predicts by: :class:`trimtab.Predictor` of a classifier, :class:`trimtab.MaskPredictor`
@@ -51,7 +49,7 @@ def load(
 
 
 def _load(
-    directory: str | Path, weights: str | Path | None, device: str, views: Views | None
+    directory: str | Path, weights: str | Path | None, device: str, views: Any
 ) -> tuple[TaskPredictor[Any], Task]:
     """Load a predictor, with its task."""
     saved = checkpoint.read(directory)
@@ -76,7 +74,7 @@ def evaluate(
     batch_size: int = 64,
     threads: int = 2,
     device: str = "auto",
-    views: Views | None = None,
+    views: Any = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure an adapter on labelled images.
@@ -146,7 +144,7 @@ def predict_to(
     threads: int = 2,
     device: str = "auto",
     overwrite: bool = False,
-    views: Views | None = None,
+    views: Any = None,
     progress: Progress | None = None,
 ) -> PredictionCounts:
     """Predict files, folders and globs, and write the predictions as the adapter's task has it.
@@ -164,7 +162,7 @@ def predict_to(
         threads: Threads that decode.
         device: ``"auto"`` (a GPU where there is one), or a torch device.
         overwrite: Replace what is there.
-        views: How a segmenter looks at an image.
+        views: How a segmenter looks at an image (:class:`trimtab.Views`).
         progress: Reports progress.
 
     Raises:
