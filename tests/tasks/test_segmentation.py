@@ -12,8 +12,8 @@ from trimtab.data import VOID
 from trimtab.errors import ConfigError
 from trimtab.heads import WeightedLogits
 from trimtab.recipe import Recipe
-from trimtab.tasks import Segmentation, make_task
-from trimtab.tasks.segmentation import SegmentationMetrics, scores_of, segmentation_loss
+from trimtab.tasks import make_task
+from trimtab.tasks.segmentation import Segmentation, SegmentationMetrics, scores_of, segmentation_loss
 
 CLASSES = 5
 
@@ -132,7 +132,7 @@ def test_void_pixels_have_no_loss_and_no_gradient() -> None:
 
 def test_auxiliary_losses_have_their_weight() -> None:
     logits, masks = random_set()
-    task = Segmentation.of_options({})
+    task = Segmentation.from_options({})
     weighted = [WeightedLogits(1.0, logits), WeightedLogits(0.4, 2 * logits)]
     expected = segmentation_loss(logits, masks) + 0.4 * segmentation_loss(2 * logits, masks)
     torch.testing.assert_close(task.loss(weighted, masks), expected)
@@ -151,7 +151,7 @@ def test_batches_are_smaller_than_a_classifiers() -> None:
         ("segmentation", {"haed": "dpt"}, "no option 'haed'. Did you mean 'head'"),
         ("segmentation", {"ignore_label": -1}, "ignore_label is -1"),
         ("segmentation", {"resize": "crop"}, "resize is 'crop'"),
-        ("classification", {"head": "dpt"}, "no options of its own; leave head out"),
+        ("classification", {"head": "dpt"}, "The task 'classification' has no option 'head'"),
     ],
 )
 def test_what_cannot_work_is_refused(name: str, options: dict[str, object], message: str) -> None:
@@ -164,7 +164,7 @@ def test_what_is_saved_makes_the_same_task() -> None:
     from trimtab.tasks import saved_task
 
     task = Segmentation(
-        Segmentation.of_options({"head": "setr-pup", "channels": 5, "taps": (0, 1, 2, 2)}).config,
+        Segmentation.from_options({"head": "setr-pup", "channels": 5, "taps": (0, 1, 2, 2)}).config,
         codes_of_values([0, 3, 7], [255]),
     )
     import json

@@ -15,9 +15,10 @@ from tests import job
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.errors import BackboneError, CheckpointError, ConfigError, DataError
-from trimtab.inference.evaluate import Prediction, Predictor, evaluate, load
+from trimtab.inference.evaluate import evaluate, load
 from trimtab.methods import METHODS
 from trimtab.progress import Progress
+from trimtab.tasks.classification import Prediction, Predictor
 from trimtab.training.fit import fit
 from trimtab.training.inputs import RunCache
 

@@ -20,9 +20,9 @@ from trimtab.bench.provenance import computer, finite, head_parameters, provenan
 from trimtab.bench.results import Record
 
 if TYPE_CHECKING:
-    from trimtab.data import ImageSet, TrainingData
-    from trimtab.inference.evaluate import Predictor
-    from trimtab.training.fit import FitResult
+    from trimtab.data import ImageSet, Store, TrainingData
+    from trimtab.tasks.predictor import TaskPredictor
+    from trimtab.tasks.result import FitResult
     from trimtab.training.inputs import RunCache
     from trimtab.training.loop import Watch
 
@@ -221,12 +221,10 @@ def _measured(out: Path, result: FitResult) -> Record:
 
 def read_test(trial: Trial, folder: Path, images: ImageSet, running: Running) -> Record:
     """Measure a trained model on the test images that the ledger gave for it."""
-    from trimtab.inference.evaluate import Predictor, load
+    from trimtab.inference.evaluate import load
 
     started = time.monotonic()
     predictor = load(folder, weights=running.weights, device=running.device)
-    if not isinstance(predictor, Predictor):
-        raise TypeError(f"{folder} holds no classifier.")
     metrics = _measure(trial, predictor, images, running)
     names = ("accuracy", "mean_class_accuracy", "loss", "calibration_error")
     return {
@@ -237,21 +235,22 @@ def read_test(trial: Trial, folder: Path, images: ImageSet, running: Running) ->
     }
 
 
-def _measure(trial: Trial, predictor: Predictor, images: ImageSet, running: Running) -> dict[str, float]:
-    import torch
+def _measure(trial: Trial, predictor: TaskPredictor[Any], images: ImageSet, running: Running) -> dict[str, float]:
+    from trimtab.tasks import make_task
+    from trimtab.tasks.predictor import batches_of
 
-    from trimtab.data import ImageStore
-    from trimtab.inference.evaluate import batches_of
-    from trimtab.tasks.classification import classification_metrics
+    task = make_task()
 
-    def make() -> ImageStore:
+    def make() -> Store:
         cache = int(running.cache_gb * 1e9)
-        return ImageStore(images, predictor.preprocess, cache_bytes=cache, threads=running.threads)
+        return task.store(images, predictor.preprocess, cache_bytes=cache, threads=running.threads, whole=True)
 
     store = _of_tests.of(trial.task).once((images, predictor.preprocess), make)
     plan = batches_of(len(images), running.batch_size, running.threads)
-    logits, targets = zip(*((predictor.logits(pixels), labels) for pixels, labels in store.batches(plan)), strict=True)
-    return classification_metrics(torch.cat(logits), torch.cat(targets))
+    metrics = task.make_metrics(predictor.labels)
+    for _, targets, logits in predictor.answers(store, plan):
+        metrics.update(logits, targets)
+    return metrics.compute(len(images))
 
 
 class _Watching:
@@ -276,12 +275,12 @@ class _Watching:
             raise _PrunedError
 
     def _read(self, model: Any) -> float:
-        from trimtab.data import Preprocess
-        from trimtab.inference.evaluate import Predictor
+        from trimtab.tasks import make_task
 
         training, test = self._place.training, self._place.test
-        preprocess = Preprocess.from_dict(self._trial.resolved["preprocessing"])
-        predictor = Predictor(model.eval(), training.train.classes, preprocess)
+        task = make_task()
+        preprocess = task.preprocess_of(self._trial.resolved["preprocessing"])
+        predictor = task.predictor(model.eval(), training.train.classes, preprocess)
         if test is None:
             raise TypeError("There are no test images.")
         return _measure(self._trial, predictor, test, self._place.running)["accuracy"]

@@ -18,7 +18,7 @@ from trimtab.errors import ConfigError, TrimtabError
 from trimtab.methods import METHODS
 from trimtab.methods.base import BlockFigure, PromptSet
 from trimtab.storage.files import parse_json
-from trimtab.tasks import Task
+from trimtab.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,7 @@ from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
 from trimtab.progress import Advance, Progress
 from trimtab.recipe import FitConfig, Recipe
-from trimtab.tasks import Task
-from trimtab.tasks.base import AnyPreprocess
+from trimtab.tasks.base import AnyPreprocess, Task
 from trimtab.training.compiling import compile_whole
 from trimtab.training.inputs import FeatureBatches, ImageBatches, Inputs, RunCache, batched, check_room, join
 from trimtab.training.memory import ActivationBytes, kept_activations, peak_memory, size_of
@@ -380,7 +379,7 @@ class Job:
                 preprocess=self.preprocess,
                 metrics=metrics,
                 run=run,
-                task=self.task.name,
+                task=self.task,
                 of_task=self.task.saved(self.training.train),
             )
             self.folder.finish()
