@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from tests.families import shared_backbone
-from trimtab.bench import command
-from trimtab.bench.command import bench
+from trimtab.bench.benchmark import RESULTS, bench
 from trimtab.bench.results import Results
-from trimtab.bench.run import Outcome
+from trimtab.bench.scheduler import Outcome
 from trimtab.bench.trial import Trial, read_test, run_trial
 
 SECRET = "held_back"
@@ -132,7 +131,7 @@ def go(suite: Path, out: Path, pool: Inline, *methods: str, **options: Any) -> O
 
 
 def results_of(out: Path) -> Results:
-    return Results(out / command.RESULTS)
+    return Results(out / RESULTS)
 
 
 def prepare(root: Path, suite: str, task: str, variant: str = "lossless") -> Path:

@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import t, ttest_rel, wilcoxon
 
 from tests.bench.pretended import Inline, go, make_suite, prepare, results_of
-from trimtab.bench.pictures import _published, ranked
+from trimtab.bench.figures import _published, ranked
 from trimtab.bench.presets import PUBLISHED, read_published
 from trimtab.bench.published import reasons
 from trimtab.bench.report import bench_report

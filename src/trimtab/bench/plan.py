@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkItem:
     """Something for a worker."""
 
     unit: Unit
@@ -128,7 +128,7 @@ class Unit:
         """Row and task."""
         return self.row.name, self.task.name
 
-    def ready(self, room: int, flying: Collection[str] = ()) -> list[Job]:
+    def ready(self, room: int, flying: Collection[str] = ()) -> list[WorkItem]:
         """The work that can be done now; records what is decided.
 
         Args:
@@ -137,23 +137,23 @@ class Unit:
         """
         choice = self.choice()
         if choice is None:
-            return [Job(self, trial) for trial in self._searching(room, flying)]
+            return [WorkItem(self, trial) for trial in self._searching(room, flying)]
         jobs = []
         for trial in self._finals(choice):
             if self._ledger.measured(trial) is not None:
                 continue
             record = self._results.trials.get(trial.key)
             if record is None:
-                jobs.append(Job(self, trial))
+                jobs.append(WorkItem(self, trial))
             elif record["failed"]:
                 # A model that diverged is right about nothing, and needs no images to be so.
                 self._ledger.enter(trial, {"failed": record["failed"], "test_accuracy": 0.0, "test_images": 0})
             elif trial.test_epochs:
                 self._enter_selected(trial, record)
             elif not (self._models / trial.key / "adapter_config.json").is_file():
-                jobs.append(Job(self, trial))
+                jobs.append(WorkItem(self, trial))
             else:
-                jobs.append(Job(self, trial, measures=True))
+                jobs.append(WorkItem(self, trial, measures=True))
         return jobs
 
     def choice(self) -> list[Record] | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.bench.page import page
+from trimtab.bench.html import page
 from trimtab.bench.results import Record, Results
 from trimtab.bench.summary import RESULTS, summarise
 from trimtab.bench.text import csv_names, csv_of, text_of

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.bench.catalog import TASKS
-from trimtab.bench.prepared import SPLITS, read_manifest
+from trimtab.bench.task_folder import SPLITS, read_manifest
+from trimtab.bench.task_table import TASKS
 from trimtab.data import (
     BUILT_IN,
     ImageSet,

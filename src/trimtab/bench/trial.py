@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.bench.ledger import model_digest
-from trimtab.bench.provenance import computer, finite, head_parameters, provenance
+from trimtab.bench.provenance import computer, finite, head_parameters, model_digest, provenance
 from trimtab.bench.results import Record
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Running:
+class WorkerSettings:
     """What changes where and how fast a trial runs, and not what comes out."""
 
     weights: str | None = None
@@ -107,12 +106,12 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Place:
+class TrialFiles:
     """Where a trial finds its images and leaves its model."""
 
     training: TrainingData
     out: Path
-    running: Running
+    running: WorkerSettings
     bar: tuple[float, ...] = ()
     """For each epoch, the validation accuracy below which the trial is stopped."""
     test: ImageSet | None = None
@@ -123,7 +122,7 @@ class _PrunedError(Exception):
     """The trial is worse than the others were by then."""
 
 
-def run_trial(trial: Trial, place: Place) -> Record:
+def run_trial(trial: Trial, place: TrialFiles) -> Record:
     """Train, and measure on the validation images if there are any; the record for the results.
 
     A training that diverged has accuracy 0, so that it is never chosen, and the reason beside it.
@@ -131,7 +130,7 @@ def run_trial(trial: Trial, place: Place) -> Record:
     from trimtab.errors import TrainingError
 
     started = time.monotonic()
-    watching = _Watching(trial, place)
+    watching = _EpochWatcher(trial, place)
     try:
         measured = _train(trial, place, watching.epoch)
         failed, pruned = None, False
@@ -158,7 +157,7 @@ def run_trial(trial: Trial, place: Place) -> Record:
     }
 
 
-def _train(trial: Trial, place: Place, watch: Watch) -> Record:
+def _train(trial: Trial, place: TrialFiles, watch: Watch) -> Record:
     from trimtab.storage.locks import wait_until_free
     from trimtab.training.fit import fit
 
@@ -219,7 +218,7 @@ def _measured(out: Path, result: FitResult) -> Record:
     }
 
 
-def read_test(trial: Trial, folder: Path, images: ImageSet, running: Running) -> Record:
+def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSettings) -> Record:
     """Measure a trained model on the test images that the ledger gave for it."""
     from trimtab.inference.evaluate import Predictor, load
 
@@ -237,7 +236,7 @@ def read_test(trial: Trial, folder: Path, images: ImageSet, running: Running) ->
     }
 
 
-def _measure(trial: Trial, predictor: Predictor, images: ImageSet, running: Running) -> dict[str, float]:
+def _measure(trial: Trial, predictor: Predictor, images: ImageSet, running: WorkerSettings) -> dict[str, float]:
     import torch
 
     from trimtab.data import ImageStore
@@ -254,10 +253,10 @@ def _measure(trial: Trial, predictor: Predictor, images: ImageSet, running: Runn
     return classification_metrics(torch.cat(logits), torch.cat(targets))
 
 
-class _Watching:
+class _EpochWatcher:
     """Follows a training: keeps its curve, stops it where it is behind, reads test images where that is asked."""
 
-    def __init__(self, trial: Trial, place: Place) -> None:
+    def __init__(self, trial: Trial, place: TrialFiles) -> None:
         self._trial, self._place = trial, place
         self.val: list[float] = []
         self.test: list[tuple[int, float]] = []
@@ -331,6 +330,6 @@ _of_training = _OfTask()
 _of_tests = _OfTask()
 
 
-def _shared(trial: Trial, place: Place) -> RunCache:
+def _shared(trial: Trial, place: TrialFiles) -> RunCache:
     # Options that are no part of what RunCache knows things by.
     return _of_training.of(json.dumps([trial.task, trial.backbone, place.running.weights, place.running.cache_gb]))

@@ -19,7 +19,7 @@ _CONFIG = "trimtab.bench.config:BenchConfig"
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from trimtab.bench.command import bench
+    from trimtab.bench.benchmark import bench
 
     outcome = bench(
         args.suite,
@@ -47,7 +47,7 @@ def _report(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     if args.list:
-        from trimtab.bench.listing import lines
+        from trimtab.bench.list_tasks import lines
 
         print("\n".join(lines(args.suite)))
         return
