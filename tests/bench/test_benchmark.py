@@ -82,11 +82,16 @@ def test_paper_ship_reads_the_test_images_as_it_trains(suite: Path, tmp_path: Pa
 
 
 def test_trials_that_are_behind_are_stopped(suite: Path, tmp_path: Path) -> None:
-    from trimtab.bench.trial import TrialFiles, WorkerSettings, bar_of, run_trial
+    from trimtab.bench.search import is_behind
+    from trimtab.bench.trial import TrialFiles, WorkerSettings, run_trial
 
     curves = [[0.1, 0.5, 0.5], [0.2, 0.6, 0.4], [0.3, 0.7, 0.7], [0.3, 0.8, 0.9]]
-    assert bar_of(curves[:3], 3) == ()
-    assert bar_of([*curves, [0.9]], 3) == (0.0, pytest.approx(0.65), pytest.approx(0.65))
+    assert not is_behind([0.0, 0.0], curves[:3], 3)
+    # In the first third of the epochs nobody is; then the best so far counts, of all: the median is 0.65.
+    assert not is_behind([0.0], curves, 3)
+    assert is_behind([0.64, 0.1], curves, 3)
+    assert not is_behind([0.66, 0.1], curves, 3)
+    assert is_behind([0.1, 0.1, 0.64], curves, 3)
     out = tmp_path / "out"
     given: list[Any] = []
 
@@ -98,7 +103,7 @@ def test_trials_that_are_behind_are_stopped(suite: Path, tmp_path: Path) -> None
     bench(str(suite), methods=["linear"], out=out, pool=Keeping(), **options(seeds=1))
     trial, place = given[0]
     record = run_trial(
-        trial, TrialFiles(place.training, tmp_path / "again", WorkerSettings(str(weights()), "cpu"), (1.1, 1.1))
+        trial, TrialFiles(place.training, tmp_path / "again", WorkerSettings(str(weights()), "cpu"), ((1.1, 1.1),) * 4)
     )
     assert record["pruned"]
     assert len(record["val_history"]) == 1

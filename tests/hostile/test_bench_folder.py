@@ -220,7 +220,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, TrialFiles]:
 
 
 def place_of(given: tuple[Any, TrialFiles], out: Path, bar: tuple[float, ...] = ()) -> TrialFiles:
-    return TrialFiles(given[1].training, out, WorkerSettings(str(job.weights()), "cpu"), bar)
+    return TrialFiles(given[1].training, out, WorkerSettings(str(job.weights()), "cpu"), (bar,) * 4 if bar else ())
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def test_a_killed_trial_has_the_record_of_an_undisturbed_one(
         if epoch == 4 or len(arguments[1]) == epoch:
             raise KeyboardInterrupt
 
-    name = (trials, "_measured") if epoch == 4 else (trials._Watching, "epoch")
+    name = (trials, "_measured") if epoch == 4 else (trials._EpochWatcher, "epoch")
     with monkeypatch.context() as patch:
         patch.setattr(*name, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -255,7 +255,7 @@ def test_a_killed_trial_has_the_record_of_an_undisturbed_one(
     assert resumed["pruned"] == stopped
 
 
-def test_results_of_other_programs_of_ours_are_read_as_before(tmp_path: Path) -> None:
+def test_results_that_say_nothing_of_their_fields_are_read(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
     file.write_text('{"kind": "use", "study": "x"}\n{"kind": "trial", "key": "a"}')
     assert list(Results(file).trials) == ["a"]

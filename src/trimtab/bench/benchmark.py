@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from trimtab.bench.cluster import MARK, MARK_SIZE
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.plan import Trials
 from trimtab.bench.pools import Pool
-from trimtab.bench.protocols import Row
+from trimtab.bench.protocols import PROTOCOLS, Row
 from trimtab.bench.provenance import computer, provenance
 from trimtab.bench.results import BENCH, Record, Results, repair
 from trimtab.bench.scheduler import Outcome, Scheduler
-from trimtab.bench.search import check_sampler
+from trimtab.bench.search import check_optuna
+from trimtab.bench.study import OF_A_ROW, Study, read_study
 from trimtab.bench.suites import OWN, SuiteTask, check_duplicates, check_variants, open_suite
 from trimtab.bench.workers import alone
 from trimtab.errors import ConfigError
@@ -25,19 +27,18 @@ from trimtab.methods import METHODS
 from trimtab.options import read_options
 from trimtab.progress import Progress
 from trimtab.storage.locks import LOCK
+from trimtab.tasks import Classification, make_task
 from trimtab.training.guard import check_bench
 
 RESULTS = "results.jsonl"
 _OPTIONS = "trimtab.bench.config:BenchConfig"
 _BACKGROUND = "background"
-_OF_A_ROW = ("epochs", "warmup_epochs", "batch_size", "probe_epochs")
-"""Options of the training that a row may have of its own."""
 
 
 def bench(
     suite: str,
     *,
-    methods: Sequence[str],
+    methods: Sequence[str] = (),
     out: str | Path,
     tasks: Sequence[str] = (),
     progress: Progress | None = None,
@@ -48,9 +49,10 @@ def bench(
     """Run a benchmark; the same call again goes on where it was stopped, and does nothing twice.
 
     Args:
-        suite: ``"vtab1k"``, ``"fgvc"``, or a CSV file with the columns task and data, perhaps group.
+        suite: ``"vtab1k"``, ``"fgvc"``, a CSV file with the columns task and data, perhaps group, or a study, which is
+            a JSON file (see :func:`~trimtab.bench.study.read_study`).
         methods: Names of methods, each perhaps with options of its own or of the training: ``"vpt"``,
-            ``"vpt:deep=false,num_prompts=20"``, ``"linear:epochs=50"``.
+            ``"vpt:deep=false,num_prompts=20"``, ``"linear:epochs=50"``. Of a study the names of rows, by default all.
         out: Folder for the results. One with results takes more methods, tasks and seeds of the same setup.
         tasks: Only these of the suite.
         progress: Who is told how far it is.
@@ -63,18 +65,13 @@ def bench(
     """
     from trimtab.backbone.weights import load_backbone
 
-    known = [field.name for field in dataclasses.fields(BenchConfig)]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ConfigError(f"bench has no option {unknown[0]!r}; it has {', '.join(known)}.")
-    config, progress = BenchConfig(**options), progress or Progress()
-    check_sampler(config.sampler)
-    rows = [read_row(text) for text in methods]
-    _check_rows(rows)
-    found = open_suite(suite, config.root, tasks)
+    study = read_study(suite) if Path(suite).suffix == ".json" else None
+    config, progress = _config({**study.options, **options} if study else options), progress or Progress()
+    rows, found = _open(suite, study, methods, tasks, config)
     out = Path(out)
     _check_out(out)
-    check_bench(out, suite, [task.data for task in found], backbone=config.backbone, weights=config.weights)
+    read = [task.data for task in found] + ([study.suite] if study else [])
+    check_bench(out, suite, read, backbone=config.backbone, weights=config.weights)
     with alone(out, "--out", command=command, say=progress.say):
         results = Results(out / RESULTS, BENCH)
         size = _image_size(config)
@@ -88,8 +85,36 @@ def bench(
                     progress.say(note)
         run = Scheduler(rows, found, config, trials, results, out, progress, pool)
         repair(out / RESULTS, BENCH)
-        _begin(results, config, found, backbone.fingerprint, command)
+        _begin(results, config, rows, found, backbone.fingerprint, command)
         return run.go()
+
+
+def _config(options: Mapping[str, Any]) -> BenchConfig:
+    known = [field.name for field in dataclasses.fields(BenchConfig)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(f"bench has no option {unknown[0]!r}; it has {', '.join(known)}.")
+    config = BenchConfig(**options)
+    check_optuna(config.sampler, prune=config.prune)
+    return config
+
+
+def _open(
+    suite: str, study: Study | None, methods: Sequence[str], tasks: Sequence[str], config: BenchConfig
+) -> tuple[list[Row], list[SuiteTask]]:
+    """Open the rows and the tasks of a table."""
+    if study is None:
+        rows = [read_row(text) for text in methods]
+        _check_rows(rows)
+        return rows, open_suite(suite, config.root, tasks)
+    kind = make_task(study.task, study.task_options)
+    found = open_suite(study.suite, config.root, tasks, kind)
+    rows = study.make_rows([task.name for task in found], methods)
+    _check_rows(rows)
+    protocol = PROTOCOLS[config.protocol]
+    if protocol.epoch_on_test and not isinstance(kind, Classification):
+        raise ConfigError(f"{protocol.name} reads test images after an epoch, which it can only to classify.")
+    return rows, found
 
 
 def _check_out(out: Path) -> None:
@@ -127,7 +152,7 @@ def read_row(text: str) -> Row:
     """
     method, _, rest = text.partition(":")
     own = {option.name: option for option in read_options(METHODS.locate(method) + "Config")}
-    training = {option.name: option for option in read_options(_OPTIONS) if option.name in _OF_A_ROW}
+    training = {option.name: option for option in read_options(_OPTIONS) if option.name in OF_A_ROW}
     options = training | own
     values: dict[str, Any] = {}
     # A comma stands between options, or between the entries of one.
@@ -199,7 +224,10 @@ def _variants(known: Mapping[str, Record], tasks: Sequence[SuiteTask]) -> list[t
 
 
 def _setup(config: BenchConfig, tasks: Sequence[SuiteTask], fingerprint: str) -> Record:
-    return {"suite": tasks[0].suite, "fingerprint": fingerprint, _BACKGROUND: "white", **config.setup}
+    kind = tasks[0].kind
+    # A classifier has no options, and setups from before there were other tasks do not name it.
+    task = {"task": kind.name, "task_options": json.loads(json.dumps(kind.recorded()))} if kind.recorded() else {}
+    return {"suite": tasks[0].suite, "fingerprint": fingerprint, _BACKGROUND: "white", **config.setup, **task}
 
 
 def _shows_transparency(results: Results) -> bool:
@@ -209,7 +237,12 @@ def _shows_transparency(results: Results) -> bool:
 
 
 def _begin(
-    results: Results, config: BenchConfig, tasks: Sequence[SuiteTask], fingerprint: str, command: str | None
+    results: Results,
+    config: BenchConfig,
+    rows: Sequence[Row],
+    tasks: Sequence[SuiteTask],
+    fingerprint: str,
+    command: str | None,
 ) -> None:
     """Write down what is run, on what, by which versions and machine."""
     if results.last("setup") is None:
@@ -219,4 +252,5 @@ def _begin(
             facts = {"group": task.group, "variant": task.variant, "splits": dict(task.splits), "data": task.data}
             results.append("task", {"task": task.name, "suite": task.suite, **facts})
     facts = {**provenance(), "computer": computer()}
-    results.append("run", {"command": command, "options": dataclasses.asdict(config), **facts})
+    order = [row.name for row in rows]
+    results.append("run", {"command": command, "rows": order, "options": dataclasses.asdict(config), **facts})

@@ -16,9 +16,9 @@ from trimtab.bench.config import BenchConfig
 from trimtab.bench.ledger import Ledger, LedgerError
 from trimtab.bench.plan import Trials, Unit, WorkItem
 from trimtab.bench.pools import Pool, PoolError, Processes
-from trimtab.bench.protocols import Row
+from trimtab.bench.protocols import PROTOCOLS, Row
 from trimtab.bench.provenance import model_digest
-from trimtab.bench.results import Record, Results
+from trimtab.bench.results import Record, Results, score
 from trimtab.bench.suites import SuiteTask, left_out, open_test
 from trimtab.bench.trial import TrialFiles, WorkerSettings, read_test, run_trial
 from trimtab.errors import TrainingError
@@ -80,7 +80,7 @@ class Scheduler:
         self.pool: Pool = pool or make_pool(config, work, tasks)
 
     def _test(self, task: SuiteTask, trials: Trials) -> Any:
-        images = open_test(task, trials.parts(task).final.train.classes)
+        images = open_test(task, trials.parts(task).final.train)
         for note in left_out(images.notes):
             self.progress.say(f"{task.name}: {note}")
         return images
@@ -133,7 +133,7 @@ class Scheduler:
             images = self.ledger.open(trial, model_digest(out))
             return self.pool.submit(read_test, trial, out, images, self.running)
         test = self.ledger.open_to_select(trial) if trial.test_epochs else None
-        place = TrialFiles(job.unit.images(trial), out, self.running, job.unit.bar(trial), test)
+        place = TrialFiles(job.unit.images(trial), out, self.running, job.unit.earlier(trial), test, job.unit.task.kind)
         return self.pool.submit(run_trial, trial, place)
 
     def _finish(self, job: WorkItem, future: Future[Record]) -> None:
@@ -150,7 +150,7 @@ class Scheduler:
         self.done += 1
         if job.measures:
             self.ledger.enter(job.trial, record)
-            told = f"test {record['test_accuracy']:.3f}"
+            told = f"test {score(record, 'test'):.3f}"
         else:
             self.results.append("trial", {"key": job.trial.key, **job.trial.inputs(), **record})
             told = f"{_told(record)}, {clock(record['wall_seconds'])}"
@@ -201,7 +201,8 @@ class Scheduler:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _measured(self, key: str) -> bool:
-        return self.results.last("test", key=key) is not None
+        by_training = PROTOCOLS[self.config.protocol].measured_on == "val" and key in self.results.trials
+        return by_training or self.results.last("test", key=key) is not None
 
 
 def _line(error: Exception) -> str:
@@ -231,6 +232,6 @@ def make_pool(config: BenchConfig, work: Path, tasks: Sequence[SuiteTask]) -> Po
 def _told(record: Record) -> str:
     if record["failed"]:
         return "diverged"
-    if record["val_accuracy"] is None:
+    if score(record, "val") is None:
         return "trained"
-    return f"validation {record['val_accuracy']:.3f}" + (", stopped early" if record["pruned"] else "")
+    return f"validation {score(record, 'val'):.3f}" + (", stopped early" if record["pruned"] else "")
