@@ -34,7 +34,7 @@ def manifest(tasks: list[SuiteTask], val_fraction: float) -> dict[str, Any]:
             "train": parts.tuning.train,
             "val": parts.tuning.val,
             "train and val": parts.final.train,
-            "test": open_test(task, classes),
+            "test": open_test(task, parts.final.train),
         }
         facts = {name: {"images": len(images), "sha256": digest(images)} for name, images in splits.items()}
         found[task.name] = {"group": task.group, "classes": list(classes), "images": parts.digest, "splits": facts}

@@ -24,7 +24,7 @@ def tasks(summary: Record, group: str) -> Drawing:
         for row in summary["rows"]
         for one in (_published(summary, row),)
     ]
-    return _bars(summary["rows"], names, [row["tasks"] for row in summary["rows"]], published)
+    return _bars(summary["rows"], names, [row["tasks"] for row in summary["rows"]], published, summary["measure"])
 
 
 def means(summary: Record) -> Drawing:
@@ -32,7 +32,7 @@ def means(summary: Record) -> Drawing:
     over = {"of groups": "mean_of_groups", "of tasks": "mean_of_tasks"}
     found = [{**row["groups"], **{name: row[key] for name, key in over.items()}} for row in summary["rows"]]
     names = [*summary["groups"], *over]
-    return _bars(summary["rows"], names, found, [{} for _ in found])
+    return _bars(summary["rows"], names, found, [{} for _ in found], summary["measure"])
 
 
 def _published(summary: Record, row: Record) -> Record:
@@ -45,6 +45,7 @@ def _bars(
     names: Sequence[str],
     values: Sequence[Mapping[str, Record]],
     published: Sequence[Mapping[str, float]],
+    measure: str,
 ) -> Drawing:
     """Bars side by side in groups of ``names``, best read from the left."""
     many = len(rows)
@@ -72,13 +73,13 @@ def _bars(
     axes.grid(axis="x", alpha=0.15, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlim(0, 104)
-    axes.set_xlabel("test accuracy, %")
+    axes.set_xlabel(f"{measure}, %")
     made.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=1)
     told = "; ".join(
         f"{label(row)}: " + ", ".join(f"{name} {_percent(own[name]['mean'])}" for name in names if name in own)
         for row, own in zip(rows, values, strict=True)
     )
-    return finished(made, f"Test accuracy. {told}.")
+    return finished(made, f"{measure.capitalize()}. {told}.")
 
 
 def against_parameters(summary: Record) -> Drawing | None:
@@ -89,15 +90,18 @@ def against_parameters(summary: Record) -> Drawing | None:
         if row["mean_of_tasks"]["mean"] is not None and trained:
             half = row["mean_of_tasks"]["half"] or 0.0
             points.append((label(row), round(statistics.fmean(trained)), row["mean_of_tasks"]["mean"], half))
-    return tradeoff(points, "mean test accuracy") if len(points) > 1 else None
+    return tradeoff(points, f"mean {summary['measure']}") if len(points) > 1 else None
 
 
 def ranks(summary: Record) -> Drawing | None:
     """Each row's rank on each task, and the mean of these; nothing where fewer than two rows have all tasks."""
+    from scipy.stats import rankdata
+
     rows = [row for row in summary["rows"] if row["whole"]]
     if len(rows) < 2:
         return None
-    found = ranked([[row["tasks"][name]["mean"] for row in rows] for name in summary["tasks"]])
+    means = [[row["tasks"][name]["mean"] for name in summary["tasks"]] for row in rows]
+    found = rankdata([[-mean for mean in own] for own in means], axis=0).tolist()
     order = sorted(range(len(rows)), key=lambda k: statistics.fmean(found[k]))
     made, axes = figure(0.8 + 0.28 * len(rows), max(WIDTH, 5.0))
     look: dict[str, Any] = {"linestyle": "none", "markersize": 8}
@@ -114,20 +118,6 @@ def ranks(summary: Record) -> Drawing | None:
     axes.tick_params(axis="y", length=0)
     told = "; ".join(f"{label(rows[k])} {statistics.fmean(found[k]):.2f}" for k in order)
     return finished(made, f"Mean rank over {len(summary['tasks'])} tasks: {told}.")
-
-
-def ranked(tasks: Sequence[Sequence[float]]) -> list[list[float]]:
-    """For each row its rank on each task, 1 for the highest; equals share the mean of their ranks.
-
-    Args:
-        tasks: For each task, the value of each row.
-    """
-    columns = []
-    for values in tasks:
-        better = [sum(other > value for other in values) for value in values]
-        same = [sum(other == value for other in values) for value in values]
-        columns.append([above + (equal + 1) / 2 for above, equal in zip(better, same, strict=True)])
-    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _percent(value: float | None) -> str:

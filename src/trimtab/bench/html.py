@@ -8,7 +8,7 @@ from pathlib import Path
 from trimtab.bench import figures
 from trimtab.bench.results import Record
 from trimtab.bench.summary import label
-from trimtab.bench.text import NONE, tables_of
+from trimtab.bench.text import NONE, lead_of, tables_of
 from trimtab.reporting.figure import Drawing, looks, shown
 from trimtab.reporting.page import render
 
@@ -26,8 +26,7 @@ def page(summary: Record) -> str:
     return render(
         _TEMPLATE,
         title=f"Benchmark {shown(summary['suite'])}",
-        lead=f"{len(summary['rows'])} rows, {len(summary['tasks'])} tasks. Test accuracy in %, mean and 95 % "
-        "interval over seeds.",
+        lead=f"{len(summary['rows'])} rows, {len(summary['tasks'])} tasks. {shown(lead_of(summary))}",
         warnings=[
             f"{shown(label(row))} was chosen on the test images: its numbers are too high, and are here to reproduce "
             "how a paper got its own."

@@ -160,7 +160,8 @@ _CHOSEN = "chosen on validation images"
 _OURS = (
     Ours(
         "strict",
-        f"{_CHOSEN}, trained again on training and validation images together, last epoch, test images read once a model",
+        f"{_CHOSEN}, trained again on training and validation images together, last epoch, "
+        "test images read once a model",
     ),
     Ours(
         "holdout",

@@ -139,7 +139,7 @@ class Results:
 
 
 def score(record: Mapping[str, Any], images: str) -> Any:
-    """Return the score of a record on the ``"val"`` or ``"test"`` images: a classifier's accuracy, a segmenter's mIoU."""
+    """Return the accuracy of a classifier or the mIoU of a segmenter on the ``"val"`` or ``"test"`` images."""
     return next((record[name] for name in (f"{images}_accuracy", f"{images}_miou") if name in record), None)
 
 

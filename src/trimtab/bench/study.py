@@ -1,4 +1,4 @@
-"""Studies: a suite with rows and options of their own, as a JSON file. Comparisons, ablations and sweeps are studies."""
+"""Studies: comparisons, ablations and sweeps as JSON files, each a suite with rows and options of its own."""
 
 from __future__ import annotations
 
