@@ -63,7 +63,8 @@ def test_a_whole_benchmark_with_its_report(suite: Path, tmp_path: Path) -> None:
     assert {"torch", "timm", "trimtab"} == set(final["versions"])
     assert final["computer"]["python"]
     report = bench_report([out])
-    assert "vpt:num_prompts=3 [strict, image_size 32, epochs 2, batch_size 7]" in report.text
+    assert "vpt:num_prompts=3 [strict]" in report.text
+    assert "All rows: image_size 32, epochs 2, batch_size 7." in report.text
     assert (report.out / "report.html").is_file()
     mean = sum(line["test_accuracy"] for line in tests[:2]) / 2
     assert report.summary["rows"][0]["mean_of_tasks"]["mean"] == pytest.approx(mean)

@@ -86,7 +86,7 @@ def _of_group(summary: Record, group: str) -> tuple[list[str], list[list[str]]]:
 def _of_means(summary: Record) -> tuple[list[str], list[list[str]]]:
     groups = summary["groups"]
     over = [_mean_of(len(groups), "group"), _mean_of(len(summary["tasks"]), "task")]
-    header = ["row", *groups, *over, "parameters", "adapter", "training"]
+    header = ["row", *groups, *over, "parameters", "adapter size", "training"]
     lines = []
     for row in summary["rows"]:
         means = [share(row["groups"].get(group)) for group in groups]
