@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.pictures import COLOURS, MARKERS, new_figure, use_svg
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
 
 _AXES = {"prompts": "prompts a block", "image_size": "image size in pixels"}
 
@@ -16,7 +22,7 @@ def draw_speed(records: list[dict[str, Any]], out: Path) -> list[Path]:
     Of a backbone and a kind of pass, only eager float32 is drawn, at the image size or number of prompts that has most
     records; with fewer than two points there is no picture.
     """
-    use_svg()
+    _use_svg()
     paths = []
     for by in _AXES:
         figures = [
@@ -27,7 +33,7 @@ def draw_speed(records: list[dict[str, Any]], out: Path) -> list[Path]:
         ]
         if not figures:
             continue
-        figure, axes = new_figure(2, len(figures), 8.0, 2.6 * len(figures))
+        figure, axes = _new_figure(2, len(figures), 8.0, 2.6 * len(figures))
         for k, (kind, model, points) in enumerate(figures):
             _panel(axes[2 * k], points, by, "speed_to_reference", f"ViT-{model.title()}, {kind}: speed")
             _panel(axes[2 * k + 1], points, by, "flops_to_reference", "operations")
@@ -67,3 +73,25 @@ def _panel(axes: Any, points: dict[str, list[dict[str, Any]]], by: str, what: st
     axes.axhline(1.0, color="grey", linewidth=0.8)
     axes.set_title(f"{title} beside the reference", fontsize=9)
     axes.set_xlabel(_AXES[by])
+
+
+def _use_svg() -> None:
+    """Draw into files; text stays text, and the same numbers give the same file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "trimtab", "font.size": 9, "font.family": "sans-serif"}
+    )
+
+
+def _new_figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels; the panels row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for one in axes.flat:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25, linewidth=0.6)
+    return figure, list(axes.flat)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bench.made import small_tasks
-from tests.bench.sources.server import Server, served
-from trimtab.bench import catalog
-from trimtab.bench.catalog import BenchmarkTask
+from tests.bench.task_sources.server import Server, served
+from trimtab.bench import task_table
+from trimtab.bench.task_table import BenchmarkTask
 
 Tasks = dict[str, dict[str, BenchmarkTask]]
 
@@ -18,7 +18,7 @@ Tasks = dict[str, dict[str, BenchmarkTask]]
 def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
     """The table, with a few images and classes in place of each task's."""
     table = small_tasks()
-    monkeypatch.setattr(catalog, "TASKS", table)
+    monkeypatch.setattr(task_table, "TASKS", table)
     return table
 
 

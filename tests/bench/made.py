@@ -15,8 +15,8 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet as arrow_parquet
 
-from trimtab.bench import catalog
-from trimtab.bench.catalog import BenchmarkTask
+from trimtab.bench import task_table
+from trimtab.bench.task_table import BenchmarkTask
 
 CLASSES = 3
 VTAB = {"train800": 5, "val200": 3, "train800val200": 8, "test": 4}
@@ -34,7 +34,7 @@ def small(task: BenchmarkTask) -> BenchmarkTask:
 
 def small_tasks() -> dict[str, dict[str, BenchmarkTask]]:
     """The whole table, small."""
-    return {suite: {name: small(task) for name, task in tasks.items()} for suite, tasks in catalog.TASKS.items()}
+    return {suite: {name: small(task) for name, task in tasks.items()} for suite, tasks in task_table.TASKS.items()}
 
 
 def picture(seed: int, kind: str = "PNG", size: int = 8) -> bytes:

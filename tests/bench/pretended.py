@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from tests.families import shared_backbone
-from trimtab.bench import command
-from trimtab.bench.command import bench
+from trimtab.bench.benchmark import RESULTS, bench
 from trimtab.bench.results import Results
-from trimtab.bench.run import Outcome
+from trimtab.bench.scheduler import Outcome
 from trimtab.bench.trial import Trial, read_test, run_trial
 
 SECRET = "held_back"
@@ -83,9 +82,9 @@ class Inline:
         return {
             "failed": None,
             "pruned": False,
-            "val_accuracy": accuracy if trial.part == "tune" else None,
-            "val_loss": 1.0 if trial.part == "tune" else None,
-            "val_history": [accuracy] * trial.resolved["recipe"]["epochs"] if trial.part == "tune" else [],
+            "val_accuracy": accuracy if len(place.training.val) else None,
+            "val_loss": 1.0 if len(place.training.val) else None,
+            "val_history": [accuracy] * trial.resolved["recipe"]["epochs"] if len(place.training.val) else [],
             "test_history": [[k, share(f"{trial.key} {k} {self.luck}")] for k in trial.test_epochs],
             "test_images": None if place.test is None else len(place.test),
             "trainable": 5_000 + len(trial.method),
@@ -123,16 +122,18 @@ class Inline:
         return [(trial, sent) for work, trial, sent in self.given if work is read_test]
 
 
-def go(suite: Path, out: Path, pool: Inline, *methods: str, **options: Any) -> Outcome:
+def go(
+    suite: Path, out: Path, pool: Inline, *rows: str, methods: tuple[str, ...] = ("linear", "vpt"), **options: Any
+) -> Outcome:
     """A benchmark of a small random backbone."""
-    rows = methods or ("linear", "vpt")
+    methods = rows or methods
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trimtab.backbone.weights.load_backbone", lambda *_, **__: shared_backbone("class-token"))
-        return bench(str(suite), methods=rows, out=out, pool=pool, **options)
+        return bench(str(suite), methods=methods, out=out, pool=pool, **options)
 
 
 def results_of(out: Path) -> Results:
-    return Results(out / command.RESULTS)
+    return Results(out / RESULTS)
 
 
 def prepare(root: Path, suite: str, task: str, variant: str = "lossless") -> Path:

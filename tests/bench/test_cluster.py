@@ -19,8 +19,8 @@ import pytest
 
 from tests.job import BACKBONE, data, weights
 from trimtab.bench import cluster
-from trimtab.bench.cluster import Cluster, _Sees
-from trimtab.bench.command import bench
+from trimtab.bench.benchmark import bench
+from trimtab.bench.cluster import Cluster, _SharedFiles
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.pools import PoolError, WorkerDiedError
 from trimtab.bench.results import Results
@@ -319,7 +319,7 @@ def test_workers_have_to_see_the_files(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     weights_file = tmp_path / "weights"
     weights_file.touch()
-    sees = _Sees(Path("out"), [Path("weights")])
+    sees = _SharedFiles(Path("out"), [Path("weights")])
     monkeypatch.chdir("/")
     sees.check()
     assert Path.cwd() == tmp_path

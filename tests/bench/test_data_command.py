@@ -10,9 +10,9 @@ import pytest
 
 from tests.bench.conftest import Tasks
 from tests.bench.made import noah_tree, repository
-from tests.bench.sources.server import Server
+from tests.bench.task_sources.server import Server
 from trimtab.bench import prepare as preparing
-from trimtab.bench.listing import lines
+from trimtab.bench.list_tasks import lines
 from trimtab.cli import commands as cli
 
 Captured = pytest.CaptureFixture[str]

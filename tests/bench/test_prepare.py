@@ -28,12 +28,12 @@ from tests.bench.made import (
     tarred,
     zipped,
 )
-from tests.bench.sources.server import Server
-from trimtab.bench import catalog
+from tests.bench.task_sources.server import Server
 from trimtab.bench import prepare as preparing
+from trimtab.bench import task_table
 from trimtab.bench.pixels import look_at, together
 from trimtab.bench.prepare import prepare
-from trimtab.bench.sources.noah import NoahTree
+from trimtab.bench.task_sources.noah import NoahTree
 from trimtab.bench.verify import verify
 from trimtab.data import open_scenes, open_split, open_training
 from trimtab.errors import ConfigError, DataError
@@ -224,9 +224,9 @@ def test_a_lost_image_of_an_unfinished_task_is_written_again(
 KILLED = """
 import os, signal, sys
 from tests.bench.made import small_tasks
-from trimtab.bench import catalog, prepare
+from trimtab.bench import task_table, prepare
 from trimtab.progress import Progress
-catalog.TASKS, prepare._AT_ONCE = small_tasks(), 1
+task_table.TASKS, prepare._AT_ONCE = small_tasks(), 1
 count = 0
 class Kill(Progress):
     def stage(self, title, total, unit, done=0):
@@ -317,7 +317,7 @@ def test_one_damaged_image_late_in_a_task_is_enough(
 
 
 def test_a_task_of_its_true_size(tmp_path: Path) -> None:
-    task = catalog.TASKS["vtab1k"]["kitti"]
+    task = task_table.TASKS["vtab1k"]["kitti"]
     noah_tree(tmp_path / "tree", task, "PNG")
     folder = prepare("vtab1k", tmp_path, tasks=["kitti"], given=tmp_path / "tree").folders["kitti"]
     verdict = verify(folder)[0]
@@ -357,7 +357,7 @@ def archives(tasks: Tasks, server: Server, names: list[str], monkeypatch: pytest
             server.files[path] = packed
             changed = task.archive.__class__(task.archive.file, url=f"{server.address}{path}")
             tasks["fgvc"][name] = task.__class__(**{**vars(task), "archive": changed})
-    repo, _, pinned = catalog.TASKS["fgvc"]["cub200_2011"].splits.hub.partition("@")  # type: ignore[union-attr]
+    repo, _, pinned = task_table.TASKS["fgvc"]["cub200_2011"].splits.hub.partition("@")  # type: ignore[union-attr]
     server.repositories[repo] = {**hub, "json.zip": zipped(splits)}
     monkeypatch.setattr(Server, "revision", lambda self, name: pinned)
 

@@ -88,8 +88,10 @@ def test_ship_has_its_logged_settings() -> None:
     assert point == {"options": {"prompt_length": 50, "threshold": 0.93}, "fit": {"lr": 1e-3, "weight_decay": 1e-3}}
     assert len(ship_space("ship", {}, "moths").points()) == 4 * 4 * 6 * 5
     assert protocol.test_epochs(100) == (1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100)
-    assert protocol.chooses_on_test
-    assert not PROTOCOLS["strict"].chooses_on_test
+    assert protocol.setting_on_test
+    assert protocol.epoch_on_test
+    assert not PROTOCOLS["strict"].setting_on_test
+    assert not PROTOCOLS["strict"].epoch_on_test
     assert PROTOCOLS["strict"].test_epochs(100) == ()
 
 

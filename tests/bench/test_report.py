@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import t, ttest_rel, wilcoxon
 
 from tests.bench.pretended import Inline, go, make_suite, prepare, results_of
-from trimtab.bench.pictures import _published, ranked
+from trimtab.bench.figures import _published
 from trimtab.bench.presets import PUBLISHED, read_published
 from trimtab.bench.published import reasons
 from trimtab.bench.report import bench_report
@@ -174,8 +174,16 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
         bench_report([tmp_path / "out"])
 
 
-def test_ranks_share_equal_places() -> None:
-    assert ranked([[0.9, 0.8, 0.8], [0.1, 0.3, 0.2]]) == [[1.0, 3.0], [2.5, 1.0], [2.5, 2.0]]
+def test_ranks_share_equal_places(out: Path) -> None:
+    from trimtab.bench.figures import ranks
+
+    summary = summarise([out])
+    for row in summary["rows"][1:]:
+        row["tasks"] = {name: {**cell, "mean": 0.5} for name, cell in row["tasks"].items()}
+    summary["rows"][0]["tasks"] = {name: {**cell, "mean": 0.9} for name, cell in summary["rows"][0]["tasks"].items()}
+    drawn = ranks(summary)
+    assert drawn is not None
+    assert "linear [strict] 1.00; vpt [strict] 2.50; lora [strict] 2.50" in drawn.alt
 
 
 # --- prepared suites and published figures ----------------------------------------------------------------

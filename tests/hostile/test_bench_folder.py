@@ -11,12 +11,12 @@ import pytest
 
 from tests import job
 from tests.bench.pretended import Inline, go, make_suite
-from tests.bench.test_command import Here, options
+from tests.bench.test_benchmark import Here, options
 from trimtab.bench import trial as trials
-from trimtab.bench.command import bench
+from trimtab.bench.benchmark import bench
 from trimtab.bench.report import bench_report
 from trimtab.bench.results import BENCH, Results, repair
-from trimtab.bench.trial import Place, Running, run_trial
+from trimtab.bench.trial import TrialFiles, WorkerSettings, run_trial
 from trimtab.errors import ConfigError, DataError, TrimtabError
 from trimtab.storage.locks import LOCK, own
 
@@ -203,7 +203,7 @@ def test_a_line_that_is_no_json_is_told_and_not_cut(suite: Path, done: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Place]:
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, TrialFiles]:
     """A trial that tunes, and where it did."""
     home = tmp_path_factory.mktemp("given")
     (home / "suite.csv").write_text(f"task,data\ncolours,{job.data()}\n")
@@ -219,8 +219,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Place]:
     return seen[0][0], seen[0][1]
 
 
-def place_of(given: tuple[Any, Place], out: Path, bar: tuple[float, ...] = ()) -> Place:
-    return Place(given[1].training, out, Running(str(job.weights()), "cpu"), bar)
+def place_of(given: tuple[Any, TrialFiles], out: Path, bar: tuple[float, ...] = ()) -> TrialFiles:
+    return TrialFiles(given[1].training, out, WorkerSettings(str(job.weights()), "cpu"), (bar,) * 4 if bar else ())
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("bar", [(), (0.0, 1.1, 1.1), (0.0, 0.0, 1.1)])
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
 def test_a_killed_trial_has_the_record_of_an_undisturbed_one(
-    epoch: int, bar: tuple[float, ...], given: tuple[Any, Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epoch: int, bar: tuple[float, ...], given: tuple[Any, TrialFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the state of an epoch was saved, and before anything came of it; or after the fit (4)."""
     whole = run_trial(given[0], place_of(given, tmp_path / "whole", bar))
@@ -243,7 +243,7 @@ def test_a_killed_trial_has_the_record_of_an_undisturbed_one(
         if epoch == 4 or len(arguments[1]) == epoch:
             raise KeyboardInterrupt
 
-    name = (trials, "_measured") if epoch == 4 else (trials._Watching, "epoch")
+    name = (trials, "_measured") if epoch == 4 else (trials._EpochWatcher, "epoch")
     with monkeypatch.context() as patch:
         patch.setattr(*name, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -255,7 +255,7 @@ def test_a_killed_trial_has_the_record_of_an_undisturbed_one(
     assert resumed["pruned"] == stopped
 
 
-def test_results_of_other_programs_of_ours_are_read_as_before(tmp_path: Path) -> None:
+def test_results_that_say_nothing_of_their_fields_are_read(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
     file.write_text('{"kind": "use", "study": "x"}\n{"kind": "trial", "key": "a"}')
     assert list(Results(file).trials) == ["a"]

@@ -63,7 +63,7 @@ class Cluster:
         self._workers, self._share = workers, share
         self._idle: list[Any] = []
         self._all: list[Any] = []
-        self._sees = _Sees(work, needs)
+        self._sees = _SharedFiles(work, needs)
         _check_address(address)
         self._signals = signal.getsignal(signal.SIGTERM)
         _connect(self._ray, address, workers, gpu)
@@ -135,7 +135,7 @@ def _has(node: dict[str, float], what: str) -> float:
 # --- on the other machine ---------------------------------------------------------------------------------
 
 
-class _Sees:
+class _SharedFiles:
     """Lets a worker tell whether it has the parent's files.
 
     Args:
@@ -169,7 +169,7 @@ class _Sees:
 class _Worker:
     """A process of the cluster."""
 
-    def __init__(self, sees: _Sees) -> None:
+    def __init__(self, sees: _SharedFiles) -> None:
         self._sees, self._ready = sees, False
 
     def work(self, work: Callable[..., Any], *arguments: Any) -> Any:

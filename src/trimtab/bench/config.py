@@ -13,9 +13,13 @@ from trimtab.validation import check_fields
 class BenchConfig:
     """How a benchmark chooses, and what it may spend."""
 
-    protocol: Literal["strict", "paper-vpt", "paper-ship"] = "strict"
+    protocol: Literal["strict", "holdout", "validation", "test-epoch", "test-setting", "paper-vpt", "paper-ship"] = (
+        "strict"
+    )
     """strict: chosen on validation images, trained again on training and validation images together, last epoch, test
-    images read once a model. paper-vpt and paper-ship: as those papers' code did; every row says so."""
+    images read once a model. holdout: the same, trained again on training images alone. validation: trained on
+    training images, measured on validation images. test-epoch, test-setting: the epoch, or epoch and setting, chosen
+    on test images, to show what that is worth. paper-vpt, paper-ship: as those papers' code did."""
     seeds: int | None = None
     """How many final models a method and task has. Default: 5; of paper-ship 1."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
@@ -24,7 +28,7 @@ class BenchConfig:
     trials: int | None = None
     """Settings to try for each method and task. Default: as many as the grid has."""
     prune: bool = False
-    """Stop trials that are behind the median of the earlier ones on the validation images."""
+    """Stop trials that are behind the median of the earlier ones on the validation images, by Optuna's pruner."""
     root: str | None = None
     """The folder of `trimtab data prepare`, for vtab1k and fgvc."""
     workers: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.bench.results import Record, Results
@@ -95,10 +94,3 @@ class Ledger:
     def _opened(self, trial: Trial, more: Record) -> ImageSet:
         self._results.append("test-opened", {**trial.place, "key": trial.key, **more})
         return self._tests[trial.task]()
-
-
-def model_digest(folder: Path) -> str:
-    """What tells a saved model from another: the digest of its tensors that it holds itself to."""
-    import hashlib
-
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]

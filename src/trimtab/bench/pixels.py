@@ -22,14 +22,14 @@ SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "PPM": ".ppm", "TIFF":
 
 
 @dataclass(frozen=True)
-class Look:
+class DecodedImage:
     """What was seen in an image file: its format, and the digest of its pixels and label."""
 
     format: str
     sha256: str
 
 
-def look_at(content: bytes, label: str, where: str, mask: bytes | None = None) -> Look:
+def look_at(content: bytes, label: str, where: str, mask: bytes | None = None) -> DecodedImage:
     """Decode an image, and its mask if it has one.
 
     The digest is SHA-256 over the label, height and width, the pixels as a model is given them (upright, red, green
@@ -50,7 +50,7 @@ def look_at(content: bytes, label: str, where: str, mask: bytes | None = None) -
                 digest.update(np.asarray(image).astype("<i4").tobytes())
     except Exception as error:
         raise DataError(f"{where} is no image that can be read ({why_unreadable(error)}); fetch it again.") from error
-    return Look(kind, digest.hexdigest())
+    return DecodedImage(kind, digest.hexdigest())
 
 
 def format_of(content: bytes, where: str) -> str:

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.ledger import Ledger
 from trimtab.bench.protocols import PROTOCOLS, Row
-from trimtab.bench.results import Record, Results
+from trimtab.bench.results import Record, Results, score
 from trimtab.bench.search import propose, settings_count
 from trimtab.bench.suites import Parts, SuiteTask, open_parts
-from trimtab.bench.trial import Trial, bar_of
+from trimtab.bench.trial import Trial
 from trimtab.data import bits_in_use
 from trimtab.methods import METHODS, configure, paper_recipe
 from trimtab.recipe import FitConfig
 
 if TYPE_CHECKING:
     from trimtab.backbone import Backbone
+    from trimtab.data import TrainingData
+    from trimtab.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkItem:
     """Something for a worker."""
 
     unit: Unit
@@ -57,11 +59,17 @@ class Trials:
             self._parts[task.name] = open_parts(task, self.config.val_fraction)
         return self._parts[task.name]
 
+    def images(self, task: SuiteTask, part: str) -> TrainingData:
+        """Return what the trials of a part train on, and are validated on."""
+        parts = self.parts(task)
+        return parts.final if part == "final" and self.protocol.trains_on_val else parts.tuning
+
     def make(self, row: Row, task: SuiteTask, part: str, seed: int, setting: Record) -> Trial:
         """The trial of a setting, with what replaces a recipe's values in all rows."""
         fit = {**setting["fit"], **self.config.overrides, **row.fit}
         final = part == "final"
-        resolved = self._resolve(row, setting["options"], fit, self._bits_of(task, part, fit.get("limit"), seed))
+        bits = self._bits_of(task, part, fit.get("limit"), seed)
+        resolved = self._resolve(row, task.kind, setting["options"], fit, bits)
         return Trial(
             protocol=self.protocol.name,
             part=part,
@@ -84,22 +92,23 @@ class Trials:
 
         key = task.name, part, None if limit is None else seed
         if key not in self._bits:
-            parts = self.parts(task)
-            images = (parts.tuning if part == "tune" else parts.final).train
+            images = self.images(task, part).train
             self._bits[key] = bits_in_use(limited(images, limit, seed).paths)
         return self._bits[key]
 
-    def _resolve(self, row: Row, options: Record, fit: Record, bits: int) -> Record:
+    def _resolve(self, row: Row, kind: Task, options: Record, fit: Record, bits: int) -> Record:
         from trimtab.training.preprocessing import make_preprocess
 
         asked = json.dumps([row.method, options, fit, bits], sort_keys=True)
         if asked not in self._resolved:
             config = FitConfig(backbone=self.config.backbone, background=None if self._transparency else "drop", **fit)
-            recipe = paper_recipe(config.recipe) if config.recipe else METHODS[row.method].recipe
+            own = kind.recipe(METHODS[row.method].recipe)
+            recipe = paper_recipe(config.recipe) if config.recipe else own
             resolved = {
                 "recipe": dataclasses.asdict(config.resolve(recipe)),
                 "method_config": dataclasses.asdict(configure(row.method, options)),
-                "preprocessing": make_preprocess(config, self._backbone, bits=bits).to_dict(),
+                "preprocessing": make_preprocess(config, self._backbone, kind, bits).to_dict(),
+                **({"task": kind.recorded()} if kind.recorded() else {}),
             }
             self._resolved[asked] = json.loads(json.dumps(resolved))
         return self._resolved[asked]
@@ -128,7 +137,7 @@ class Unit:
         """Row and task."""
         return self.row.name, self.task.name
 
-    def ready(self, room: int, flying: Collection[str] = ()) -> list[Job]:
+    def ready(self, room: int, flying: Collection[str] = ()) -> list[WorkItem]:
         """The work that can be done now; records what is decided.
 
         Args:
@@ -137,23 +146,25 @@ class Unit:
         """
         choice = self.choice()
         if choice is None:
-            return [Job(self, trial) for trial in self._searching(room, flying)]
+            return [WorkItem(self, trial) for trial in self._searching(room, flying)]
         jobs = []
         for trial in self._finals(choice):
-            if self._ledger.measured(trial) is not None:
+            if not self._open(trial):
                 continue
             record = self._results.trials.get(trial.key)
             if record is None:
-                jobs.append(Job(self, trial))
+                jobs.append(WorkItem(self, trial))
             elif record["failed"]:
                 # A model that diverged is right about nothing, and needs no images to be so.
-                self._ledger.enter(trial, {"failed": record["failed"], "test_accuracy": 0.0, "test_images": 0})
+                self._ledger.enter(
+                    trial, {"failed": record["failed"], f"test_{self.task.kind.monitor}": 0.0, "test_images": 0}
+                )
             elif trial.test_epochs:
                 self._enter_selected(trial, record)
             elif not (self._models / trial.key / "adapter_config.json").is_file():
-                jobs.append(Job(self, trial))
+                jobs.append(WorkItem(self, trial))
             else:
-                jobs.append(Job(self, trial, measures=True))
+                jobs.append(WorkItem(self, trial, measures=True))
         return jobs
 
     def choice(self) -> list[Record] | None:
@@ -162,7 +173,7 @@ class Unit:
         if recorded is not None:
             settings: list[Record] = recorded["settings"]
             return settings
-        if self._protocol.chooses_on_test or self._count == 1:
+        if self._protocol.setting_on_test or self._count == 1:
             return self._decide([self._setting(k, []) for k in range(self._count)], [])
         records = [self._results.trials[trial.key] for trial in self._tried() if self._done(trial)]
         if len(records) < self._count:
@@ -185,7 +196,7 @@ class Unit:
 
     def total(self) -> int:
         """How many trainings there are in all."""
-        if self._protocol.chooses_on_test:
+        if self._protocol.setting_on_test:
             return self._count * len(self._seeds)
         return (self._count if self._count > 1 else 0) + len(self._seeds)
 
@@ -193,19 +204,18 @@ class Unit:
         """Keys of the final models that are still to be measured."""
         choice = self.choice()
         finals = self._finals(choice) if choice is not None else ()
-        return {trial.key for trial in finals if self._ledger.measured(trial) is None}
+        return {trial.key for trial in finals if self._open(trial)}
 
     def images(self, trial: Trial) -> Any:
         """What a trial trains on."""
-        parts = self._trials.parts(self.task)
-        return parts.tuning if trial.part == "tune" else parts.final
+        return self._trials.images(self.task, trial.part)
 
-    def bar(self, trial: Trial) -> tuple[float, ...]:
-        """What this tuning trial must reach, epoch by epoch, not to be stopped."""
+    def earlier(self, trial: Trial) -> tuple[tuple[float, ...], ...]:
+        """Return the validation scores by epoch of whole trials of the search, to stop this one if it is behind."""
         if not self._trials.config.prune or trial.part != "tune":
             return ()
         curves = [self._results.trials[other.key]["val_history"] for other in self._tried() if self._done(other)]
-        return bar_of(curves, trial.resolved["recipe"]["epochs"])
+        return tuple(tuple(curve) for curve in curves if len(curve) == trial.resolved["recipe"]["epochs"])
 
     # --- the parts ---
 
@@ -224,6 +234,12 @@ class Unit:
         if not self._made_finals:
             self._made_finals = [self._trial(seed, "final", setting) for setting in settings for seed in self._seeds]
         return self._made_finals
+
+    def _open(self, trial: Trial) -> bool:
+        """Whether a final model is still to be trained or measured."""
+        if self._protocol.measured_on == "val":
+            return not self._done(trial)
+        return self._ledger.measured(trial) is None
 
     def _done(self, trial: Trial) -> bool:
         return trial.key in self._results.trials
@@ -249,7 +265,7 @@ class Unit:
 
     def _ask(self, number: int) -> Trial:
         before = [trial for trial in self._tried() if self._done(trial)]
-        done = [(trial.setting, self._results.trials[trial.key]["val_accuracy"]) for trial in before]
+        done = [(trial.setting, score(self._results.trials[trial.key], "val")) for trial in before]
         setting = self._setting(number, done)
         self._results.append("asked", {**self._where, "number": number, "setting": setting})
         return self._tried()[number]

@@ -17,16 +17,15 @@ import PIL
 from PIL import features
 
 from trimtab import __version__
-from trimtab.bench import catalog
-from trimtab.bench.catalog import SUITES, BenchmarkTask
+from trimtab.bench import task_table
 from trimtab.bench.pixels import look_at
-from trimtab.bench.prepared import (
+from trimtab.bench.task_folder import (
     COLUMNS,
     FORMAT,
     MANIFEST,
     PIXELS,
     SPLITS,
-    Seen,
+    PreparedImage,
     read_manifest,
     read_seen,
     seen_line,
@@ -34,7 +33,8 @@ from trimtab.bench.prepared import (
     splits_text,
     variant_of,
 )
-from trimtab.bench.sources import Picture, Source, source_of
+from trimtab.bench.task_sources import SourceImage, TaskSource, source_of
+from trimtab.bench.task_table import SUITES, BenchmarkTask
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.progress import Progress
 from trimtab.storage.files import check_folder, remove_drafts, write_bytes, write_json, write_text
@@ -49,7 +49,7 @@ _SPARE = 200_000_000
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSuite:
     """What became of a suite.
 
     Attributes:
@@ -72,7 +72,7 @@ def prepare(
     revision: str | None = None,
     threads: int = 2,
     progress: Progress | None = None,
-) -> Prepared:
+) -> PreparedSuite:
     """Prepare tasks as folders ``ROOT/SUITE/TASK``, which `trimtab fit` takes.
 
     What is prepared already is left as it is, and what was interrupted goes on. A task that cannot be had does not
@@ -120,7 +120,7 @@ def prepare(
             f"JPEG copies, marked as such: {', '.join(damaged)}. Their pixels are not the benchmark's, so their "
             "numbers do not belong beside those of the lossless images."
         )
-    return Prepared(folders, variants, tuple(task.name for task in missing))
+    return PreparedSuite(folders, variants, tuple(task.name for task in missing))
 
 
 def _check_given(given: Path | None, downloads: Path) -> None:
@@ -134,7 +134,7 @@ def _check_given(given: Path | None, downloads: Path) -> None:
 
 def _tidy(home: Path, suite: str) -> None:
     """Remove what was downloaded, unless tasks that are not prepared yet may need some of it."""
-    whole = all((home / name / MANIFEST).is_file() for name in catalog.TASKS[suite])
+    whole = all((home / name / MANIFEST).is_file() for name in task_table.TASKS[suite])
     if whole or not _size(home / DOWNLOADS):
         shutil.rmtree(home / DOWNLOADS, ignore_errors=True)
 
@@ -142,7 +142,7 @@ def _tidy(home: Path, suite: str) -> None:
 def _chosen(suite: str, names: Sequence[str]) -> list[BenchmarkTask]:
     if suite not in SUITES:
         raise ConfigError(f"There is no suite {suite!r}; choose one of {', '.join(SUITES)}.{nearest(suite, SUITES)}")
-    known = catalog.TASKS[suite]
+    known = task_table.TASKS[suite]
     for name in names:
         if name not in known:
             raise ConfigError(f"{suite} has no task {name!r}, only {', '.join(known)}.{nearest(name, known)}")
@@ -156,7 +156,7 @@ def _sources(
     revision: str | None,
     failed: dict[str, str],
     progress: Progress,
-) -> list[Source]:
+) -> list[TaskSource]:
     """The sources of tasks; why one cannot be had is added to ``failed``."""
     _check_given(given, home / DOWNLOADS)
     for folder in (home / DOWNLOADS, *(home / task.name for task in tasks)):
@@ -175,7 +175,7 @@ def _sources(
     return sources
 
 
-def _check_space(home: Path, sources: Sequence[Source]) -> None:
+def _check_space(home: Path, sources: Sequence[TaskSource]) -> None:
     """Refuse to begin what the disk cannot hold: all images, and the largest download beside them."""
     needed = sum(max(0, source.bytes_needed()[1] - _size(home / source.task.name)) for source in sources)
     needed += max(0, max((source.bytes_needed()[0] for source in sources), default=0) - _size(home / DOWNLOADS))
@@ -193,7 +193,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _prepare_task(source: Source, folder: Path, threads: int, progress: Progress) -> None:
+def _prepare_task(source: TaskSource, folder: Path, threads: int, progress: Progress) -> None:
     source.fetch(progress)
     classes = source.classes()
     seen = _begin(source, folder)
@@ -208,7 +208,7 @@ def _prepare_task(source: Source, folder: Path, threads: int, progress: Progress
     source.tidy()
 
 
-def _begin(source: Source, folder: Path) -> list[Seen]:
+def _begin(source: TaskSource, folder: Path) -> list[PreparedImage]:
     """Open or reopen a task's folder, and say what is in it already."""
     facts, begun = {"source": source.name, "revision": source.revision}, _begun(folder)
     if begun and begun != facts:
@@ -241,10 +241,12 @@ def _begun(folder: Path) -> dict[str, str]:
     return dict(begun)
 
 
-def _written(source: Source, folder: Path, done: set[tuple[str, int]], threads: int) -> Iterator[list[Seen]]:
+def _written(
+    source: TaskSource, folder: Path, done: set[tuple[str, int]], threads: int
+) -> Iterator[list[PreparedImage]]:
     """Write the images that are not done, and record each batch once it is there."""
 
-    def write(picture: Picture) -> Seen:
+    def write(picture: SourceImage) -> PreparedImage:
         mask = None if picture.mask is None else picture.mask[1]
         look = look_at(picture.content, picture.label, f"{picture.path} of {source.name}", mask)
         files = [(picture.path, picture.content), *([] if picture.mask is None else [picture.mask])]
@@ -252,7 +254,7 @@ def _written(source: Source, folder: Path, done: set[tuple[str, int]], threads: 
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
         where = "" if picture.mask is None else picture.mask[0]
-        return Seen(picture.split, picture.place, picture.path, where, picture.label, look.format, look.sha256)
+        return PreparedImage(picture.split, picture.place, picture.path, where, picture.label, look.format, look.sha256)
 
     pictures = source.pictures(done)
     with ThreadPoolExecutor(threads) as pool, (folder / PIXELS).open("a", encoding="utf-8", newline="") as record:
@@ -263,7 +265,7 @@ def _written(source: Source, folder: Path, done: set[tuple[str, int]], threads: 
             yield seen
 
 
-def _check_mixture(source: Source, folder: Path, formats: Iterable[str]) -> None:
+def _check_mixture(source: TaskSource, folder: Path, formats: Iterable[str]) -> None:
     """Refuse to put damaged copies beside undamaged ones: their numbers must not meet in one table."""
     new = variant_of(source.task, formats, copy=source.copy)
     for path in sorted(folder.parent.glob(f"*/{MANIFEST}")):
@@ -275,7 +277,7 @@ def _check_mixture(source: Source, folder: Path, formats: Iterable[str]) -> None
             )
 
 
-def _finish(source: Source, folder: Path, classes: tuple[str, ...]) -> None:
+def _finish(source: TaskSource, folder: Path, classes: tuple[str, ...]) -> None:
     """Write what describes the folder, the manifest last."""
     task, seen = source.task, read_seen(folder)
     splits = split_facts(seen)

@@ -1,15 +1,15 @@
-"""How hyper-parameters are chosen and final models are trained and read: ``strict``, or as two papers did."""
+"""How hyper-parameters are chosen, and final models trained and measured: our protocols, and those of two papers."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.bench import presets
 from trimtab.bench.presets import Space
-from trimtab.bench.results import Record, best
+from trimtab.bench.results import Record, best, score
 from trimtab.bench.suites import SuiteTask
 
 
@@ -23,6 +23,8 @@ class Row:
     """Of the method; they are not searched."""
     fit: Mapping[str, Any] = field(default_factory=dict)
     """Of the training, in place of those that all rows have."""
+    spaces: Mapping[str, Space] = field(default_factory=dict)
+    """By task, what is searched, where a study says so; a space of one point is a fixed setting."""
 
 
 class Protocol(abc.ABC):
@@ -33,8 +35,14 @@ class Protocol(abc.ABC):
     """What tables say of it."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Those of the final models; more follow by counting on."""
-    chooses_on_test = False
-    """Whether settings and epochs are chosen on the test images, as no other protocol may."""
+    setting_on_test = False
+    """Whether the setting is chosen on the test images, as no honest protocol may."""
+    epoch_on_test = False
+    """Whether the epoch is."""
+    trains_on_val = True
+    """Whether final models are trained on training and validation images together."""
+    measured_on: Literal["test", "val"] = "test"
+    """The images that the tables' numbers are of."""
 
     @abc.abstractmethod
     def space(self, row: Row, task: SuiteTask) -> Space:
@@ -63,18 +71,43 @@ class Protocol(abc.ABC):
         return (*known, *range(max(known) + 1, max(known) + 1 + wanted))[:wanted]
 
 
-class Strict(Protocol):
-    """Chosen on validation images, never on test images."""
+class Ours(Protocol):
+    """Settings of the row or of the method's own space, chosen on validation images unless told otherwise.
 
-    name = "strict"
-    words = (
-        "chosen on validation images, trained again on training and validation images together, last epoch, "
-        "test images read once a model"
-    )
+    Args:
+        name: As the command line has it.
+        words: What tables say of it.
+        trains_on_val: Whether final models are trained on training and validation images together.
+        measured_on: The images that the tables' numbers are of.
+        epoch_on_test: Whether the epoch is the best on the test images, of six at most.
+        setting_on_test: Whether the setting is, too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        words: str,
+        *,
+        trains_on_val: bool = True,
+        measured_on: Literal["test", "val"] = "test",
+        epoch_on_test: bool = False,
+        setting_on_test: bool = False,
+    ) -> None:
+        self.name, self.words = name, words
+        self.trains_on_val, self.measured_on = trains_on_val, measured_on
+        self.epoch_on_test, self.setting_on_test = epoch_on_test, setting_on_test
 
     def space(self, row: Row, task: SuiteTask) -> Space:
-        """The method's own, the same number of settings for each method."""
+        """Return the row's space, or the method's own, which has the same number of settings for each method."""
+        if task.name in row.spaces:
+            return row.spaces[task.name].without(row.options)
         return presets.own_space(row.method).without(row.options)
+
+    def test_epochs(self, epochs: int) -> tuple[int, ...]:
+        """Return some six epochs and the last, where the epoch is chosen on the test images."""
+        if not self.epoch_on_test:
+            return ()
+        return tuple(sorted({*range(1, epochs + 1, max(1, epochs // 5)), epochs}))
 
 
 class PaperVPT(Protocol):
@@ -100,7 +133,7 @@ class PaperVPT(Protocol):
         """The best on the validation images; of equal ones the smallest learning rate."""
 
         def rank(trial: Record) -> tuple[bool, float, float]:
-            return not trial.get("failed") and not trial.get("pruned"), trial["val_accuracy"], -trial["fit"]["lr"]
+            return not trial.get("failed") and not trial.get("pruned"), score(trial, "val"), -trial["fit"]["lr"]
 
         return max(trials, key=rank)
 
@@ -111,7 +144,8 @@ class PaperSHIP(Protocol):
     name = "paper-ship"
     words = "as SHIP's code: the best epoch (of every tenth) and setting CHOSEN ON THE TEST IMAGES, so too high"
     seeds = (1,)
-    chooses_on_test = True
+    setting_on_test = True
+    epoch_on_test = True
 
     def space(self, row: Row, task: SuiteTask) -> Space:
         """The setting that the code's logs have for the task, or the grid they show."""
@@ -122,5 +156,35 @@ class PaperSHIP(Protocol):
         return tuple(sorted({*range(1, epochs + 1, 10), epochs}))
 
 
-PROTOCOLS: Mapping[str, Protocol] = {kind.name: kind() for kind in (Strict, PaperVPT, PaperSHIP)}
+_CHOSEN = "chosen on validation images"
+_OURS = (
+    Ours(
+        "strict",
+        f"{_CHOSEN}, trained again on training and validation images together, last epoch, "
+        "test images read once a model",
+    ),
+    Ours(
+        "holdout",
+        f"{_CHOSEN}, trained again on the training images alone, last epoch, test images read once a model",
+        trains_on_val=False,
+    ),
+    Ours(
+        "validation",
+        "trained on the training images, last epoch, measured on the VALIDATION images; test images not read",
+        trains_on_val=False,
+        measured_on="val",
+    ),
+    Ours(
+        "test-epoch",
+        f"setting {_CHOSEN}, trained again on both, the best epoch CHOSEN ON THE TEST IMAGES, so too high",
+        epoch_on_test=True,
+    ),
+    Ours(
+        "test-setting",
+        "trained on training and validation images, epoch and setting CHOSEN ON THE TEST IMAGES, so too high",
+        epoch_on_test=True,
+        setting_on_test=True,
+    ),
+)
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*_OURS, PaperVPT(), PaperSHIP())}
 """By name."""

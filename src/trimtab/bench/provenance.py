@@ -54,3 +54,8 @@ def head_parameters(out: Path) -> int:
     with safe_open(out / "adapter_model.safetensors", "pt") as tensors:
         names = [name for name in tensors.keys() if name.startswith("head.")]  # noqa: SIM118
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+
+
+def model_digest(folder: Path) -> str:
+    """Return the digest that tells a saved model from another: of the file of its tensors."""
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.bench.page import page
+from trimtab.bench.html import page
 from trimtab.bench.results import Record, Results
 from trimtab.bench.summary import RESULTS, summarise
 from trimtab.bench.text import csv_names, csv_of, text_of
@@ -33,7 +33,11 @@ class BenchReport:
 
 
 def bench_report(
-    folders: Sequence[str | Path], *, out: str | Path | None = None, overwrite: bool = False
+    folders: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    baselines: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> BenchReport:
     """Write tables and pictures of what ``bench`` measured; an earlier report in the same place is replaced.
 
@@ -41,13 +45,15 @@ def bench_report(
         folders: Result folders of ``bench``, of one suite.
         out: Folder for ``report.txt``, ``report.html``, CSV files and ``summary.json``; by default ``report`` in the
             first of ``folders``.
+        baselines: Rows that the others are compared with, in place of all pairs: names, ``"previous"`` (the row before)
+            or ``"same"`` (the row of the same name in the first folder).
         overwrite: Replace files of these names that are not of an earlier report, too.
 
     Raises:
         TrimtabError: If there are no results, they do not belong into one table, or ``out`` cannot be written or has
             other files of these names.
     """
-    summary = summarise(folders)
+    summary = summarise(folders, baselines)
     out = Path(out) if out is not None else Path(folders[0]) / "report"
     _check_out(out, summary, folders, overwrite=overwrite)
     text = text_of(summary)

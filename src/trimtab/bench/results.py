@@ -6,8 +6,6 @@
 | choice | what tuning chose for a row and task, and the trials it chose from |
 | test-opened | that the ledger let a chosen model see the test images |
 | test | what was measured on them |
-
-``benchmarks/`` of the repository has one more, ``use``: that a row of a study with fixed settings shows a trial.
 """
 
 from __future__ import annotations
@@ -26,8 +24,10 @@ Record: TypeAlias = "dict[str, Any]"
 _NUMBER = (int, float)
 _TEXT_OR_NONE = (str, type(None))
 _NUMBER_OR_NONE = (int, float, type(None))
+_SCORE = "{0}_accuracy|{0}_miou"
 Fields: TypeAlias = "Mapping[str, Mapping[str, type | tuple[type, ...]]]"
-"""For each kind of line the fields that it must have, dotted where they are in others, with their types."""
+"""For each kind of line the fields that it must have, with their types; dotted where they are in others, with a bar
+between those of which it has one."""
 
 ANY: Fields = {"trial": {"key": str}}
 """What any results have; lines of other kinds are taken as they are."""
@@ -50,13 +50,13 @@ BENCH: Fields = {
         "pruned": bool,
         "val_history": list,
         "test_history": list,
-        "val_accuracy": _NUMBER_OR_NONE,
+        _SCORE.format("val"): _NUMBER_OR_NONE,
         "val_loss": _NUMBER_OR_NONE,
         "wall_seconds": _NUMBER,
     },
     "choice": {**_CELL, "settings": list, "tried": list},
     "test-opened": {**_CELL, "seed": int, "key": str},
-    "test": {**_CELL, "seed": int, "key": str, "time": str, "test_accuracy": _NUMBER, "test_images": int},
+    "test": {**_CELL, "seed": int, "key": str, "time": str, _SCORE.format("test"): _NUMBER, "test_images": int},
 }
 """What the lines of ``trimtab bench`` have; it writes no others, and first the setup."""
 
@@ -138,15 +138,20 @@ class Results:
             self.trials[record["key"]] = record
 
 
+def score(record: Mapping[str, Any], images: str) -> Any:
+    """Return the accuracy of a classifier or the mIoU of a segmenter on the ``"val"`` or ``"test"`` images."""
+    return next((record[name] for name in (f"{images}_accuracy", f"{images}_miou") if name in record), None)
+
+
 def best(trials: Iterable[Record]) -> Record:
-    """The trial with the best validation accuracy; of equal ones the lower validation loss, then the first.
+    """Return the trial with the best validation score; of equal ones the lower validation loss, then the first.
 
     One that was stopped early or diverged is taken only where there is no other.
     """
 
     def rank(trial: Record) -> tuple[bool, float, float]:
         loss, whole = trial["val_loss"], not trial.get("pruned") and not trial.get("failed")
-        return whole, trial["val_accuracy"], -loss if loss is not None else float("-inf")
+        return whole, score(trial, "val"), -loss if loss is not None else float("-inf")
 
     return max(trials, key=rank)
 
@@ -236,7 +241,7 @@ class _Check:
             return f"there is no kind {kind!r}"
         for name, types in self._fields.get(kind, {}).items():
             if not _has(record, name, types):
-                return f"{name} of the {kind} is missing, or something else"
+                return f"{name.partition('|')[0]} of the {kind} is missing, or something else"
         return None if self._fields is ANY else self._out_of_place(number, kind, record)
 
     def _out_of_place(self, number: int, kind: str, record: Record) -> str | None:
@@ -253,7 +258,11 @@ class _Check:
         return None
 
 
-def _has(record: Record, name: str, types: type | tuple[type, ...]) -> bool:
+def _has(record: Record, names: str, types: type | tuple[type, ...]) -> bool:
+    return any(_has_one(record, name, types) for name in names.split("|"))
+
+
+def _has_one(record: Record, name: str, types: type | tuple[type, ...]) -> bool:
     value: Any = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:

@@ -1,8 +1,9 @@
-"""Where the settings to try come from: a grid, random points, or Optuna's TPE."""
+"""Search: settings from a grid, random points or Optuna's TPE, and Optuna's median pruner."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,20 +43,45 @@ def propose(space: Space, sampler: str, number: int, done: Sequence[tuple[Record
     return _tpe(space, number, done, name)
 
 
-def check_sampler(sampler: str) -> None:
-    """Make sure that a sampler can be used.
+def check_optuna(sampler: str, *, prune: bool) -> None:
+    """Make sure that Optuna is installed if the search needs it.
 
     Raises:
-        ConfigError: If its package is not installed.
+        ConfigError: If it is not.
     """
-    if sampler != "tpe":
+    if sampler != "tpe" and not prune:
         return
     try:
         import optuna  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "The sampler tpe needs the package optuna; install trimtab[search], or take --sampler random."
+            f"{'--prune' if prune else 'The sampler tpe'} needs the package optuna; install trimtab[search], or "
+            f"{'leave it out' if prune else 'take --sampler random'}."
         ) from error
+
+
+def is_behind(curve: Sequence[float], earlier: Sequence[Sequence[float]], epochs: int) -> bool:
+    """Tell whether Optuna's median pruner stops a trial: after a third of its epochs, from the fifth trial on.
+
+    Args:
+        curve: Validation scores of the trial, one for each epoch so far.
+        earlier: Those of whole trials before it.
+        epochs: How many epochs it has in all.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=epochs // 3 + 1)
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    for other in earlier:
+        # The best so far, as the pruner takes it of the trial itself.
+        best = list(itertools.accumulate(other, max))
+        values = dict(enumerate(best, start=1))
+        study.add_trial(optuna.trial.create_trial(value=best[-1], intermediate_values=values))
+    trial = study.ask()
+    for epoch, value in enumerate(curve, start=1):
+        trial.report(value, epoch)
+    return trial.should_prune()
 
 
 def _random(space: Space, name: str) -> Record:

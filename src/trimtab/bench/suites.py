@@ -10,22 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.bench.catalog import TASKS
-from trimtab.bench.prepared import SPLITS, read_manifest
+from trimtab.bench.task_folder import SPLITS, read_manifest
+from trimtab.bench.task_table import TASKS
 from trimtab.data import (
     BUILT_IN,
     ImageSet,
+    MaskSet,
     TrainingData,
     find_leaks,
-    held_out_part,
-    named_splits,
     open_split,
-    open_training,
-    stamp,
 )
 from trimtab.data.labelled import nfc
 from trimtab.data.listing import LEFT_OUT
 from trimtab.errors import ConfigError, DataError, nearest
+from trimtab.tasks import make_task, saved_task
+from trimtab.tasks.base import Task
 
 OWN = "own"
 """The variant of data that trimtab did not prepare."""
@@ -49,21 +48,26 @@ class SuiteTask:
     """All class names, where the data may have some that no training image shows."""
     splits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of prepared data: for each split the number of images, and the digest of their pixels and labels."""
+    kind: Task = dataclasses.field(default_factory=make_task)
+    """What is asked of its images."""
 
 
-def open_suite(suite: str, root: str | None = None, tasks: Sequence[str] = ()) -> list[SuiteTask]:
+def open_suite(
+    suite: str, root: str | None = None, tasks: Sequence[str] = (), kind: Task | None = None
+) -> list[SuiteTask]:
     """The tasks of a suite, in its order.
 
     Args:
         suite: ``"vtab1k"``, ``"fgvc"``, or a CSV file with the columns task and data, perhaps group.
         root: The folder of ``trimtab data prepare``, for the suites of that name.
         tasks: Only these; by default all.
+        kind: What is asked of the images of a CSV file; by default their class.
 
     Raises:
         ConfigError: If there is no such suite or task, or damaged and whole copies would stand in one table.
         DataError: If a task is not prepared, or the file cannot be used.
     """
-    found = _prepared(suite, root, tasks) if suite in TASKS else _of_file(Path(suite), tasks)
+    found = _prepared(suite, root, tasks) if suite in TASKS else _of_file(Path(suite), tasks, kind or make_task())
     check_variants((task.name, task.variant) for task in found)
     return found
 
@@ -106,7 +110,7 @@ def _prepared(suite: str, root: str | None, tasks: Sequence[str]) -> list[SuiteT
     return found
 
 
-def _of_file(path: Path, tasks: Sequence[str]) -> list[SuiteTask]:
+def _of_file(path: Path, tasks: Sequence[str], kind: Task) -> list[SuiteTask]:
     rows = _rows(path)
     names = [row["task"] for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -114,12 +118,12 @@ def _of_file(path: Path, tasks: Sequence[str]) -> list[SuiteTask]:
         raise DataError(f"{path} names the task {twice[0]!r} twice; give each row a name of its own.")
     _check_names(tasks, names, str(path))
     found = [
-        SuiteTask(path.stem, row["task"], row.get("group") or "all", _data(path, row["data"]))
+        SuiteTask(path.stem, row["task"], row.get("group") or "all", _data(path, row["data"]), kind=kind)
         for row in rows
         if not tasks or row["task"] in tasks
     ]
     for task in found:
-        if "test" not in named_splits(task.data):
+        if "test" not in kind.named_splits(task.data):
             raise DataError(f"{path}: {task.data} has no test images to report on; put some into test/.")
     return found
 
@@ -179,16 +183,22 @@ def open_parts(task: SuiteTask, val_fraction: float) -> Parts:
         DataError: If the data cannot be used, or has nothing to choose on.
     """
     if task.classes is None:
-        tuning = open_training(task.data, val_fraction=val_fraction, seed=0)
+        tuning = task.kind.open_training(task.data, val_fraction, 0)
     else:
         train, val = (open_split(task.data, split, task.classes) for split in ("train", "val"))
         tuning = TrainingData(train, val, "csv", False, ())
     if not len(tuning.val):
         raise DataError(f"{task.data} has no validation images to choose on; use a --val-fraction above 0.")
     train, val = tuning.train, tuning.val
-    together = ImageSet("train", train.paths + val.paths, train.labels + val.labels, train.classes)
-    final = TrainingData(together, ImageSet("val", (), (), train.classes), tuning.source, False, ())
-    return Parts(tuning, final, digest_of(train, val))
+    final = TrainingData(_joined(train, val), train.select((), "val"), tuning.source, False, ())
+    return Parts(tuning, final, _digest([*task.kind.identity(train), *task.kind.identity(val)]))
+
+
+def _joined(train: ImageSet, val: ImageSet) -> ImageSet:
+    both: dict[str, Any] = {"paths": train.paths + val.paths, "labels": train.labels + val.labels}
+    if isinstance(train, MaskSet) and isinstance(val, MaskSet):
+        both["masks"] = train.masks + val.masks
+    return dataclasses.replace(train, notes=(), left_out=0, **both)
 
 
 def check_duplicates(task: SuiteTask, parts: Parts, duplicates: str) -> list[str]:
@@ -205,7 +215,7 @@ def check_duplicates(task: SuiteTask, parts: Parts, duplicates: str) -> list[str
         DataError: There are some and they are refused, or one file is in two splits.
     """
     tuning = parts.tuning
-    compared = (tuning.train.part, tuning.val.part, held_out_part(task.data))
+    compared = (tuning.train.part, tuning.val.part, task.kind.held_out(task.data))
     leaks = find_leaks(task.data, compared, made=tuning.split_made)
     if leaks.copies and duplicates == "refuse" and task.variant == OWN:
         raise DataError(
@@ -220,15 +230,15 @@ def left_out(notes: Sequence[str]) -> list[str]:
     return [note for note in notes if note.startswith(LEFT_OUT)]
 
 
-def open_test(task: SuiteTask, classes: tuple[str, ...]) -> ImageSet:
-    """The test images of a task; only the ledger asks for them."""
-    return open_split(task.data, "test", classes)
+def open_test(task: SuiteTask, train: ImageSet) -> ImageSet:
+    """Open the test images of a task, labelled as its training images are; only the ledger asks for them."""
+    saved = saved_task(task.kind.name, task.kind.saved(train))
+    return saved.open_split(task.data, "test", train.classes, Path())
 
 
-def digest_of(*sets: ImageSet) -> str:
-    """A short name for labelled images, the same wherever they lie."""
+def _digest(identity: Iterable[tuple[Any, ...]]) -> str:
+    """Return a short name for labelled images, the same wherever they lie."""
     digest = hashlib.sha256()
-    for images in sets:
-        for path, label in zip(images.paths, images.labels, strict=True):
-            digest.update(repr((images.name, images.classes[label], *stamp(path))).encode("utf-8", "surrogateescape"))
+    for entry in identity:
+        digest.update(repr(entry).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 from trimtab.bench.protocols import PROTOCOLS
 from trimtab.bench.published import beside
-from trimtab.bench.results import BENCH, Record, Results
+from trimtab.bench.results import BENCH, Record, Results, score
 from trimtab.bench.statistics import difference, holm, interval, paired_test, signed_rank_test
 from trimtab.bench.suites import check_variants
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, DataError, nearest
+from trimtab.tasks import DEFAULT_TASK, make_task
+from trimtab.tasks.base import Task
 
 RESULTS = "results.jsonl"
+_IMAGES = {"test": "test", "val": "validation"}
 TESTS = (
     "Intervals are 95 % t intervals over seeds: of the training, not of the draw of test images. Two rows are compared "
     "seed by seed on the same images: the mean difference with its interval and the paired t-test over seeds, and "
@@ -23,10 +27,18 @@ TESTS = (
     "pairs by Holm's rule."
 )
 _COMMON = ("protocol", "sampler", "trials", "prune", "backbone", "val_fraction", "suite", "fingerprint", "background")
+_TASK = ("task", "task_options")
+PREVIOUS, SAME = "previous", "same"
+"""Baselines that are no row's name: the row before, and the row of the same name in the first folder."""
 
 
-def summarise(folders: Sequence[str | Path]) -> Record:
-    """All that the report of these result folders shows, JSON values.
+def summarise(folders: Sequence[str | Path], baselines: Sequence[str] = ()) -> Record:
+    """Compute all that the report of these result folders shows, as JSON values.
+
+    Args:
+        folders: Result folders of one suite.
+        baselines: The rows that the others are compared with, by name, or ``"previous"`` (the row before) or ``"same"``
+            (the row of the same name in the first folder); by default every pair of rows is compared.
 
     Raises:
         DataError: If a folder has no results, or a line of them is none.
@@ -44,15 +56,20 @@ def summarise(folders: Sequence[str | Path]) -> Record:
     measured = [name for name in tasks if any(name in row["tasks"] for row in rows)]
     if not measured:
         raise DataError(f"{', '.join(map(str, folders))} has no measured model yet; let the benchmark run on.")
+    _check_measure(rows)
+    shared = _shared(rows)
     _tell_apart(rows)
     for row in rows:
         _means(row, {name: tasks[name] for name in measured}, groups)
     return {
         "suite": suites[0],
+        "measure": rows[0]["measure"],
+        "shared": shared,
+        "baselines": list(baselines),
         "tasks": {name: {k: tasks[name][k] for k in ("group", "variant", "splits")} for name in measured},
         "groups": [group for group in groups if any(tasks[name]["group"] == group for name in measured)],
         "rows": rows,
-        "comparisons": _compare(rows),
+        "comparisons": _compare(_pairs(rows, baselines)),
         "tests": TESTS,
         "published": beside(suites[0], rows, {name: tasks[name]["variant"] for name in measured}),
     }
@@ -71,6 +88,26 @@ def _tasks(read: Iterable[Results]) -> dict[str, Record]:
                     "report on each by itself."
                 )
     return tasks
+
+
+def _check_measure(rows: Sequence[Record]) -> None:
+    """Refuse to put numbers into one table that measure different things."""
+    measures = list(dict.fromkeys(f"{row['measure']} of {row['task']}" for row in rows))
+    if len(measures) > 1:
+        raise ConfigError(f"These are results of {' and of '.join(measures)}; report on each by itself.")
+
+
+def _shared(rows: Sequence[Record]) -> Record:
+    """Take what all rows depart from their recipes by; what is left of each row stands in its label."""
+    first = rows[0]["departures"] if rows else {}
+    shared = {
+        name: value
+        for name, value in first.items()
+        if len(rows) > 1 and all(row["departures"].get(name) == value for row in rows)
+    }
+    for row in rows:
+        row["differs"] = {name: value for name, value in row["departures"].items() if name not in shared}
+    return shared
 
 
 def _tell_apart(rows: Sequence[Record]) -> None:
@@ -98,15 +135,20 @@ def _read(folder: Path) -> Results:
 def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[Record]:
     setup = results.records["setup"][0]["setup"]
     protocol = PROTOCOLS[setup["protocol"]]
-    departures = {name: value for name, value in setup.items() if name not in _COMMON}
-    names = dict.fromkeys(line["row"] for line in results.find("test"))
+    departures = {name: value for name, value in setup.items() if name not in (*_COMMON, *_TASK)}
+    task = {name: setup[name] for name in _TASK if name in setup}
+    kind = make_task(task.get("task", DEFAULT_TASK), task.get("task_options"))
+    measured = _measured(results, protocol.measured_on)
+    # In the order of the commands that asked for them; results of earlier versions do not have it.
+    asked = dict.fromkeys(name for line in results.find("run") for name in line.get("rows", ()))
+    names = dict.fromkeys(line["row"] for line in measured)
     found = []
-    for name in names:
+    for name in sorted(names, key=lambda name: list({**asked, **names}).index(name)):
         cells = {}
-        for task in tasks:
-            cell = _cell(results, name, task)
-            if cell is not None:
-                cells[task] = cell
+        for one in tasks:
+            lines = [line for line in measured if (line["row"], line["task"]) == (name, one)]
+            if lines:
+                cells[one] = _cell(results, name, one, lines, kind)
         first = next(iter(cells.values()))
         found.append(
             {
@@ -114,7 +156,9 @@ def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[R
                 "folder": str(folder),
                 "protocol": protocol.name,
                 "chosen": protocol.words,
-                "on_test": protocol.chooses_on_test,
+                "on_test": protocol.setting_on_test or protocol.epoch_on_test,
+                "measure": f"{_IMAGES[protocol.measured_on]} {kind.metric_labels[kind.monitor]}",
+                "task": json.dumps(task) if task else DEFAULT_TASK,
                 "departures": departures,
                 "sampler": setup["sampler"],
                 "prune": setup["prune"],
@@ -129,19 +173,25 @@ def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[R
     return found
 
 
-def _cell(results: Results, name: str, task: str) -> Record | None:
-    """A row on a task: the test accuracies by seed, and what they rest on."""
+def _measured(results: Results, images: str) -> list[Record]:
+    """The lines that the table's numbers are in: readings of test images, or final models' validation."""
+    if images == "test":
+        return [{**line, "score": score(line, "test")} for line in results.find("test")]
+    finals = results.find("trial", part="final")
+    return [{**line, "score": score(line, "val"), "test_images": 0} for line in finals]
+
+
+def _cell(results: Results, name: str, task: str, lines: Sequence[Record], kind: Task) -> Record:
+    """A row on a task: the scores by seed, and what they rest on."""
     by_seed: dict[int, Record] = {}
-    lines = results.find("test", row=name, task=task)
     for line in lines:
         before = by_seed.get(line["seed"])
         # Several of one seed are there only where a protocol chooses its setting on the test images.
-        if before is None or line["test_accuracy"] > before["test_accuracy"]:
+        if before is None or line["score"] > before["score"]:
             by_seed[line["seed"]] = line
-    if not by_seed:
-        return None
-    seeds = [_seen(by_seed[seed], results.trials[by_seed[seed]["key"]]) for seed in sorted(by_seed)]
+    seeds = [_number(by_seed[seed], results.trials[by_seed[seed]["key"]]) for seed in sorted(by_seed)]
     accuracies = [seed["accuracy"] for seed in seeds]
+    choice = results.last("choice", row=name, task=task)
     trial = results.trials[by_seed[min(by_seed)]["key"]]
     known = [seed for seed in seeds if seed["trainable"] is not None]
     return {
@@ -151,11 +201,16 @@ def _cell(results: Results, name: str, task: str) -> Record | None:
         "setting": {"options": trial["options"], "fit": trial["fit"]},
         "epochs": trial["resolved"]["recipe"]["epochs"],
         "preprocessing": trial["resolved"]["preprocessing"],
-        "tried": _tried(results.last("choice", row=name, task=task), lines),
+        "tried": _tried(choice, lines),
+        "searched": _searched(results, choice),
+        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "best": max(accuracies),
+        "metrics": _further(by_seed.values(), results, kind),
         "diverged": sum(seed["failed"] is not None for seed in seeds),
         "trainable": _mean(seed["trainable"] for seed in known),
         "trainable_method": _mean(seed["trainable_method"] for seed in known),
-        "seconds": _mean(seed["seconds"] for seed in known),
+        "adapter_bytes": _mean(seed["adapter_bytes"] for seed in known),
+        "seconds": _mean(seed["seconds"] for seed in known if seed["seconds"] is not None),
         "readings": len(results.find("test-opened", row=name, task=task)),
         "test_images": max(line["test_images"] for line in by_seed.values()),
     }
@@ -172,12 +227,36 @@ def _tried(choice: Record | None, tests: Sequence[Record]) -> int:
     return max(map(seeds.count, seeds))
 
 
-def _seen(line: Record, trial: Record) -> Record:
+def _searched(results: Results, choice: Record | None) -> list[Record]:
+    """The settings that one was chosen from, in the order in which they were tried."""
+    tried = [results.trials[key] for key in choice["tried"]] if choice is not None else []
+    return [{name: trial[name] for name in ("options", "fit", "failed")} for trial in tried]
+
+
+def _further(lines: Iterable[Record], results: Results, kind: Task) -> Record:
+    """Metrics besides the score, the means over seeds; those by class are objects."""
+    found: dict[str, Any] = {}
+    if len(kind.metric_labels) < 2:
+        return found
+    records = [(line, results.trials[line["key"]]) for line in lines]
+    for name, words in kind.metric_labels.items():
+        for images, values in (
+            ("test", [line.get(f"test_{name}") for line, _ in records]),
+            ("validation", [trial.get(f"val_{name}") for _, trial in records]),
+        ):
+            found[f"{images} {words}"] = _mean(value for value in values if value is not None)
+    by_class = [line["test_iou"] for line, _ in records if "test_iou" in line]
+    if by_class:
+        found["iou"] = {name: _mean(each[name] or 0.0 for each in by_class) for name in by_class[0]}
+    return found
+
+
+def _number(line: Record, trial: Record) -> Record:
     """One number, with where it comes from."""
     origin = ("versions", "code", "gpu", "computer", "trainable", "trainable_method", "seconds", "adapter_bytes")
     return {
         "seed": line["seed"],
-        "accuracy": line["test_accuracy"],
+        "accuracy": line["score"],
         "key": line["key"],
         "time": line["time"],
         "failed": line.get("failed"),
@@ -211,18 +290,45 @@ def _by_seed(cells: Sequence[Record]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*columns, strict=True)]
 
 
-def _compare(rows: Sequence[Record]) -> list[Record]:
-    """Every pair of rows that have all tasks and the same seeds."""
+def _pairs(rows: Sequence[Record], baselines: Sequence[str]) -> list[tuple[Record, Record]]:
+    """The rows that are compared: all pairs, or each with its baselines."""
+    if not baselines:
+        return list(itertools.combinations(rows, 2))
     found = []
-    for one, other in itertools.combinations([row for row in rows if row["whole"]], 2):
-        if one["seeds"] != other["seeds"]:
+    for name in baselines:
+        named = next((row for row in rows if name in (row["name"], label(row))), None)
+        if name == PREVIOUS:
+            found += [(row, before) for before, row in itertools.pairwise(rows)]
+        elif name == SAME:
+            first = {row["name"]: row for row in reversed(rows) if row["folder"] == rows[0]["folder"]}
+            found += [(row, first[row["name"]]) for row in rows if row["name"] in first]
+        elif named is None:
+            raise ConfigError(
+                f"There is no row {name!r} to compare with.{nearest(name, [row['name'] for row in rows])}"
+            )
+        else:
+            found += [(row, named) for row in rows]
+    # Two baselines may be the same row.
+    return list({(label(row), label(other)): (row, other) for row, other in found if row is not other}.values())
+
+
+def _compare(pairs: Sequence[tuple[Record, Record]]) -> list[Record]:
+    """Compare pairs of rows that have all tasks and the same seeds."""
+    found = []
+    for one, other in pairs:
+        if not (one["whole"] and other["whole"]) or one["seeds"] != other["seeds"]:
             continue
         ours, theirs = ([row["tasks"][name]["mean"] for name in one["tasks"]] for row in (one, other))
+        both = {
+            name: [[seed["accuracy"] for seed in row["tasks"][name]["seeds"]] for row in (one, other)]
+            for name in one["tasks"]
+        }
         found.append(
             {
                 "row": label(one),
                 "against": label(other),
                 **difference(one["task_seeds"], other["task_seeds"]),
+                "tasks": {name: difference(*values) for name, values in both.items()},
                 "p_seeds": paired_test(one["task_seeds"], other["task_seeds"]),
                 "p_tasks": signed_rank_test(ours, theirs),
             }
@@ -234,9 +340,9 @@ def _compare(rows: Sequence[Record]) -> list[Record]:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """A row with its protocol: no table has one without the other."""
+    """Return a row's name with its protocol, and what tells it from the others: no table has one without the other."""
     # Under a paper's protocol they are departures from the paper.
-    others = [f"{name} {value}" for name, value in row["departures"].items()]
+    others = [f"{name} {value}" for name, value in row["differs"].items()]
     return f"{row['name']} [{', '.join([row['protocol'], *others, *row['apart']])}]"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,17 +17,32 @@ NONE = "-"
 
 def text_of(summary: Record) -> str:
     """Tables with what they rest on."""
-    parts = [f"{summary['suite']}: test accuracy in %, mean and 95 % interval over seeds."]
+    parts = [lead_of(summary)]
     for title, header, rows, note in tables_of(summary):
         parts.append(f"{title}\n{_table(header, rows)}" + (f"\n{note}" if note else ""))
     parts.append(rests_on(summary))
     return "\n\n".join(parts) + "\n"
 
 
+def lead_of(summary: Record) -> str:
+    """Return what the tables have, in a line or two."""
+    lead = f"{summary['suite']}: {summary['measure']} in %, mean and 95 % interval over seeds."
+    shared = ", ".join(f"{name} {value}" for name, value in summary["shared"].items())
+    return f"{lead} All rows: {shared}." if shared else lead
+
+
 def tables_of(summary: Record) -> list[tuple[str, list[str], list[list[str]], str]]:
     """Every table: title, header, rows, and a note."""
     found = [(group, *_of_group(summary, group), "") for group in summary["groups"]]
     found.append(("means", *_of_means(summary), ""))
+    further = _of_further(summary)
+    if len(further[0]) > 1:
+        found.append(("further metrics, mean over tasks and seeds", *further, ""))
+    found += [(f"test IoU by class: {name}", *table, "") for name, table in _of_classes(summary).items()]
+    if any(cell["searched"] for row in summary["rows"] for cell in row["tasks"].values()):
+        found.append(("chosen settings", *_of_choices(summary), _END))
+    if any(cell["deviation"] is not None for row in summary["rows"] for cell in row["tasks"].values()):
+        found.append(("spread over seeds, in points", *_of_spread(summary), _SPREAD))
     if summary["comparisons"]:
         found.append(("differences in points", *_of_comparisons(summary), summary["tests"]))
     if summary["published"]:
@@ -70,12 +86,13 @@ def _of_group(summary: Record, group: str) -> tuple[list[str], list[list[str]]]:
 def _of_means(summary: Record) -> tuple[list[str], list[list[str]]]:
     groups = summary["groups"]
     over = [_mean_of(len(groups), "group"), _mean_of(len(summary["tasks"]), "task")]
-    header = ["row", *groups, *over, "parameters"]
+    header = ["row", *groups, *over, "parameters", "adapter size", "training"]
     lines = []
     for row in summary["rows"]:
         means = [share(row["groups"].get(group)) for group in groups]
         means += [share(row["mean_of_groups"]), share(row["mean_of_tasks"])]
-        lines.append([label(row), *means, parameters(row)])
+        costs = [_cost(row, "adapter_bytes", 1 / 1000, "kB"), _cost(row, "seconds", 1, "s")]
+        lines.append([label(row), *means, parameters(row), *costs])
     return header, lines
 
 
@@ -84,17 +101,102 @@ def _mean_of(count: int, what: str) -> str:
 
 
 def _of_comparisons(summary: Record) -> tuple[list[str], list[list[str]]]:
-    header = ["row", "against", "difference", "p over seeds", "p over tasks"]
+    # Of all pairs there are many; with baselines each task is looked at, too.
+    tasks = list(summary["tasks"]) if summary["baselines"] and len(summary["tasks"]) > 1 else []
+    header = ["row", "against", *tasks, "difference", "p over seeds", "p over tasks"]
     return header, [
         [
             pair["row"],
             pair["against"],
+            *(share(pair["tasks"].get(name), sign=True) for name in tasks),
             share(pair, sign=True),
             _p(pair["p_seeds_holm"]),
             _p(pair["p_tasks_holm"]),
         ]
         for pair in summary["comparisons"]
     ]
+
+
+_END = "At an end of the grid a better learning rate may lie beyond it."
+_SPREAD = "All tasks: the root of the mean square. The best seed is given by how far it is above the mean of the seeds."
+
+
+def _of_further(summary: Record) -> tuple[list[str], list[list[str]]]:
+    """Metrics that the task has besides its score."""
+    names = list(
+        dict.fromkeys(
+            name
+            for row in summary["rows"]
+            for cell in row["tasks"].values()
+            for name, value in cell["metrics"].items()
+            if isinstance(value, float) and name != summary["measure"]
+        )
+    )
+    lines = []
+    for row in summary["rows"]:
+        values = [[cell["metrics"].get(name) for cell in row["tasks"].values()] for name in names]
+        lines.append([label(row), *(NONE if None in own else f"{100 * sum(own) / len(own):.1f}" for own in values)])
+    return ["row", *names], lines
+
+
+def _of_classes(summary: Record) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """By task, the IoU of each class."""
+    found = {}
+    for task in summary["tasks"]:
+        own = {label(row): row["tasks"][task]["metrics"] for row in summary["rows"] if task in row["tasks"]}
+        known = {name: metrics["iou"] for name, metrics in own.items() if "iou" in metrics}
+        if known:
+            classes = list(next(iter(known.values())))
+            lines = [[name, *(f"{100 * iou[one]:.1f}" for one in classes)] for name, iou in known.items()]
+            found[task] = (["row", *classes], lines)
+    return found
+
+
+def _of_choices(summary: Record) -> tuple[list[str], list[list[str]]]:
+    """What the search chose for each row and task."""
+    tasks = list(summary["tasks"])
+    rows = [
+        [label(row), *(chosen(row["tasks"][name]) if name in row["tasks"] else NONE for name in tasks)]
+        for row in summary["rows"]
+    ]
+    return ["row", *tasks], rows
+
+
+def chosen(cell: Record) -> str:
+    """Describe a chosen setting: the learning rate, and what is other than in the first that was tried."""
+    tried, setting = cell["searched"], cell["setting"]
+    if not tried:
+        return NONE
+    first, lr = tried[0], setting["fit"]["lr"]
+    changed = {k: v for part in ("options", "fit") for k, v in setting[part].items() if first[part].get(k, v) != v}
+    notes = [f"{name} {value}" for name, value in sorted(changed.items()) if name != "lr"]
+    rates = [one["fit"]["lr"] for one in tried if one["options"] == first["options"]]
+    notes += ["an end of the grid"] if len(set(rates)) > 1 and lr in (min(rates), max(rates)) else []
+    failed = sum(bool(one["failed"]) for one in tried)
+    return ", ".join([f"lr {lr:g}", *notes, *([f"{failed} diverged"] if failed else [])])
+
+
+def _of_spread(summary: Record) -> tuple[list[str], list[list[str]]]:
+    """How far seeds lie apart."""
+    tasks, lines = list(summary["tasks"]), []
+    for row in summary["rows"]:
+        cells = [row["tasks"].get(name) for name in tasks]
+        whole = [one for one in cells if one is not None and one["deviation"] is not None]
+        deviations = [NONE if one not in whole else f"{100 * one['deviation']:.1f}" for one in cells]
+        best = [NONE if one not in whole else f"{100 * (one['best'] - one['mean']):+.1f}" for one in cells]
+        if whole and len(whole) == len(cells):
+            deviations.append(f"{100 * statistics.fmean(one['deviation'] ** 2 for one in whole) ** 0.5:.1f}")
+            best.append(f"{100 * statistics.fmean(one['best'] - one['mean'] for one in whole):+.1f}")
+        else:
+            deviations, best = [*deviations, NONE], [*best, NONE]
+        lines += [[label(row), "standard deviation", *deviations], [label(row), "best seed", *best]]
+    return ["row", "of the seeds", *tasks, "all tasks"], lines
+
+
+def _cost(row: Record, name: str, factor: float, unit: str) -> str:
+    """What a row's models cost, the mean over tasks."""
+    found = [one[name] for one in row["tasks"].values() if one[name] is not None]
+    return f"{factor * sum(found) / len(found):,.0f} {unit}" if found else NONE
 
 
 def _of_published(summary: Record) -> tuple[list[str], list[list[str]]]:
@@ -237,7 +339,9 @@ def _csv(lines: Sequence[Record]) -> str:
 _TABLES: dict[str, Callable[[Record], list[Record]]] = {
     "tasks.csv": _task_lines,
     "means.csv": _mean_lines,
-    "comparisons.csv": lambda summary: list(summary["comparisons"]),
+    "comparisons.csv": lambda summary: [
+        {name: value for name, value in pair.items() if name != "tasks"} for pair in summary["comparisons"]
+    ],
     "published.csv": _published_lines,
 }
 """What makes the lines of each table; the last two may have none."""

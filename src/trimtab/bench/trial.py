@@ -8,19 +8,20 @@ import functools
 import hashlib
 import json
 import shutil
-import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.bench.ledger import model_digest
-from trimtab.bench.provenance import computer, finite, head_parameters, provenance
+from trimtab.bench.provenance import computer, finite, head_parameters, model_digest, provenance
 from trimtab.bench.results import Record
+from trimtab.bench.search import is_behind
+from trimtab.tasks import make_task
 
 if TYPE_CHECKING:
     from trimtab.data import ImageSet, Store, TrainingData
+    from trimtab.tasks.base import Task
     from trimtab.tasks.predictor import TaskPredictor
     from trimtab.tasks.result import FitResult
     from trimtab.training.inputs import RunCache
@@ -95,7 +96,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Running:
+class WorkerSettings:
     """What changes where and how fast a trial runs, and not what comes out."""
 
     weights: str | None = None
@@ -107,42 +108,49 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Place:
+class TrialFiles:
     """Where a trial finds its images and leaves its model."""
 
     training: TrainingData
     out: Path
-    running: Running
-    bar: tuple[float, ...] = ()
-    """For each epoch, the validation accuracy below which the trial is stopped."""
+    running: WorkerSettings
+    earlier: tuple[tuple[float, ...], ...] = ()
+    """Validation scores by epoch of earlier trials, where a trial is to be stopped that is behind their median."""
     test: ImageSet | None = None
     """The test images, where the ledger gave them for choosing the epoch."""
+    kind: Task = field(default_factory=make_task)
+    """What is asked of the images."""
+
+    @property
+    def score(self) -> str:
+        """What the validation score is called in the history of a training."""
+        return f"val_{self.kind.monitor}"
 
 
 class _PrunedError(Exception):
     """The trial is worse than the others were by then."""
 
 
-def run_trial(trial: Trial, place: Place) -> Record:
+def run_trial(trial: Trial, place: TrialFiles) -> Record:
     """Train, and measure on the validation images if there are any; the record for the results.
 
-    A training that diverged has accuracy 0, so that it is never chosen, and the reason beside it.
+    A training that diverged has the score 0, so that it is never chosen, and the reason beside it.
     """
     from trimtab.errors import TrainingError
 
     started = time.monotonic()
-    watching = _Watching(trial, place)
+    watching = _EpochWatcher(trial, place)
     try:
         measured = _train(trial, place, watching.epoch)
         failed, pruned = None, False
         # What was done before an interruption was watched by nobody of now.
         watching.val = measured.pop("val_history")
     except _PrunedError:
-        measured, failed, pruned = {"val_accuracy": watching.best, "val_loss": None}, None, True
+        measured, failed, pruned = {place.score: watching.best, "val_loss": None}, None, True
     except TrainingError as error:
         if "diverged" not in str(error):  # a full disk says nothing about the trial
             raise
-        measured, failed, pruned = {"val_accuracy": 0.0, "val_loss": None}, str(error), False
+        measured, failed, pruned = {place.score: 0.0, "val_loss": None}, str(error), False
     if trial.part == "tune" or failed:
         _remove(place.out)
     return {
@@ -158,7 +166,7 @@ def run_trial(trial: Trial, place: Place) -> Record:
     }
 
 
-def _train(trial: Trial, place: Place, watch: Watch) -> Record:
+def _train(trial: Trial, place: TrialFiles, watch: Watch) -> Record:
     from trimtab.storage.locks import wait_until_free
     from trimtab.training.fit import fit
 
@@ -170,6 +178,8 @@ def _train(trial: Trial, place: Place, watch: Watch) -> Record:
     result = fit(
         place.training,
         out=place.out,
+        task=place.kind.name,
+        task_options=place.kind.recorded(),
         method=trial.method,
         method_options=_tuples(trial.options),
         backbone=trial.backbone,
@@ -185,7 +195,7 @@ def _train(trial: Trial, place: Place, watch: Watch) -> Record:
         cache_gb=running.cache_gb,
         **trial.fit,
     )
-    return _measured(place.out, result)
+    return _measured(place, result)
 
 
 def _remove(folder: Path) -> None:
@@ -197,15 +207,15 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _measured(out: Path, result: FitResult) -> Record:
-    """What a finished training says of itself."""
+def _measured(place: TrialFiles, result: FitResult) -> Record:
+    """Return what a finished training says of itself."""
+    out = place.out
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     last = metrics["history"][-1]
     return {
-        "val_accuracy": last.get("val_accuracy"),
-        "val_loss": finite(last.get("val_loss")),
-        "val_history": _curve(metrics["history"]),
+        **{f"val_{name}": finite(last.get(f"val_{name}")) for name in place.kind.logged_metrics},
+        "val_history": _curve(metrics["history"], place.score),
         "train_loss": last["train_loss"],
         "seconds": result.seconds,
         "trainable": result.trainable,
@@ -219,44 +229,44 @@ def _measured(out: Path, result: FitResult) -> Record:
     }
 
 
-def read_test(trial: Trial, folder: Path, images: ImageSet, running: Running) -> Record:
+def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSettings) -> Record:
     """Measure a trained model on the test images that the ledger gave for it."""
+    from trimtab.checkpoint import task_of
     from trimtab.inference.evaluate import load
 
     started = time.monotonic()
     predictor = load(folder, weights=running.weights, device=running.device)
-    metrics = _measure(trial, predictor, images, running)
-    names = ("accuracy", "mean_class_accuracy", "loss", "calibration_error")
+    metrics = _measure(trial, task_of(folder), predictor, images, running)
     return {
         "failed": None,
-        **{f"test_{name}": finite(metrics[name]) for name in names},
+        **{f"test_{name}": metrics[name] for name in metrics if name not in ("images", "classes", "per_image")},
+        "test_loss": finite(metrics["loss"]),
         "test_images": len(images),
         "wall_seconds": round(time.monotonic() - started, 2),
     }
 
 
-def _measure(trial: Trial, predictor: TaskPredictor[Any], images: ImageSet, running: Running) -> dict[str, float]:
-    from trimtab.tasks import make_task
+def _measure(
+    trial: Trial, kind: Task, predictor: TaskPredictor[Any], images: ImageSet, running: WorkerSettings
+) -> dict[str, Any]:
     from trimtab.tasks.predictor import batches_of
-
-    task = make_task()
 
     def make() -> Store:
         cache = int(running.cache_gb * 1e9)
-        return task.store(images, predictor.preprocess, cache_bytes=cache, threads=running.threads, whole=True)
+        return kind.store(images, predictor.preprocess, cache_bytes=cache, threads=running.threads, whole=True)
 
     store = _of_tests.of(trial.task).once((images, predictor.preprocess), make)
-    plan = batches_of(len(images), running.batch_size, running.threads)
-    metrics = task.make_metrics(predictor.labels)
+    plan = batches_of(len(images), min(running.batch_size, kind.eval_batch), running.threads)
+    metrics = kind.make_metrics(predictor.labels)
     for _, targets, logits in predictor.answers(store, plan):
         metrics.update(logits, targets)
-    return metrics.compute(len(images))
+    return kind.summary(images, predictor.labels, metrics)
 
 
-class _Watching:
+class _EpochWatcher:
     """Follows a training: keeps its curve, stops it where it is behind, reads test images where that is asked."""
 
-    def __init__(self, trial: Trial, place: Place) -> None:
+    def __init__(self, trial: Trial, place: TrialFiles) -> None:
         self._trial, self._place = trial, place
         self.val: list[float] = []
         self.test: list[tuple[int, float]] = []
@@ -266,42 +276,27 @@ class _Watching:
         return max(self.val, default=0.0)
 
     def epoch(self, history: Sequence[Mapping[str, float]], model: Any) -> None:
-        self.val = _curve(history)
+        self.val = _curve(history, self._place.score)
         done = len(history)
         if done in self._trial.test_epochs and self._place.test is not None:
             self.test.append((done, self._read(model)))
-        bar = self._place.bar
-        if done < len(bar) and self.best < bar[done - 1]:
+        earlier, epochs = self._place.earlier, self._trial.resolved["recipe"]["epochs"]
+        if earlier and done < epochs and is_behind(self.val, earlier, epochs):
             raise _PrunedError
 
     def _read(self, model: Any) -> float:
-        from trimtab.tasks import make_task
-
-        training, test = self._place.training, self._place.test
-        task = make_task()
+        training, test, task = self._place.training, self._place.test, self._place.kind
         preprocess = task.preprocess_of(self._trial.resolved["preprocessing"])
         predictor = task.predictor(model.eval(), training.train.classes, preprocess)
         if test is None:
             raise TypeError("There are no test images.")
-        return _measure(self._trial, predictor, test, self._place.running)["accuracy"]
+        measured = _measure(self._trial, self._place.kind, predictor, test, self._place.running)
+        return float(measured[self._place.kind.monitor])
 
 
-def _curve(history: Sequence[Mapping[str, float]]) -> list[float]:
-    """Validation accuracy after each epoch."""
-    return [round(entry["val_accuracy"], 6) for entry in history if "val_accuracy" in entry]
-
-
-def bar_of(curves: Sequence[Sequence[float]], epochs: int) -> tuple[float, ...]:
-    """For each epoch what a trial must have reached: the median of the best so far of the trials before.
-
-    Nothing is asked in the first third of the epochs, nor before four trials are done.
-    """
-    running = [[max(curve[: k + 1]) for k in range(epochs)] for curve in curves if len(curve) == epochs]
-    if len(running) < 4:
-        return ()
-    return tuple(
-        statistics.median(curve[k] for curve in running) if 3 * (k + 1) > epochs else 0.0 for k in range(epochs)
-    )
+def _curve(history: Sequence[Mapping[str, float]], score: str) -> list[float]:
+    """Return the validation score after each epoch."""
+    return [round(entry[score], 6) for entry in history if score in entry]
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,7 +307,7 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _OfTask:
-    """ImageBatches images and features of one task; those of the task before are let go."""
+    """Decoded images and features of one task; those of the task before are let go."""
 
     def __init__(self) -> None:
         self._task, self._shared = "", None  # type: str, RunCache | None
@@ -330,6 +325,6 @@ _of_training = _OfTask()
 _of_tests = _OfTask()
 
 
-def _shared(trial: Trial, place: Place) -> RunCache:
+def _shared(trial: Trial, place: TrialFiles) -> RunCache:
     # Options that are no part of what RunCache knows things by.
     return _of_training.of(json.dumps([trial.task, trial.backbone, place.running.weights, place.running.cache_gb]))

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.bench import catalog
+from trimtab.bench import task_table
 from trimtab.bench.pixels import look_at
 from trimtab.bench.prepare import versions
-from trimtab.bench.prepared import (
+from trimtab.bench.task_folder import (
     MANIFEST,
     PIXELS,
     SPLITS,
-    Seen,
+    PreparedImage,
     read_manifest,
     read_seen,
     split_facts,
@@ -89,20 +89,20 @@ def _verdict(folder: Path, threads: int, progress: Progress) -> Verdict:
 
 
 def _looked_at(
-    folder: Path, name: str, listed: Sequence[Seen], threads: int, wrong: list[str], progress: Progress
-) -> list[Seen]:
+    folder: Path, name: str, listed: Sequence[PreparedImage], threads: int, wrong: list[str], progress: Progress
+) -> list[PreparedImage]:
     """The images as they are now; one that cannot be read has no digest."""
     with progress.stage(f"Verifying {name}", len(listed), "images") as advance:
 
-        def look(one: Seen) -> Seen:
+        def look(one: PreparedImage) -> PreparedImage:
             try:
                 mask = (folder / one.mask).read_bytes() if one.mask else None
                 now = look_at((folder / one.path).read_bytes(), one.label, one.path, mask)
             except (OSError, DataError):
-                return Seen(one.split, one.place, one.path, one.mask, one.label, "", "")
+                return PreparedImage(one.split, one.place, one.path, one.mask, one.label, "", "")
             finally:
                 advance()
-            return Seen(one.split, one.place, one.path, one.mask, one.label, now.format, now.sha256)
+            return PreparedImage(one.split, one.place, one.path, one.mask, one.label, now.format, now.sha256)
 
         with ThreadPoolExecutor(threads) as pool:
             seen = list(pool.map(look, listed))
@@ -112,8 +112,8 @@ def _looked_at(
     return seen
 
 
-def _against_manifest(manifest: Mapping[str, Any], seen: Sequence[Seen]) -> list[str]:
-    task = catalog.TASKS[manifest["suite"]][manifest["task"]]
+def _against_manifest(manifest: Mapping[str, Any], seen: Sequence[PreparedImage]) -> list[str]:
+    task = task_table.TASKS[manifest["suite"]][manifest["task"]]
     wrong = []
     facts = split_facts(seen)
     sizes = {split: own["images"] for split, own in facts.items()}
@@ -127,7 +127,7 @@ def _against_manifest(manifest: Mapping[str, Any], seen: Sequence[Seen]) -> list
     return sorted(wrong)
 
 
-def _against_splits(folder: Path, listed: Sequence[Seen]) -> list[str]:
+def _against_splits(folder: Path, listed: Sequence[PreparedImage]) -> list[str]:
     """``splits.csv`` must say the same as the digests' list, or training would see something else."""
     if any(one.mask for one in listed):
         return []

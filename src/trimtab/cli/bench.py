@@ -19,7 +19,7 @@ _CONFIG = "trimtab.bench.config:BenchConfig"
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from trimtab.bench.command import bench
+    from trimtab.bench.benchmark import bench
 
     outcome = bench(
         args.suite,
@@ -40,14 +40,14 @@ def _bench(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from trimtab.bench.report import bench_report
 
-    written = bench_report(args.directories, out=args.out, overwrite=args.overwrite)
+    written = bench_report(args.directories, out=args.out, baselines=args.baseline, overwrite=args.overwrite)
     print(written.text)
     show({"result": str(written.out)})
 
 
 def _prepare(args: argparse.Namespace) -> None:
     if args.list:
-        from trimtab.bench.listing import lines
+        from trimtab.bench.list_tasks import lines
 
         print("\n".join(lines(args.suite)))
         return
@@ -93,21 +93,31 @@ def add_bench(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_report)
-    parser.usage = "trimtab bench report DIR... [--out DIR] [--overwrite]"
+    parser.usage = "trimtab bench report DIR... [--out DIR] [--baseline ROW...] [--overwrite]"
     parser.add_argument("report", choices=["report"], help=argparse.SUPPRESS)
     parser.add_argument("directories", metavar="DIR", nargs="+", help="result folders of bench, of one suite")
     parser.add_argument("--out", metavar="DIR", help="folder for text, CSV and HTML (default: report in DIR)")
+    help_ = (
+        "compare the others with these rows, and not all pairs: names, previous (the row before), or same (the row of "
+        "the same name in the first DIR)"
+    )
+    parser.add_argument("--baseline", metavar="ROW", nargs="+", default=[], help=help_)
     help_ = "replace files that are not of an earlier report, too"
     parser.add_argument("--overwrite", action="store_true", help=help_)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_bench)
-    parser.usage = "trimtab bench SUITE --methods NAME... --out DIR [options]\n       trimtab bench report DIR..."
-    help_ = "vtab1k, fgvc, or a CSV file with the columns task,data and perhaps group"
+    parser.usage = (
+        "trimtab bench SUITE --methods NAME... --out DIR [options]\n"
+        "       trimtab bench STUDY.json --out DIR [options]\n       trimtab bench report DIR..."
+    )
+    help_ = "vtab1k, fgvc, a CSV file with the columns task,data and perhaps group, or a study (JSON)"
     parser.add_argument("suite", metavar="SUITE", help=help_)
-    help_ = "how to tune; with options of its own as vpt:deep=false,num_prompts=20 or linear:epochs=50"
-    parser.add_argument("--methods", metavar="NAME", nargs="+", required=True, help=help_)
+    help_ = (
+        "how to tune; with options of its own as vpt:deep=false,num_prompts=20 or linear:epochs=50; of a study its rows"
+    )
+    parser.add_argument("--methods", metavar="NAME", nargs="+", default=[], help=help_)
     parser.add_argument("--tasks", metavar="NAME", nargs="+", default=[], help="only these tasks of the suite")
     help_ = "folder for the results; the same command again goes on there"
     parser.add_argument("--out", metavar="DIR", required=True, help=help_)

@@ -1,0 +1,133 @@
+"""The folder of a prepared task: what is in it, and its manifest.
+
+``images/`` has the files as the source gives them; ``splits.csv`` names them with label and split, as `trimtab fit`
+takes it (with masks: ``annotations/`` beside ``images/`` instead); ``pixels.csv`` has the digest of each image;
+``manifest.json`` is written last, so a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.bench import task_table
+from trimtab.bench.pixels import LOSSLESS_FORMATS, together
+from trimtab.bench.task_table import BenchmarkTask
+from trimtab.errors import DataError
+
+MANIFEST = "manifest.json"
+SPLITS = "splits.csv"
+PIXELS = "pixels.csv"
+FORMAT = 1
+"""Of the manifest; counted up when an older trimtab could misread it."""
+ORDER = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A line of ``pixels.csv``: one image that is in the folder."""
+
+    split: str
+    place: int
+    path: str
+    mask: str
+    label: str
+    format: str
+    sha256: str
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from the others."""
+        return self.split, self.place
+
+
+COLUMNS = tuple(PreparedImage.__dataclass_fields__)
+
+
+def variant_of(task: BenchmarkTask, formats: Iterable[str], *, copy: bool) -> str:
+    """``"lossless"``, ``"jpeg"`` (damaged: pixels stored again as JPEG) or ``"original"`` (the makers' own files).
+
+    Args:
+        task: The task; its originals may be lossless.
+        formats: The formats of its files, as Pillow names them.
+        copy: Whether they were made from other copies by a program that stores JPEG.
+    """
+    lossy = set(formats) - LOSSLESS_FORMATS
+    if task.suite != "vtab1k":
+        return "original"
+    if not lossy:
+        return "lossless"
+    return "jpeg" if task.lossless or copy else "original"
+
+
+def read_seen(folder: Path) -> list[PreparedImage]:
+    """The whole lines of ``pixels.csv``, in order; what a killed process left of a line is left out.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        text = (folder / PIXELS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / PIXELS} cannot be read ({error}); remove {folder} and prepare it again.") from error
+    rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise DataError(
+            f"{folder / PIXELS} does not begin with {','.join(COLUMNS)}; remove {folder}, prepare it again."
+        )
+    try:
+        seen = [PreparedImage(split, int(place), *rest) for split, place, *rest in rows[1:]]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{folder / PIXELS} has a line of another form ({error}); remove {folder}.") from None
+    return sorted(seen, key=lambda one: (ORDER.index(one.split) if one.split in ORDER else len(ORDER), one.place))
+
+
+def seen_line(seen: PreparedImage) -> str:
+    """The line of an image."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow([getattr(seen, name) for name in COLUMNS])
+    return buffer.getvalue()
+
+
+def splits_text(seen: Iterable[PreparedImage]) -> str:
+    """``splits.csv``."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("path", "label", "split"))
+    writer.writerows((one.path, one.label, one.split) for one in seen)
+    return buffer.getvalue()
+
+
+def split_facts(seen: Iterable[PreparedImage]) -> dict[str, dict[str, Any]]:
+    """For each split how many images it has, and the digest of all of them in order."""
+    digests: dict[str, list[str]] = {}
+    for one in seen:
+        digests.setdefault(one.split, []).append(one.sha256)
+    return {split: {"images": len(own), "sha256": together(own)} for split, own in digests.items()}
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest of a prepared task.
+
+    Raises:
+        DataError: The task is not prepared, or the manifest is not one that this trimtab can read.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+        known = manifest["suite"], manifest["task"], manifest["variant"], manifest["splits"], manifest["classes"]
+    except FileNotFoundError:
+        raise DataError(f"{folder} has no {MANIFEST}, so it is not prepared, or not to the end.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}); remove {folder} and prepare it again.") from error
+    if version != FORMAT:
+        raise DataError(f"{path} has the format {version} and this trimtab reads {FORMAT}; take a newer trimtab.")
+    if known[1] not in task_table.TASKS.get(known[0], {}):
+        raise DataError(f"{path} is of the task {known[1]!r} of {known[0]!r}, which this trimtab does not know.")
+    return manifest  # type: ignore[no-any-return]
