@@ -5,13 +5,15 @@ python scripts/planted_faults.py --only ID --json OUT
 
 A fault is a slip that a person could make and that no import trips over: a sign, an index, a wrong axis, a forgotten
 scale. The tests of the changed file run first, then those of its room, the contract, the whole suite (without what is
-nightly); a fault that all of them pass is not found. Exits with 1 if one is not found, or if its text is no longer in its file.
+nightly); a fault that all of them pass is not found. Exits with 1 if one is not found, or if its text is no longer in
+its file.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -277,8 +279,12 @@ class Result:
     seconds: float
 
 
-def try_fault(fault: Fault) -> Result:
+def try_fault(fault: Fault, first: Sequence[str] = ()) -> Result:
     """Plant a fault in a copy of the package and run tests until one fails.
+
+    Args:
+        fault: What is planted.
+        first: Tests to begin with, if they are known to find it.
 
     Raises:
         RuntimeError: If the tests would import another copy, or cannot be run.
@@ -292,7 +298,7 @@ def try_fault(fault: Fault) -> Result:
         # Programs that tests start see the copy too.
         environment = {**os.environ, "PYTHONPATH": str(source)}
         _check_imported(source, environment)
-        for tests in _likely_first(fault.file):
+        for tests in (*first, *_likely_first(fault.file)):
             failed, by = _run_tests(tests, environment)
             if failed:
                 return Result(fault.id, True, by, round(time.monotonic() - started, 1))
@@ -337,6 +343,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Try the faults and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="ID", help="these faults alone")
+    parser.add_argument(
+        "--tests", nargs="+", default=(), metavar="TEST", help="tests to begin with, as pytest takes them"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="how many to try at a time")
     parser.add_argument("--json", type=Path, metavar="OUT", help="where to write the results")
     options = parser.parse_args(words)
@@ -346,9 +355,10 @@ def main(words: Sequence[str] | None = None) -> int:
     stale = [fault.id for fault in chosen if fault.matches() != 1]
     for name in stale:
         print(f"{name}: its text is not in its file exactly once; bring it up to date", flush=True)
-    results = []
+    results: list[Result] = []
+    attempt = functools.partial(try_fault, first=options.tests)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for result in pool.map(try_fault, [fault for fault in chosen if fault.id not in stale]):
+        for result in pool.map(attempt, [fault for fault in chosen if fault.id not in stale]):
             results.append(result)
             print(f"{result.id}: {result.by if result.found else 'NOT FOUND'} ({result.seconds} s)", flush=True)
             if options.json:
