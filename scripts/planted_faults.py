@@ -198,8 +198,8 @@ FAULTS = (
     Fault(
         "auxiliary-weight",
         "heads/setr.py",
-        "*(Graded(self.weight, self.enlarged",
-        "*(Graded(1.0, self.enlarged",
+        "*(WeightedLogits(self.weight, self.enlarged",
+        "*(WeightedLogits(1.0, self.enlarged",
         "Auxiliary losses weigh as much as the main one.",
     ),
     Fault(
@@ -211,14 +211,14 @@ FAULTS = (
     ),
     Fault(
         "bias-decayed",
-        "optimizer.py",
+        "training/optimizer.py",
         '"weight_decay": 0.0}',
         '"weight_decay": recipe.weight_decay}',
         "Biases, gates and scales are decayed.",
     ),
     Fault(
         "extra-loss-mean",
-        "objective.py",
+        "training/objective.py",
         "+ extra.float() * targets.shape[0]",
         "+ extra.float()",
         "A method's own loss counts once a micro-batch and not once an image.",
@@ -232,14 +232,14 @@ FAULTS = (
     ),
     Fault(
         "moments-not-restored",
-        "loop.py",
+        "training/loop.py",
         "            restore_optimizer(optimizer, state.optimizer)\n",
         "",
         "A resumed run begins with empty moments.",
     ),
     Fault(
         "best-epoch-shared",
-        "loop.py",
+        "training/loop.py",
         "return {name: value.detach().cpu().clone()",
         "return {name: value.detach().cpu()",
         "The best epoch's tensors go on being trained.",
