@@ -1,5 +1,5 @@
-# Targets: test test-nightly test-faults test-all lint format demo clean. The environment lives in .venv and follows pyproject.toml
-# and constraints.txt; PYTHON=... picks another interpreter for it.
+# Targets: test test-nightly test-faults test-all lint format demo clean. The environment lives in .venv and follows
+# pyproject.toml and constraints.txt; PYTHON=... picks another interpreter for it.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,7 +26,7 @@ test: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-# What takes long: mutated inputs and kills in large numbers.
+# What takes long: mutated inputs and kills in large numbers, a real browser, real Ray, pretraining.
 test-nightly: export OMP_NUM_THREADS := 1
 test-nightly: env
 	$(BIN)/python -m pytest -n 2 -m nightly
