@@ -79,7 +79,8 @@ def plain_stream(family: str) -> tuple[torch.Size, Tensor]:
     backbone = shared_backbone(family)
     images = images_for(backbone, count=3)
     tokens = build(backbone, LinearConfig(), CLASSES).run(images).tokens
-    return tokens.shape, backbone.features(images)
+    timm_model = backbone.model
+    return tokens.shape, timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
 
 
 @pytest.fixture(scope="module", params=TUNED, ids="-".join)
