@@ -163,8 +163,8 @@ FAULTS = (
     Fault(
         "adapter-start",
         "methods/adapter.py",
-        "for value in (down.bias, up.weight, up.bias):",
-        "for value in (down.bias, up.bias):",
+        "        nn.init.zeros_(up.weight)\n",
+        "        nn.init.kaiming_uniform_(up.weight, a=math.sqrt(5))\n",
         "Training does not start from the backbone's own features.",
     ),
     Fault(
@@ -260,7 +260,7 @@ FAULTS = (
     ),
     Fault(
         "absent-classes-averaged",
-        "tasks/classification.py",
+        "tasks/classification/task.py",
         "float(per_class[present].mean())",
         "float(per_class.mean())",
         "Classes without images count as never recognised.",
@@ -317,9 +317,9 @@ def _check_imported(source: Path, environment: dict[str, str]) -> None:
 def _likely_first(file: str) -> Iterator[str]:
     """Yield folders and files of tests: the changed file's own, its room's, the contract, all."""
     path = Path("tests") / file
-    own = path.with_name(f"test_{path.name}")
-    for tests in (own, path.parent):
-        if tests != Path("tests") and (ROOT / tests).exists():
+    rooms = [folder for folder in path.parents if folder.parts[1:]]
+    for tests in (path.with_name(f"test_{path.name}"), *rooms):
+        if (ROOT / tests).exists():
             yield str(tests)
     yield _CONTRACT
     yield "tests"
