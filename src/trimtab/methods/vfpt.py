@@ -120,6 +120,14 @@ class VFPT(Method[VFPTConfig]):
             reasons.append(f"fourier_blocks {config.fourier_blocks} goes beyond the {blocks} blocks that have prompts")
         return reasons
 
+    @staticmethod
+    def num_parameters(config: VFPTConfig, backbone: Backbone) -> int:
+        """Return the number of trainable parameters: VPT's."""
+        blocks = backbone.depth if config.deep else 1
+        if config.projection is None:
+            return config.num_prompts * sum(backbone.widths[:blocks])
+        return blocks * config.num_prompts * config.projection + (config.projection + 1) * backbone.width
+
     def initialise_head(self, head: nn.Linear) -> None:
         """Start small, or as the official code does."""
         if self.config.head_init == "small":

@@ -126,7 +126,7 @@ class RunFolder:
         """
         if not self.going_on:
             return
-        before = self._upgraded(run["resolved"]["method"])
+        before = self._upgraded(run["identity"].get("method"))
         # Through JSON, so that tuples and lists compare.
         now = json.loads(json.dumps(run["identity"]))
         differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
@@ -150,13 +150,13 @@ class RunFolder:
         meant = {name.partition(".")[2]: value for name, value in now.items() if name not in before}
         return configure(method, {**meant, **options})
 
-    def _upgraded(self, method: str) -> dict[str, Any]:
-        """What was recorded, with what the method's options of that time meant without saying it."""
-        before, config = self.recorded(), METHODS[method].Config
-        if before.get("method") != method or not hasattr(config, "upgrade"):
+    def _upgraded(self, method: str | None) -> dict[str, Any]:
+        """Return what was recorded, with what the method's options of that time meant without saying it."""
+        before = self.recorded()
+        if method is None or before.get("method") != method or not hasattr(METHODS[method].Config, "upgrade"):
             return before
         options = {name.partition(".")[2]: v for name, v in before.items() if name.startswith(f"{method}.")}
-        return before | {f"{method}.{name}": value for name, value in config.upgrade(options).items()}
+        return before | {f"{method}.{name}": value for name, value in METHODS[method].Config.upgrade(options).items()}
 
     def recorded(self) -> dict[str, Any]:
         """What made the run in this folder the run it is.
