@@ -94,8 +94,7 @@ def fit(
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
     check_run(out, data, config.backbone, config.weights, *asked.input_files())
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
-        if isinstance(method, str):
-            method_config = folder.configure(method, method_options or {})
+        method_config = folder.configure(method, method_options)
         training = _open(data, config, progress, asked, named="backbone" in options)
         backbone = _backbone(config, accelerator.device, shared or RunCache())
         preprocess = preprocess_of_run(config, backbone, asked, training, folder, shared or RunCache(), progress)

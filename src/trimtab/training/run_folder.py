@@ -137,18 +137,18 @@ class RunFolder:
                 "command, or start anew with --overwrite."
             )
 
-    def configure(self, method: str, options: Mapping[str, Any]) -> Any:
+    def configure(self, method: str | object, options: Mapping[str, Any] | None) -> Any:
         """Return a method's configuration; of a run to be resumed, with defaults as they were when it began.
 
         Raises:
             ConfigError: If there is no such method or option, or the options cannot work.
             CheckpointError: If the run's record is broken.
         """
-        if not self.going_on:
+        if not self.going_on or not isinstance(method, str):
             return configure(method, options)
         before, now = self.recorded(), self._upgraded(method)
         meant = {name.partition(".")[2]: value for name, value in now.items() if name not in before}
-        return configure(method, {**meant, **options})
+        return configure(method, {**meant, **(options or {})})
 
     def _upgraded(self, method: str | None) -> dict[str, Any]:
         """Return what was recorded, with what the method's options of that time meant without saying it."""
