@@ -110,8 +110,7 @@ def fit(
         job = Job(
             config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
         )
-        _go(job, run)
-        return _finished(folder.path, asked)
+        return _result(folder.path, asked, _go(job, run))
 
 
 @contextlib.contextmanager
@@ -146,13 +145,13 @@ def _folder(
     accelerator.wait_for_everyone()
 
 
-def _go(job: Job, run: dict[str, Any]) -> None:
+def _go(job: Job, run: dict[str, Any]) -> dict[str, Any]:
     # Broken images are found before anything that was in the folder is replaced.
     if turned := note_of_turns(*(part.store for part in job.decode())):
         job.progress.say(turned)
     run = _begin(job.folder, run, job.training, job.accelerator, job.task)
     with job.tracking:
-        job.finish(job.train(), run)
+        return job.finish(job.train(), run)
 
 
 def _fit_config(options: dict[str, Any]) -> FitConfig:
@@ -306,19 +305,24 @@ def _identity(
 
 
 def _finished(path: Path, task: Task) -> FitResult:
+    """Read the result of a run that was finished before."""
     described = checkpoint.describe(path)
     metrics = described["metrics"]
     if "best_epoch" not in metrics:
         raise CheckpointError(
             f"The adapter in {str(path)!r} has no whole {METRICS}; copy it again, or start anew with --overwrite."
         )
+    return _result(path, task, {**metrics, "adapter_bytes": described["bytes"]["tensors"]})
+
+
+def _result(path: Path, task: Task, metrics: Mapping[str, Any]) -> FitResult:
     return FitResult(
         out=path,
         monitor=task.monitor,
         validation={name: metrics.get(f"val_{name}") for name in task.logged_metrics},
         best_epoch=metrics["best_epoch"],
         trainable=metrics["trainable_parameters"],
-        adapter_bytes=described["bytes"]["tensors"],
+        adapter_bytes=metrics["adapter_bytes"],
         seconds=metrics["seconds"],
         peak_memory=metrics["peak_memory_bytes"],
     )

@@ -349,8 +349,8 @@ class Job:
 
     # --- after the loop ---
 
-    def finish(self, state: TrainState, run: dict[str, Any]) -> None:
-        """Save the adapter."""
+    def finish(self, state: TrainState, run: dict[str, Any]) -> dict[str, Any]:
+        """Save the adapter and return its metrics, the same in every process."""
         kept = state.history[state.best_epoch - 1]
         metrics = {
             **{f"val_{name}": kept.get(f"val_{name}") for name in self.task.logged_metrics},
@@ -370,7 +370,7 @@ class Job:
             told = ", ".join(f"{name} {value / 2**20:,.1f} MiB" for name, value in metrics["memory_bytes"].items())
             self.progress.say(f"Memory: {told}.")
         if self.accelerator.is_main_process:
-            checkpoint.save(
+            metrics = checkpoint.save(
                 self.folder.kept(),
                 self.model,
                 state.best,
@@ -383,8 +383,12 @@ class Job:
                 of_task=self.task.saved(self.training.train),
             )
             self.folder.finish()
-        self.tracking.final(metrics)
-        self.accelerator.wait_for_everyone()
+        self.tracking.final({name: value for name, value in metrics.items() if name != "adapter_bytes"})
+        if self.accelerator.num_processes > 1:
+            shared = [metrics]
+            broadcast_object_list(shared)
+            return shared[0]
+        return metrics
 
 
 @dataclasses.dataclass(frozen=True)
