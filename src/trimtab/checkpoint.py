@@ -148,6 +148,10 @@ def _config(
     }
 
 
+def _is_part(path: Path) -> bool:
+    return path.is_file() and path.name != LOCK
+
+
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with ``prefix``, by the rest of their names."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
@@ -185,12 +189,10 @@ class AdapterFiles:
                 tensors=_tensors(directory, config),
                 preprocessor=_preprocessor(directory, config),
                 metrics=_json(directory / METRICS) if metrics and (directory / METRICS).is_file() else {},
-                folder_bytes=sum(
-                    path.stat().st_size for path in directory.iterdir() if path.is_file() and path.name != LOCK
-                ),
+                folder_bytes=sum(path.stat().st_size for path in directory.iterdir() if _is_part(path)),
             )
 
-    def adapter(self) -> SavedAdapter:
+    def load(self) -> SavedAdapter:
         """Return what the model is made of.
 
         Raises:
@@ -245,7 +247,7 @@ def read(directory: str | Path) -> SavedAdapter:
     Raises:
         CheckpointError: If a file is missing, broken, from another program, or of a newer format.
     """
-    return AdapterFiles.read(directory, metrics=False).adapter()
+    return AdapterFiles.read(directory, metrics=False).load()
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def read_runs(folders: Iterable[str | Path]) -> list[Run]:
 
 def _read(folder: Path, name: str) -> Run:
     files = checkpoint.AdapterFiles.read(folder)
-    described, saved = files.describe(), files.adapter()
+    described, saved = files.describe(), files.load()
     notes: list[str] = []
     try:
         record = dict(parse_json((folder / RUN).read_bytes()))
