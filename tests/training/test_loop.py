@@ -14,7 +14,7 @@ from trimtab.errors import TrainingError
 from trimtab.progress import Progress
 from trimtab.tasks.classification import Classification
 from trimtab.training.fit import fit
-from trimtab.training.loop import Job
+from trimtab.training.loop import Trainer
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -157,7 +157,7 @@ def test_of_equal_accuracies_the_lower_loss_wins() -> None:
 
     def kept(*entries: tuple[float, float]) -> bool:
         made = [{"val_accuracy": accuracy, "val_loss": loss} for accuracy, loss in entries]
-        return Job._is_best(Only, made)  # type: ignore[arg-type]
+        return Trainer._is_best(Only, made)  # type: ignore[arg-type]
 
     assert kept((0.5, 1.0), (0.5, 0.9))
     assert not kept((0.5, 1.0), (0.5, 1.1))
