@@ -153,10 +153,13 @@ class RunFolder:
     def _upgraded(self, method: str | None) -> dict[str, Any]:
         """Return what was recorded, with what the method's options of that time meant without saying it."""
         before = self.recorded()
-        if method is None or before.get("method") != method or not hasattr(METHODS[method].Config, "upgrade"):
+        if method is None or before.get("method") != method:
+            return before
+        upgrade = getattr(METHODS[method].Config, "upgrade", None)
+        if upgrade is None:
             return before
         options = {name.partition(".")[2]: v for name, v in before.items() if name.startswith(f"{method}.")}
-        return before | {f"{method}.{name}": value for name, value in METHODS[method].Config.upgrade(options).items()}
+        return before | {f"{method}.{name}": value for name, value in upgrade(options).items()}
 
     def recorded(self) -> dict[str, Any]:
         """What made the run in this folder the run it is.
