@@ -348,6 +348,16 @@ def test_the_top_holds_few_files() -> None:
     assert len(list(SOURCE.glob("*.py"))) <= MOST_AT_THE_TOP
 
 
+def test_the_page_on_the_architecture_names_every_room() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [f"`{path.parent.name}/`" for path in SOURCE.glob("*/__init__.py")]
+    assert [room for room in rooms if room not in page] == []
+    named = {*re.findall(r"`((?:\w+/)+\w+\.py)`", page)} - {"tests/test_architecture.py"}
+    roots = (SOURCE, SOURCE.parents[1])
+    missing = [name for name in named if "NAME" not in name and not any((root / name).is_file() for root in roots)]
+    assert missing == []
+
+
 def test_files_do_not_import_in_circles() -> None:
     modules = {module_of(file): file for file in FILES}
     graph = {name: modules_imported(name, tree_of(file), modules) for name, file in modules.items()}
