@@ -122,7 +122,8 @@ def vfpt_space(method: str, options: Mapping[str, Any], suite: str, task: str) -
     if method != "vfpt":
         raise _only_for("paper-vfpt", "VFPT", method)
     published = next((row for row in read_published("vfpt_per_task") if row["dataset"] == task), None)
-    shares, lengths = _VFPT_SHARES, _VFPT_LENGTHS
+    shares: tuple[float, ...] = _VFPT_SHARES
+    lengths: tuple[int, ...] = _VFPT_LENGTHS
     if published is not None:
         shares = (float(published["fourier_share"]),)
         lengths = (int(published["num_prompts"]),) if published["num_prompts"] else lengths
