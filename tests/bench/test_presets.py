@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 
-from trimtab.bench.presets import Space, own_space, ship_space, vpt_space
+from trimtab.bench.presets import (
+    Space,
+    adapter_plus_space,
+    own_space,
+    published_name,
+    read_published,
+    ship_space,
+    vfpt_space,
+    vpt_space,
+)
 from trimtab.bench.protocols import PROTOCOLS, Row
 from trimtab.bench.search import propose, settings_count
 from trimtab.bench.suites import SuiteTask
+from trimtab.errors import ConfigError
 from trimtab.methods import METHODS, configure
 
 CIFAR = SuiteTask("vtab1k", "cifar100", "natural", "data")
@@ -93,6 +103,53 @@ def test_ship_has_its_logged_settings() -> None:
     assert not PROTOCOLS["strict"].setting_on_test
     assert not PROTOCOLS["strict"].epoch_on_test
     assert PROTOCOLS["strict"].test_epochs(100) == ()
+
+
+def test_vfpt_searches_as_its_code_does() -> None:
+    protocol = PROTOCOLS["paper-vfpt"]
+    space = protocol.space(Row("vfpt", "vfpt"), CIFAR)
+    assert len(space.points()) == 10 * 4
+    setting = protocol.complete(space.points()[0], space)
+    assert setting["options"] == {"num_prompts": 10, "fourier_share": 0.7, "head_init": "paper"}
+    assert setting["fit"]["preprocess"] == setting["fit"]["recipe"] == "vfpt"
+    assert "batch_size" not in setting["fit"]
+    # No whole number of prompts gives what is printed of these.
+    assert len(vfpt_space("vfpt", {}, "vtab1k", "resisc45").points()) == 5 * 10 * 4
+    assert len(vfpt_space("vfpt", {}, "fgvc", "stanford_cars").points()) == 9 * 4
+    own = vfpt_space("vfpt", {}, "mine", "moths").points()
+    assert len(own) == 5 * 5 * 10 * 4
+    for row in read_published("vfpt_per_task"):
+        for point in vfpt_space("vfpt", {}, "vtab1k", row["dataset"]).points():
+            configure("vfpt", point["options"])
+    for point in own:
+        configure("vfpt", point["options"])
+
+
+def test_adapter_plus_has_one_setting() -> None:
+    protocol = PROTOCOLS["paper-adapter-plus"]
+    space = protocol.space(Row("adapter", "adapter"), CIFAR)
+    (point,) = space.points()
+    fit = {"lr": 1e-3, "recipe": "adapter-plus", "preprocess": "adapter-plus"}
+    assert protocol.complete(point, space) == {"options": {"dim": 8}, "fit": fit}
+    assert protocol.seeds_of(None) == (18, 45, 25)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (lambda: vfpt_space("vpt", {}, "mine", "moths"), "paper-vfpt is how VFPT was tuned"),
+        (lambda: adapter_plus_space("lora", {}), "paper-adapter-plus is how"),
+        (lambda: adapter_plus_space("adapter", {"style": "adaptformer"}), "paper-adapter-plus is how"),
+    ],
+)
+def test_papers_know_no_other_method(space: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        space()
+
+
+def test_adapter_plus_is_not_in_the_published_tables() -> None:
+    assert published_name("adapter", {}) is None
+    assert published_name("adapter", {"style": "adaptformer"}) == "Adapter-64 (VPT paper)"
 
 
 def test_random_points_lie_between_the_ends_and_belong_to_their_search() -> None:

@@ -13,15 +13,23 @@ from trimtab.validation import check_fields
 class BenchConfig:
     """How a benchmark chooses, and what it may spend."""
 
-    protocol: Literal["strict", "holdout", "validation", "test-epoch", "test-setting", "paper-vpt", "paper-ship"] = (
-        "strict"
-    )
+    protocol: Literal[
+        "strict",
+        "holdout",
+        "validation",
+        "test-epoch",
+        "test-setting",
+        "paper-vpt",
+        "paper-ship",
+        "paper-vfpt",
+        "paper-adapter-plus",
+    ] = "strict"
     """strict: chosen on validation images, trained again on training and validation images together, last epoch, test
     images read once a model. holdout: the same, trained again on training images alone. validation: trained on
     training images, measured on validation images. test-epoch, test-setting: the epoch, or epoch and setting, chosen
-    on test images, to show what that is worth. paper-vpt, paper-ship: as those papers' code did."""
+    on test images, to show what that is worth. paper-...: as that paper's code did."""
     seeds: int | None = None
-    """How many final models a method and task has. Default: 5; of paper-ship 1."""
+    """How many final models a method and task has. Default: 5; of paper-ship 1, of paper-adapter-plus 3."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
     """Where settings to try come from: the method's grid, random points between its ends, or Optuna's TPE there (its
     package has to be installed)."""

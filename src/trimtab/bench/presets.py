@@ -52,9 +52,10 @@ _SPACES = {
     "vpt": Space({"lr": _PROMPTS}, {"num_prompts": (10, 50)}),
     "svpt": Space({"lr": _PROMPTS}, {"num_prompts": (10, 50)}),
     "ship": Space({"lr": _PROMPTS}, {"prompt_length": (10, 50)}),
+    "vfpt": Space({"lr": _PROMPTS}, {"num_prompts": (10, 50)}),
     "e2vpt": Space({"lr": _PROMPTS}, {"num_prompts": (5, 10)}),
     "lora": Space({"lr": _MODULES}, {"rank": (8, 2)}),
-    "adapter": Space({"lr": _MODULES}, {"dim": (64, 16)}),
+    "adapter": Space({"lr": _MODULES}, {"dim": (8, 32)}),
     "bias": Space({"lr": _VECTORS}),
     "ssf": Space({"lr": _VECTORS}),
     "full": Space({"lr": (1e-4, 3e-5, 3e-4, 1e-5, 1e-3, 3e-6)}),
@@ -104,6 +105,57 @@ def vpt_space(method: str, options: Mapping[str, Any], suite: str, task: str) ->
     return Space({"lr": rates, "weight_decay": _VPT_DECAYS}, own, fixed).without(options)
 
 
+_VFPT_SHARES = (0.5, 0.0, 0.3, 0.7, 1.0)
+# Of the numbers that occur in the paper: one is too few for a share.
+_VFPT_LENGTHS = (10, 5, 50, 100, 200)
+
+
+def vfpt_space(method: str, options: Mapping[str, Any], suite: str, task: str) -> Space:
+    """Return VPT's grid with a task's published share and number of prompts; what is not published is searched.
+
+    References:
+        | Zeng et al., Visual Fourier Prompt Tuning (2024), section 4.1, tables S1-S4
+
+    Raises:
+        ConfigError: If the method is another.
+    """
+    if method != "vfpt":
+        raise _only_for("paper-vfpt", "VFPT", method)
+    published = next((row for row in read_published("vfpt_per_task") if row["dataset"] == task), None)
+    shares: tuple[float, ...] = _VFPT_SHARES
+    lengths: tuple[int, ...] = _VFPT_LENGTHS
+    if published is not None:
+        shares = (float(published["fourier_share"]),)
+        lengths = (int(published["num_prompts"]),) if published["num_prompts"] else lengths
+    own: dict[str, tuple[Any, ...]] = {"num_prompts": lengths, "fourier_share": shares, "head_init": ("paper",)}
+    rates = _VPT_RATES if suite != "fgvc" else _VPT_RATES[1:]
+    fixed = {"recipe": "vfpt", "preprocess": "vfpt-fgvc" if suite == "fgvc" else "vfpt"}
+    return Space({"lr": rates, "weight_decay": _VPT_DECAYS}, own, fixed).without(options)
+
+
+def adapter_plus_space(method: str, options: Mapping[str, Any]) -> Space:
+    """Return the one setting that Adapter+ has for all tasks.
+
+    References:
+        | Steitz and Roth, Adapters Strike Back (2024); visinf/adapter_plus conf/
+
+    Raises:
+        ConfigError: If the method is another, or its style.
+    """
+    if method != "adapter" or options.get("style", "adapter-plus") != "adapter-plus":
+        raise _only_for("paper-adapter-plus", "Adapter+", method)
+    return Space({"lr": (1e-3,)}, {"dim": (8,)}, {"recipe": "adapter-plus", "preprocess": "adapter-plus"}).without(
+        options
+    )
+
+
+def _only_for(protocol: str, whose: str, method: str) -> ConfigError:
+    return ConfigError(
+        f"{protocol} is how {whose} was tuned, and nothing is known of {method!r} under it; leave it out of --methods, "
+        "or take --protocol strict."
+    )
+
+
 def vpt_batch(options: Mapping[str, Any]) -> int:
     """Images an optimiser step sees, on a ViT-B."""
     return 128 if options["num_prompts"] < 100 else 64
@@ -132,10 +184,7 @@ def ship_space(method: str, options: Mapping[str, Any], task: str) -> Space:
         ConfigError: If the method is another.
     """
     if method != "ship":
-        raise ConfigError(
-            f"paper-ship is how SHIP was tuned, and nothing is known of {method!r} under it; leave it out of "
-            "--methods, or take --protocol strict."
-        )
+        raise _only_for("paper-ship", "SHIP", method)
     fixed = {"recipe": "ship", "preprocess": "ship"}
     for row in read_published("ship_per_task_config"):
         if row["dataset"] == task:
@@ -163,6 +212,8 @@ def published_name(method: str, options: Mapping[str, Any]) -> str | None:
     """What a method is called in the published tables, if it is in them."""
     if method == "vpt":
         return "VPT-Deep" if options.get("deep", True) else "VPT-Shallow"
+    if method == "adapter" and options.get("style") != "adaptformer":
+        return None
     return _NAMES.get(method)
 
 

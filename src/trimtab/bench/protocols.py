@@ -138,6 +138,38 @@ class PaperVPT(Protocol):
         return max(trials, key=rank)
 
 
+class PaperVFPT(PaperVPT):
+    """VFPT's code: VPT's way, with the published share of transformed prompts."""
+
+    name = "paper-vfpt"
+    words = (
+        "as VFPT's code: learning rate and weight decay chosen on validation images, published share and number of "
+        "prompts, trained again on training and validation images together, last epoch"
+    )
+
+    def space(self, row: Row, task: SuiteTask) -> Space:
+        """Return learning rates and weight decays, and what is not published of the prompts."""
+        return presets.vfpt_space(row.method, row.options, task.suite, task.name)
+
+    def complete(self, point: Record, space: Space) -> Record:
+        """Return the point with the recipe's batch size, which is the same for all numbers of prompts."""
+        return Protocol.complete(self, point, space)
+
+
+class PaperAdapterPlus(Protocol):
+    """Adapter+'s code: one setting for all tasks, nothing is chosen."""
+
+    name = "paper-adapter-plus"
+    words = (
+        "as Adapter+'s code: one setting for all tasks, trained on training and validation images together, last epoch"
+    )
+    seeds = (18, 45, 25)
+
+    def space(self, row: Row, task: SuiteTask) -> Space:
+        """Return the one setting."""
+        return presets.adapter_plus_space(row.method, row.options)
+
+
 class PaperSHIP(Protocol):
     """SHIP's code: the best epoch, and the best setting, on the test images."""
 
@@ -186,5 +218,6 @@ _OURS = (
         setting_on_test=True,
     ),
 )
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*_OURS, PaperVPT(), PaperSHIP())}
+_PAPERS = (PaperVPT(), PaperSHIP(), PaperVFPT(), PaperAdapterPlus())
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (*_OURS, *_PAPERS)}
 """By name."""
