@@ -29,8 +29,8 @@ from torch import Tensor
 
 import trimtab
 from trimtab.data import list_images
-from trimtab.inference.evaluate import Predictor
 from trimtab.inference.export import export
+from trimtab.tasks.classification import Predictor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -85,7 +85,7 @@ def examine(name: str) -> Row:
 
 def facts_of(backbone: Backbone) -> dict[str, str]:
     """What readers may want to know of an architecture."""
-    tokens = range(backbone.num_prefix_tokens + backbone.num_patches)[backbone.pooled_tokens]
+    tokens = range(backbone.num_prefix_tokens + backbone.patches[0])[backbone.pooled_tokens]
     if len(tokens) <= backbone.num_prefix_tokens:
         pooled = "class token" if len(tokens) == 1 else "class and distillation token"
     else:
@@ -136,7 +136,7 @@ def check_logits(backbone: Backbone) -> None:
         for i in range(backbone.depth):
             stream = backbone.block(i, stream)
         # Stages of timm's keep rows and columns apart.
-        left = backbone.normalised(stream).reshape(model.forward_features(images).shape)
+        left = model.norm(stream.tokens).reshape(model.forward_features(images).shape)
         torch.testing.assert_close(model.forward_head(left), model(images), **CLOSE)
         timms = model.forward_head(model.forward_features(images), pre_logits=True)
         torch.testing.assert_close(backbone.pool(stream), timms, **CLOSE)

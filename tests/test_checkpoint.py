@@ -19,6 +19,8 @@ from trimtab import checkpoint
 from trimtab.checkpoint import CONFIG, METRICS, PREPROCESSOR, TENSORS, describe, read, restore
 from trimtab.errors import BackboneError, CheckpointError
 from trimtab.inference.evaluate import load
+from trimtab.tasks import make_task
+from trimtab.tasks.card import model_card
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_the_folder_is_whole_and_small(method: str) -> None:
 def test_the_tensors_are_those_of_method_and_head(method: str) -> None:
     folder = job.finished(method)
     model = restore(read(folder))
-    assert job.tensors(folder).keys() == model.trained().keys()
+    assert job.tensors(folder).keys() == model.adapter_state_dict().keys()
     assert {name.partition(".")[0] for name in job.tensors(folder)} <= {"method", "head"}
 
 
@@ -268,7 +270,7 @@ def test_another_models_folder_is_refused(on_a_folder: Path, tmp_path: Path) -> 
 )
 def test_the_model_card_names_the_backbones_repository(name: str, line: str) -> None:
     config = {"method": "m", "labels": ["a"], "backbone": {"name": name, "fingerprint": "f", "image_size": [1, 2]}}
-    card = checkpoint._card(config, {}, {})
+    card = model_card(make_task(), config, {}, {})
     assert card.startswith(f"---\nlibrary_name: trimtab\n{line}pipeline_tag:")
 
 

@@ -114,7 +114,7 @@ def test_what_the_text_says_in_numbers() -> None:
     gains = [f"{100 * pair['mean']:.1f}" for pair in camvid["comparisons"]]
     assert gains == ["3.6", "1.0", "3.2", "5.5", "7.5"]
     assert [chosen(row["tasks"]["camvid"]) for row in camvid["rows"]][2] == "lr 0.01, an end of the grid"
-    iou = {row["name"]: row["tasks"]["camvid"]["metrics"]["iou"]["pavement"] for row in camvid["rows"]}
+    iou = {row["name"]: row["tasks"]["camvid"]["metrics"]["test IOU by class"]["pavement"] for row in camvid["rows"]}
     assert round(100 * (iou["VPT-deep"] - iou["head only"])) == 13
     scales = {row["name"]: row["mean_of_tasks"]["mean"] for row in summary_of("ship-sensitivity")["rows"]}
     best = scales["attention_scale 0.1"]

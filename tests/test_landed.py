@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import trimtab
 from trimtab.data import BUILT_IN
-from trimtab.inference.evaluate import Predictor
+from trimtab.tasks.classification import Predictor
 
 LANDED = Path(__file__).parent / "landed"
 EXPECTED = json.loads((LANDED / "expected.json").read_text(encoding="utf-8"))

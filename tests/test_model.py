@@ -91,16 +91,16 @@ def test_trained_tensors_go_round_bit_by_bit(method: str) -> None:
     options = SHIP if method == "ship" else {}
     first, second = attached(method, **options), attached(method, **options)
     train(first, images_for(first.backbone, 8), torch.arange(8) % 4, steps=2)
-    second.load_trained(first.trained())
+    second.load_adapter_state_dict(first.adapter_state_dict())
     images = images_for(first.backbone)
     assert torch.equal(second.eval()(images), first.eval()(images))
-    torch.testing.assert_close(second.trained(), first.trained(), rtol=0, atol=0)
+    torch.testing.assert_close(second.adapter_state_dict(), first.adapter_state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
 def test_trained_tensors_are_loaded_strictly(change: str) -> None:
     model = attached()
-    tensors = model.trained()
+    tensors = model.adapter_state_dict()
     if change == "missing":
         del tensors["method.prompts.stages.0"]
     elif change == "unexpected":
@@ -108,7 +108,7 @@ def test_trained_tensors_are_loaded_strictly(change: str) -> None:
     else:
         tensors["method.prompts.stages.0"] = torch.zeros(1, 2, 3)
     with pytest.raises(RuntimeError, match=r"[Mm]issing|[Uu]nexpected|size mismatch"):
-        model.load_trained(tensors)
+        model.load_adapter_state_dict(tensors)
 
 
 def test_number_of_trainable_parameters(plain: Backbone) -> None:
@@ -136,10 +136,23 @@ def test_the_users_model_still_gives_its_own_logits() -> None:
 def test_a_folded_model_is_not_saved() -> None:
     folded = build(shared_backbone("class-token"), VPTConfig(num_prompts=2), 4).fold()
     with pytest.raises(ConfigError, match="for inference only; save the model that was folded"):
-        folded.trained()
+        folded.adapter_state_dict()
 
 
 def test_a_method_that_swaps_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Linear, "weights", lambda *_: {"blocks.0.mlp.fc3.weight": torch.zeros(1)})
+    monkeypatch.setattr(Linear, "weight_overrides", lambda *_: {"blocks.0.mlp.fc3.weight": torch.zeros(1)})
     with pytest.raises(BackboneError, match=r"no tensor 'blocks\.0\.mlp\.fc3\.weight'"):
         build(shared_backbone("class-token"), LinearConfig(), 4)
+
+
+def test_former_names_still_work_with_a_warning(plain: Backbone) -> None:
+    model = build(plain, VPTConfig(num_prompts=2), 3).eval()
+    with pytest.warns(DeprecationWarning, match="trained is now adapter_state_dict"):
+        tensors = model.trained()
+    assert tensors.keys() == model.adapter_state_dict().keys()
+    again = build(plain, VPTConfig(num_prompts=2), 3).eval()
+    with pytest.warns(DeprecationWarning, match="load_trained is now load_adapter_state_dict"):
+        again.load_trained(tensors)
+    with pytest.warns(DeprecationWarning, match="features is now forward_features"):
+        features = again.features(images_for(plain))
+    assert torch.equal(features, model.forward_features(images_for(plain)))

@@ -100,12 +100,12 @@ def test_every_method_takes_a_step(name: str, size: int, method: str, case: str)
     backbone, images = seen(name, size).backbone, seen(name, size).inputs[:1]
     model = unprepared(backbone, method, case)
     model.prepare([images])
-    before = {key: value.clone() for key, value in model.trained().items()}
+    before = {key: value.clone() for key, value in model.adapter_state_dict().items()}
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1.0)
     logits, extra = model.train().outputs(images)
     (F.cross_entropy(logits, torch.tensor([0])) + extra).backward()
     optimizer.step()
-    after = model.trained()
+    after = model.adapter_state_dict()
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(key.startswith("head.") and not torch.equal(after[key], value) for key, value in before.items())
     moved = [key for key, value in before.items() if key.startswith("method.") and not torch.equal(after[key], value)]

@@ -19,29 +19,30 @@ from trimtab.errors import (
 
 if TYPE_CHECKING:
     from trimtab.heads import SegmenterConfig
-    from trimtab.inference.evaluate import Predictor, evaluate, load
-    from trimtab.inference.segment import MaskPredictor
+    from trimtab.inference.evaluate import evaluate, load
     from trimtab.methods import METHODS
     from trimtab.model import attach
     from trimtab.progress import Progress, TerminalProgress
     from trimtab.recipe import FitConfig
     from trimtab.reporting import Report, report
-    from trimtab.tasks.sliding import Views
-    from trimtab.training.fit import FitResult, fit
+    from trimtab.tasks.classification import Predictor
+    from trimtab.tasks.result import FitResult
+    from trimtab.tasks.segmentation import MaskPredictor, Views
+    from trimtab.training.fit import fit
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "FitConfig": "trimtab.recipe",
-    "FitResult": "trimtab.training.fit",
+    "FitResult": "trimtab.tasks.result",
     "METHODS": "trimtab.methods",
-    "MaskPredictor": "trimtab.inference.segment",
-    "Predictor": "trimtab.inference.evaluate",
+    "MaskPredictor": "trimtab.tasks.segmentation",
+    "Predictor": "trimtab.tasks.classification",
     "Progress": "trimtab.progress",
     "Report": "trimtab.reporting",
     "SegmenterConfig": "trimtab.heads",
     "TerminalProgress": "trimtab.progress",
-    "Views": "trimtab.tasks.sliding",
+    "Views": "trimtab.tasks.segmentation",
     "attach": "trimtab.model",
     "evaluate": "trimtab.inference.evaluate",
     "fit": "trimtab.training.fit",

@@ -21,19 +21,19 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import CheckpointError
+from trimtab.errors import CheckpointError, ConfigError
 from trimtab.storage.checksums import checksums, is_intact, is_kept_by
 from trimtab.storage.files import parse_json, write_bytes, write_json, write_text
 from trimtab.storage.locks import LOCK, reading
-from trimtab.tasks.card import model_card as _card
+from trimtab.tasks import DEFAULT_TASK, saved_task
+from trimtab.tasks.card import model_card
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from trimtab.model import TunedModel
-    from trimtab.tasks import Task
-    from trimtab.tasks.base import AnyPreprocess
+    from trimtab.tasks.base import AnyPreprocess, Task
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -83,29 +83,39 @@ def save(
     preprocess: AnyPreprocess,
     metrics: dict[str, Any],
     run: dict[str, Any],
-    task: str = "classification",
-    of_task: dict[str, Any] | None = None,
+    task: Task,
+    of_task: dict[str, Any],
 ) -> int:
     """Write an adapter folder; the config comes last, so that an interrupted save is seen as none.
 
-    ``of_task`` is what the task named ``task`` needs to be asked again (:meth:`~trimtab.tasks.Task.saved`).
+    Args:
+        directory: The folder, which is there.
+        model: The tuned model, for its configuration.
+        tensors: The tensors to save, by the names of :meth:`TunedModel.trained`.
+        labels: The classes.
+        weights: The file of the backbone's weights, if it had one of its own.
+        preprocess: What happens to an image before the backbone.
+        metrics: Validation metrics and sizes.
+        run: The record of the run.
+        task: What the adapter predicts.
+        of_task: What the task keeps in an adapter (:meth:`~trimtab.tasks.base.Task.saved`).
 
     Returns:
         Bytes of the tensors' file.
     """
     from safetensors.torch import save as to_bytes
 
-    model.load_trained(tensors)
+    model.load_adapter_state_dict(tensors)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     raw = to_bytes(plain, {"format": "pt"})
     write_bytes(directory / TENSORS, raw)
-    config = _config(model, labels, weights, hashlib.sha256(raw).hexdigest()) | {"task": task, **(of_task or {})}
+    config = _config(model, labels, weights, hashlib.sha256(raw).hexdigest()) | {"task": task.name, **of_task}
     preprocessor = preprocess.to_dict()
     config["checksum"] = checksums(config, preprocessor)
     metrics = {**metrics, "adapter_bytes": len(raw)}
     write_json(directory / PREPROCESSOR, preprocessor)
     write_json(directory / METRICS, metrics)
-    write_text(directory / CARD, _card(config, metrics, run))
+    write_text(directory / CARD, model_card(task, config, metrics, run))
     write_json(directory / CONFIG, config)
     return len(raw)
 
@@ -115,10 +125,10 @@ def _config(model: TunedModel, labels: tuple[str, ...], weights: str | None, sha
     return {
         "format_version": FORMAT_VERSION,
         "library": "trimtab",
-        "task": "classification",
+        "task": DEFAULT_TASK,
         "method": model.method.name,
         "method_config": dataclasses.asdict(model.method.config),
-        "facts": model.method.facts(),
+        "facts": model.method.summary(),
         "labels": list(labels),
         "backbone": {
             "name": backbone.name,
@@ -225,11 +235,8 @@ def task_of(directory: str | Path) -> Task:
 
 
 def _task_of(directory: Path, config: dict[str, Any]) -> Task:
-    from trimtab.errors import ConfigError
-    from trimtab.tasks import saved_task
-
     try:
-        return saved_task(config.get("task", "classification"), config)
+        return saved_task(config.get("task", DEFAULT_TASK), config)
     except ConfigError as error:
         raise CheckpointError(f"{CONFIG} in {str(directory)!r}: {error} A newer trimtab may have saved it.") from error
 
@@ -268,7 +275,7 @@ def restore(
     try:
         config = config_from_json(METHODS[saved.method].Config, saved.method_config)
         model = build(backbone, config, len(saved.labels), saved.task.head)
-        model.load_trained(saved.tensors)
+        model.load_adapter_state_dict(saved.tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -302,8 +309,9 @@ def _backbone_now(saved: SavedAdapter, weights: str | Path | None) -> tuple[str,
 
 
 def config_from_json(config: type, values: dict[str, Any]) -> Any:
-    """A method's configuration from JSON, where tuples have become lists."""
-    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    """Return a method's configuration from JSON, where tuples have become lists, perhaps of an earlier version."""
+    upgraded = config.upgrade(values) if hasattr(config, "upgrade") else values
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in upgraded.items()})
 
 
 def describe(directory: str | Path) -> dict[str, Any]:

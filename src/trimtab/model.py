@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.heads import Classifier, Features, Head, SegmenterConfig, WeightedLogits, make_segmenter
 from trimtab.methods import configure, method_of
-from trimtab.methods.base import Constants, Method
+from trimtab.methods.base import FoldedMethod, Method
 from trimtab.noise import Noise
 from trimtab.stream import Stream
 
@@ -45,7 +46,7 @@ class TunedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, height, width) to logits (B, C), of a segmenter (B, C, height, width)."""
-        logits: Tensor = self.head(self.features(images))
+        logits: Tensor = self.head(self.forward_features(images))
         return logits
 
     def outputs(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> Outputs:
@@ -76,7 +77,7 @@ class TunedModel(nn.Module):
         loss = self.method.loss(streams[-1])
         return weighted, weighted[0].logits.new_zeros(()) if loss is None else loss
 
-    def features(self, images: Tensor) -> Features:
+    def forward_features(self, images: Tensor) -> Features:
         """What the head reads of normalised images (B, 3, height, width)."""
         return self.head.read(self.backbone, self._seen(images))
 
@@ -95,13 +96,12 @@ class TunedModel(nn.Module):
         seen, last = [], embedded
         for i, left in enumerate(self._after_each_block(embedded, recompute=recompute)):
             last = left
-            if i in self.head.taps:
+            if i in self.head.out_indices:
                 seen.append(left)
         return [*seen, last]
 
     def _embedded(self, images: Tensor, noise: Noise | None, *, pooled_only: bool) -> Stream:
-        weights = self.method.weights(self.backbone)
-        return self.backbone.embed(images, noise=noise, weights=weights, pooled_only=pooled_only)
+        return self.method.embed(self.backbone, images, noise=noise, pooled_only=pooled_only)
 
     def _after_each_block(self, stream: Stream, *, recompute: bool) -> Iterator[Stream]:
         for i in range(self.backbone.depth):
@@ -126,7 +126,7 @@ class TunedModel(nn.Module):
         excepted that the method has in their place; not for training.
         """
         with torch.no_grad():
-            weights = self.method.weights(self.backbone)
+            weights = self.method.weight_overrides(self.backbone)
             backbone = self.backbone.with_weights(weights) if weights else self.backbone
             folded = self.method.fold(backbone)
         method = copy.deepcopy(folded) if folded is self.method else folded
@@ -136,26 +136,52 @@ class TunedModel(nn.Module):
         """Let the method look at training images (B, 3, height, width) before it is trained."""
         self.method.prepare(self.backbone, batches)
 
-    def trained(self) -> dict[str, Tensor]:
+    def adapter_state_dict(self) -> dict[str, Tensor]:
         """Everything to be saved: the method's and the head's tensors by name, nothing of the backbone.
 
         Raises:
             ConfigError: If this is a folded model, of which nothing can be trained or rebuilt.
         """
-        if isinstance(self.method, Constants):
+        if isinstance(self.method, FoldedMethod):
             raise ConfigError("A folded model is for inference only; save the model that was folded.")
         tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}
         return tensors | {f"head.{name}": value for name, value in self.head.state_dict().items()}
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what :meth:`trained` gave, strictly."""
+    def load_adapter_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what :meth:`adapter_state_dict` gave, strictly."""
         for part, module in (("method.", self.method), ("head.", self.head)):
             named = {name[len(part) :]: value for name, value in tensors.items() if name.startswith(part)}
             module.load_state_dict(named)
 
+    def features(self, images: Tensor) -> Features:
+        """Return :meth:`forward_features`, whose former name this is."""
+        _warn_renamed("features", "forward_features")
+        return self.forward_features(images)
+
+    def graded(
+        self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False
+    ) -> tuple[list[WeightedLogits], Tensor]:
+        """Call :meth:`training_logits`, whose former name this is."""
+        _warn_renamed("graded", "training_logits")
+        return self.training_logits(images, noise=noise, recompute=recompute)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return :meth:`adapter_state_dict`, whose former name this is."""
+        _warn_renamed("trained", "adapter_state_dict")
+        return self.adapter_state_dict()
+
+    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+        """Call :meth:`load_adapter_state_dict`, whose former name this is."""
+        _warn_renamed("load_trained", "load_adapter_state_dict")
+        self.load_adapter_state_dict(tensors)
+
     def num_trainable(self) -> int:
         """Trainable parameters, the head's included."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"TunedModel.{old} is now {new}; the old name will be removed.", DeprecationWarning, stacklevel=3)
 
 
 def build(backbone: Backbone, config: object, num_classes: int, head: SegmenterConfig | None = None) -> TunedModel:
@@ -175,7 +201,7 @@ def build(backbone: Backbone, config: object, num_classes: int, head: SegmenterC
         what = "classifier" if head is None else "segmenter"
         raise ConfigError(f"num_classes is {num_classes}; a {what} needs at least 2.")
     method = method_of(config)(config, backbone)
-    backbone.check_weights(method.weights(backbone))
+    backbone.check_weights(method.weight_overrides(backbone))
     made: Head
     if head is None:
         made = Classifier(backbone.num_features, num_classes)

@@ -191,13 +191,23 @@ def _help(option: Option) -> str:
 
 @functools.cache
 def _tree(module: str) -> ast.Module:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError as error:
-        raise ConfigError(f"The module {module!r} is not installed ({error}); install its package.") from None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    source = _source(module)
+    if source is None:
         raise ConfigError(f"The source of {module!r}, where options are read, is not found; reinstall it.")
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"), filename=spec.origin)
+    return ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
+
+
+def _source(module: str) -> Path | None:
+    """Find a module's file without importing the packages that it is in."""
+    first, *rest = module.split(".")
+    spec = importlib.util.find_spec(first)
+    if spec is None and rest:
+        raise ConfigError(f"The module {module!r} is not installed; install its package {first!r}.")
+    if spec is None or not rest:
+        return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    places = [Path(place).joinpath(*rest) for place in spec.submodule_search_locations or ()]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _class(module: str, name: str) -> ast.ClassDef:

@@ -43,6 +43,8 @@ class Recipe:
     """Change the learning rate once an epoch and not every step."""
     delay: int = 0
     """Epochs by which the schedule lags (a scheduler stepped after its epoch lags by 1)."""
+    warmup_inclusive: bool | None = None
+    """Reach the peak in the last epoch of warm-up and hold it in the next; needs warm-up of two epochs or more."""
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is not full."""
 
@@ -65,7 +67,9 @@ class Recipe:
         # A warm-up longer than a short run would never end.
         warmup = self.warmup_epochs if self.warmup_epochs < self.epochs else self.epochs / 10
         if epoch < warmup:
-            return self.warmup_lr + (peak - self.warmup_lr) * epoch / warmup
+            # An epoch fewer where the last one is at the peak.
+            rise = warmup - 1 if self.warmup_inclusive and warmup >= 2 else warmup
+            return self.warmup_lr + (peak - self.warmup_lr) * min(epoch / rise, 1.0)
         start = 0.0 if self.cosine_from_start else warmup
         progress = min((epoch - start) / max(self.epochs - start, 1e-9), 1.0)
         return self.min_lr + 0.5 * (peak - self.min_lr) * (1.0 + math.cos(math.pi * progress))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class AttentionInputs:
 
 
 Attend: TypeAlias = Callable[[AttentionInputs], Tensor]
-Watch: TypeAlias = Callable[[int, Attend], Attend]
+AttentionHook: TypeAlias = Callable[[int, Attend], Attend]
 Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
@@ -77,6 +77,41 @@ def softmax_attention(inputs: AttentionInputs) -> Tensor:
     return F.scaled_dot_product_attention(
         inputs.queries, everything.keys, everything.values, attn_mask=mask, scale=inputs.scale
     )
+
+
+class Residual(NamedTuple):
+    """A residual branch of a block, attention or MLP, that is about to be added to the stream; S = T + P rows."""
+
+    input: Tensor
+    """(B, S, D): the residual stream before the branch."""
+    normed: Tensor
+    """(B, S, D): what the branch's layers read: the input after the norm; in Swin-V2, whose norm comes last, the
+    input."""
+    update: Tensor
+    """(B, S, D): what the branch adds, after layer scale and stochastic depth."""
+
+
+ResidualHook: TypeAlias = Callable[[Residual], Tensor]
+"""Maps a residual branch to what is added to the stream besides its update, (B, S, D)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockHooks:
+    """What a method adds to the residual stream of one block, at up to three places.
+
+    A module beside a branch reads ``input`` or ``normed``, one behind a branch reads ``update``, one between the
+    branches reads ``input + update``. Rows are the T tokens, then the P full prompts.
+    """
+
+    attention: ResidualHook | None = None
+    """At the attention branch."""
+    mlp: ResidualHook | None = None
+    """At the MLP branch."""
+    output: Callable[[Tensor], Tensor] | None = None
+    """Maps the block's output (B, S, D) to what is added to it, at the block's own width: before patches are merged."""
+    tokenwise: bool = False
+    """Whether each row depends on the same row alone. Then the last block is run on those tokens only that pooling
+    reads, and the hooks see no others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +132,29 @@ class Stream:
     """Rotary table, if the backbone has one."""
     saliency: Tensor | None = None
     """(B, H, T): logits of the pooling's query over the tokens, if asked of the block just run."""
-    salient: Tensor | None = None
-    """(B, k, D): the most salient tokens as they left the block just run, if asked for."""
-    memo: Any = None
-    """The method's own carry, opaque to everyone else."""
+    selected: Tensor | None = None
+    """(B, k, D): the tokens that were selected by their saliency, as they left the block just run, if asked for."""
+    carry: Any = None
+    """State that a method carries from block to block, opaque to everyone else."""
     pooled_only: bool = False
     """Whether nothing but pooling reads what leaves the last block, so that the rest of it need not be computed."""
     weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Tensors used in place of the backbone's own parameters, by timm's names."""
     noise: Noise = dataclasses.field(default_factory=Noise)
     """Where random numbers come from in training."""
-    watch: Watch | None = None
-    """Who looks on: given a block's number and softmax core, the core to run in its place. Every block then also
+    attention_hook: AttentionHook | None = None
+    """Maps a block's number and softmax core to the core to run in its place, for observers. Every block then also
     computes the saliency."""
 
     @property
-    def left(self) -> Tensor:
-        """(B, T, D): the tokens as they left the block just run, before any patches were merged."""
+    def block_output(self) -> Tensor:
+        """(B, T, D): the output of the block just run, hooks included, before any patches were merged."""
         return self.tokens if self.unmerged is None else self.unmerged
+
+    @property
+    def block_grid_size(self) -> tuple[int, int]:
+        """(h, w) of the patches in :attr:`block_output`."""
+        return self.unmerged_size or self.grid_size
 
     @property
     def num_patches(self) -> int:

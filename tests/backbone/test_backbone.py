@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from tests.families import FAMILIES, STAGED, images_for, shared_backbone, small
 from trimtab.backbone import Backbone, reasons_not_to_open
 from trimtab.errors import BackboneError
-from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
+from trimtab.stream import Attend, AttentionInputs, BlockHooks, KeysValues, Residual, Stream, softmax_attention
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PLAIN = [name for name in FAMILIES if name not in STAGED]
@@ -68,7 +69,7 @@ class TestAgainstTimm:
             features = model.forward_head(model.forward_features(images), pre_logits=True)
             torch.testing.assert_close(backbone.pool(stream), features, atol=1e-5, rtol=1e-5)
             return
-        logits = model.forward_head(backbone.normalised(stream))
+        logits = model.forward_head(backbone.model.norm(stream.tokens))
         torch.testing.assert_close(logits, model(images), atol=1e-6, rtol=1e-6)
 
     def test_pooled_features_are_timms(self, backbone: Backbone) -> None:
@@ -88,7 +89,7 @@ class TestAgainstTimm:
         model.set_input_size(img_size=(height, width))
         images = torch.randn(2, 3, height, width)
         stream = run(backbone, backbone.embed(images))
-        torch.testing.assert_close(model.forward_head(backbone.normalised(stream)), model(images), **CLOSE)
+        torch.testing.assert_close(model.forward_head(backbone.model.norm(stream.tokens)), model(images), **CLOSE)
         assert backbone.image_size == (height, width)
         assert stream.grid_size == (3, 5)
 
@@ -96,7 +97,7 @@ class TestAgainstTimm:
         model = FAMILIES["class-token"].model(dynamic_img_size=True)
         backbone, images = Backbone(model), torch.randn(2, 3, 48, 24)
         stream = run(backbone, backbone.embed(images))
-        torch.testing.assert_close(model.forward_head(backbone.normalised(stream)), model(images), **CLOSE)
+        torch.testing.assert_close(model.forward_head(backbone.model.norm(stream.tokens)), model(images), **CLOSE)
         assert backbone.grid(stream).shape == (2, 48, 6, 3)
 
 
@@ -234,11 +235,11 @@ class TestBypass:
             return normed.unflatten(2, (inputs.queries.shape[1], -1)).transpose(1, 2)
 
         expected = backbone.block(0, stream, attend=normalised).prompts
-        torch.testing.assert_close(backbone.bypass(0, prompts, stream), expected, **CLOSE)
+        torch.testing.assert_close(backbone.skip_attention(0, prompts, stream), expected, **CLOSE)
 
     def test_of_batch_1_stays_of_batch_1(self, backbone: Backbone, stream: Stream) -> None:
         prompts = torch.randn(1, 4, backbone.width)
-        assert backbone.bypass(0, prompts, stream, drop_path=0.5).shape == prompts.shape
+        assert backbone.skip_attention(0, prompts, stream, drop_path=0.5).shape == prompts.shape
 
 
 class TestWeights:
@@ -264,12 +265,12 @@ class TestWeights:
             images, weights={"blocks.1.attn.qkv.weight": value, "blocks.1.norm1.weight": torch.ones(48)}
         )
         swapped = fresh.block(1, stream, context=prompts).tokens
-        bypassed = fresh.bypass(1, prompts[None], stream)
+        bypassed = fresh.skip_attention(1, prompts[None], stream)
         fresh.model.blocks[1].attn.qkv.weight.copy_(value)
         fresh.model.blocks[1].norm1.weight.fill_(1.0)
         plain = fresh.embed(images)
         torch.testing.assert_close(swapped, fresh.block(1, plain, context=prompts).tokens, **CLOSE)
-        torch.testing.assert_close(bypassed, fresh.bypass(1, prompts[None], plain), **CLOSE)
+        torch.testing.assert_close(bypassed, fresh.skip_attention(1, prompts[None], plain), **CLOSE)
 
     def test_swap_leaves_the_model_as_it_is(self, fresh: Backbone) -> None:
         before = copy.deepcopy(fresh.state_dict())
@@ -340,24 +341,70 @@ class TestWeights:
         assert "head" not in plain.named_layers()
 
 
-class TestBesideMLP:
-    """A branch beside the MLP."""
+class TestHooks:
+    """What a method adds to the residual stream of a block."""
 
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_is_added_and_sees_what_the_mlp_sees(self, family: str) -> None:
+    @pytest.fixture
+    def entering(self, backbone: Backbone) -> Stream:
+        return backbone.embed(images_for(backbone)).with_prompts(torch.randn(3, backbone.width))
+
+    def test_a_branch_is_seen_with_input_norm_and_update(self, backbone: Backbone, entering: Stream) -> None:
+        seen: list[Residual] = []
+
+        def look(branch: Residual) -> Tensor:
+            seen.append(branch)
+            return torch.zeros_like(branch.input)
+
+        left = backbone.block(0, entering, hooks=BlockHooks(attention=look, mlp=look))
+        attention, mlp = seen
+        block = backbone._blocks[0].inside
+        assert torch.equal(attention.input, torch.cat([entering.tokens, entering.prompts], 1))
+        torch.testing.assert_close(mlp.input, attention.input + attention.update, **CLOSE)
+        torch.testing.assert_close(torch.cat([left.tokens, left.prompts], 1), mlp.input + mlp.update, **CLOSE)
+        norm_last = "V2" in type(block).__name__
+        for branch, norm in ((attention, block.norm1), (mlp, block.norm2)):
+            torch.testing.assert_close(branch.normed, branch.input if norm_last else norm(branch.input), **CLOSE)
+
+    def test_what_hooks_return_is_added(self, backbone: Backbone, entering: Stream) -> None:
+        seen: list[Residual] = []
+        values = [torch.randn(2, entering.tokens.shape[1] + 3, backbone.width) for _ in range(3)]
+
+        def at(place: int) -> Callable[[Residual], Tensor]:
+            return lambda branch: seen.append(branch) or values[place]
+
+        hooks = BlockHooks(attention=at(0), mlp=at(1), output=lambda x: values[2] - x)
+        left = backbone.block(0, entering, hooks=hooks)
+        attention, mlp = seen
+        torch.testing.assert_close(mlp.input, attention.input + attention.update + values[0], **CLOSE)
+        torch.testing.assert_close(torch.cat([left.tokens, left.prompts], 1), values[2], **CLOSE)
+
+    @pytest.mark.parametrize("family", STAGED)
+    def test_the_output_is_changed_before_patches_are_merged(self, family: str) -> None:
         backbone = shared_backbone(family)
-        stream = backbone.embed(images_for(backbone)).with_prompts(torch.randn(3, backbone.width))
-        seen = []
+        last = backbone.stages[0].stop - 1
+        stream = backbone.embed(images_for(backbone))
+        for i in range(last):
+            stream = backbone.block(i, stream)
+        untouched = backbone.block(last, stream)
+        doubled = backbone.block(last, stream, hooks=BlockHooks(output=lambda x: x))
+        torch.testing.assert_close(doubled.block_output, 2 * untouched.block_output)
+        torch.testing.assert_close(backbone.raw_grid(doubled), 2 * backbone.raw_grid(untouched))
+        merged = backbone._merges[last].inside(doubled.block_output.unflatten(1, doubled.block_grid_size)).flatten(1, 2)
+        torch.testing.assert_close(doubled.tokens, merged)
 
-        def branch(x: torch.Tensor) -> torch.Tensor:
-            seen.append(x)
-            return x * 0.5
+    def test_an_image_that_drops_a_branch_has_no_update(self, plain: Backbone) -> None:
+        seen: list[Residual] = []
+        stream = plain.embed(images_for(plain, 1).expand(64, -1, -1, -1))
+        look = lambda branch: seen.append(branch) or torch.zeros_like(branch.input)  # noqa: E731
+        plain.block(0, stream, hooks=BlockHooks(mlp=look), drop_path=0.5)
+        dropped = (seen[0].update == 0).flatten(1).all(1)
+        assert 16 < dropped.sum() < 48
 
-        plain, beside = backbone.block(0, stream), backbone.block(0, stream, beside_mlp=branch)
-        both = torch.cat([plain.tokens, plain.prompts], 1)
-        torch.testing.assert_close(torch.cat([beside.tokens, beside.prompts], 1), both + seen[0] * 0.5, **CLOSE)
-        # The residual stream between attention and MLP, for tokens and prompts.
-        assert seen[0].shape == both.shape
+    def test_all_tokens_are_seen_unless_each_is_taken_alone(self, plain: Backbone) -> None:
+        stream = plain.embed(images_for(plain), pooled_only=True)
+        for tokenwise, count in ((False, 17), (True, 1)):
+            hooks = BlockHooks(output=torch.zeros_like, tokenwise=tokenwise)
+            assert plain.block(2, stream, hooks=hooks).tokens.shape[1] == count
 
 
 class TestWithWeights:
@@ -419,7 +466,7 @@ class TestSaliency:
     )  # fmt: skip
     def test_pooled_tokens(self, family: str, pooled: list[int]) -> None:
         backbone = shared_backbone(family)
-        total = backbone.num_prefix_tokens + backbone.num_patches
+        total = backbone.num_prefix_tokens + backbone.patches[0]
         assert list(range(total))[backbone.pooled_tokens] == pooled
 
     def test_has_one_logit_a_token_and_head(self, backbone: Backbone, stream: Stream) -> None:
@@ -460,7 +507,7 @@ class TestReadingOut:
         backbone = shared_backbone(family)
         stream = backbone.embed(images_for(backbone))
         expected = stream.tokens[:, backbone.pooled_tokens].mean(1)
-        assert torch.equal(backbone.feature(stream), expected)
+        assert torch.equal(backbone.pooled_hidden_state(stream), expected)
 
 
 class TestSizes:
@@ -488,10 +535,6 @@ class TestSizes:
         images = images_for(backbone)
         assert backbone.patch_size == (32, 32)
         assert backbone.embed(images).grid_size == (2, 2)
-
-    @pytest.mark.parametrize(("family", "has"), [("class-token", True), ("map-pool", False), ("wide-image", False)])
-    def test_class_token(self, family: str, has: bool) -> None:
-        assert shared_backbone(family).has_class_token is has
 
     def test_wide_images(self) -> None:
         backbone = shared_backbone("wide-image")
@@ -646,7 +689,7 @@ def test_who_looks_on_sees_every_block_and_changes_nothing(backbone: Backbone) -
         return attend
 
     plain = watched = backbone.embed(images)
-    watched = watched.replace(watch=watch)
+    watched = watched.replace(attention_hook=watch)
     for i in range(backbone.depth):
         plain, watched = backbone.block(i, plain), backbone.block(i, watched)
         assert torch.equal(plain.tokens, watched.tokens)
@@ -669,6 +712,6 @@ def test_what_the_core_has_of_tokens_comes_back_in_place(backbone: Backbone) -> 
 
     for i in range(backbone.depth):
         grid, tokens = stream.grid_size, stream.tokens
-        stream = backbone.block(i, stream.replace(watch=watch))
+        stream = backbone.block(i, stream.replace(attention_hook=watch))
         expected = backbone.keys_values(i, tokens).values.transpose(1, 2).flatten(2)
-        torch.testing.assert_close(backbone.in_place(i, grid, kept[i]), expected)
+        torch.testing.assert_close(backbone.to_token_order(i, grid, kept[i]), expected)

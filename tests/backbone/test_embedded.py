@@ -21,7 +21,7 @@ from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.backbone import weights as weights_room
 from trimtab.backbone.embedded import EMBEDDED, embedded_model, embedded_weights
-from trimtab.backbone.weights import architectures, blank_model, load_backbone, resolve
+from trimtab.backbone.weights import architectures, load_backbone, meta_model, resolve
 from trimtab.cli.commands import main
 from trimtab.data import BUILT_IN
 from trimtab.errors import BackboneError, ConfigError
@@ -123,7 +123,7 @@ class TestLoading:
         stream = backbone.embed(images)
         for i in range(backbone.depth):
             stream = backbone.block(i, stream)
-        torch.testing.assert_close(backbone.pool(stream), backbone.features(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(backbone.pool(stream), backbone.forward_features(images), atol=1e-5, rtol=1e-5)
 
     def test_another_image_size_leaves_the_fingerprint(self, backbone: Backbone) -> None:
         other = load_backbone(MICRO, image_size=(96, 32))
@@ -162,7 +162,7 @@ class TestLoading:
             load_backbone("trimtab-mikro")
 
     def test_without_memory_for_its_weights(self, backbone: Backbone) -> None:
-        blank = Backbone(blank_model(MICRO), MICRO)
+        blank = Backbone(meta_model(MICRO), MICRO)
         assert all(value.is_meta for value in blank.parameters())
         assert (blank.image_size, blank.widths) == (backbone.image_size, backbone.widths)
 
@@ -171,12 +171,12 @@ class TestLoading:
         images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
         model = unprepared(backbone, method, case)
         model.prepare([images])
-        before = {name: value.clone() for name, value in model.trained().items()}
+        before = {name: value.clone() for name, value in model.adapter_state_dict().items()}
         optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
         logits, extra = model.train().outputs(images)
         (F.cross_entropy(logits, torch.tensor([0, 1])) + extra).backward()
         optimizer.step()
-        after = model.trained()
+        after = model.adapter_state_dict()
         assert all(torch.isfinite(value).all() for value in after.values())
         assert any(not torch.equal(after[name], value) for name, value in before.items())
 

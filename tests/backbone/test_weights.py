@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from tests.families import scramble
 from tests.saved import NAME, OWN, cached, offline, save
 from trimtab.backbone import weights as weights_room
-from trimtab.backbone.meta import NoNumbers
+from trimtab.backbone.meta import SkipInit
 from trimtab.backbone.weights import (
     MODULES,
     architectures,
-    blank_model,
     is_default,
     load_backbone,
+    meta_model,
     normalisation,
     pretrained_input,
     pretrained_names,
@@ -611,7 +611,7 @@ class TestLists:
         for module in MODULES:
             names = timm.list_models(module=module)
             assert set(names) <= set(architectures())
-            assert any(not weights_room.reasons_not_to_open(blank_model(name)) for name in names[:3])
+            assert any(not weights_room.reasons_not_to_open(meta_model(name)) for name in names[:3])
 
     @pytest.mark.slow
     def test_no_other_module_has_a_model_that_can_be_opened(self) -> None:
@@ -619,7 +619,7 @@ class TestLists:
         names = [name for module in others for name in timm.list_models(module=module)[:1]]
         assert len(names) > 50
         for name in names:
-            assert weights_room.reasons_not_to_open(blank_model(name)), f"{name}: its module belongs into MODULES"
+            assert weights_room.reasons_not_to_open(meta_model(name)), f"{name}: its module belongs into MODULES"
 
     def test_everything_is_more(self) -> None:
         assert "resnet50" in architectures(everything=True)
@@ -637,7 +637,7 @@ class TestLists:
 
     @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "vit_tiny_patch16_384.augreg_in21k_ft_in1k"])
     def test_preprocessing_is_the_backbones(self, name: str) -> None:
-        backbone = weights_room.Backbone(blank_model(name), name)
+        backbone = weights_room.Backbone(meta_model(name), name)
         assert pretrained_input(name) == {"image_size": backbone.image_size, **backbone.data_config}
 
     @pytest.mark.parametrize(
@@ -658,20 +658,20 @@ class TestBlank:
 
     @pytest.mark.parametrize("name", ["test_vit", "test_vit4", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"])
     def test_is_the_model_in_all_but_its_numbers(self, name: str) -> None:
-        real, blank = timm.create_model(name), blank_model(name)
+        real, blank = timm.create_model(name), meta_model(name)
         assert type(blank) is type(real)
         shapes = {key: (value.shape, value.dtype) for key, value in real.state_dict().items()}
         assert {key: (value.shape, value.dtype) for key, value in blank.state_dict().items()} == shapes
         assert blank.pretrained_cfg == real.pretrained_cfg
 
     def test_a_giant_takes_no_memory(self) -> None:
-        model = blank_model("eva_giant_patch14_224")
+        model = meta_model("eva_giant_patch14_224")
         assert sum(value.numel() for value in model.parameters()) > 1e9
         assert all(value.is_meta for value in model.parameters())
 
     def test_a_folder_needs_no_weights(self, folder: Path) -> None:
         (folder / "model.safetensors").unlink()
-        assert tuple(blank_model(str(folder)).pretrained_cfg["mean"]) == OWN["mean"]
+        assert tuple(meta_model(str(folder)).pretrained_cfg["mean"]) == OWN["mean"]
 
     def test_numbers_that_are_read_in_building_are_zeros(self, monkeypatch: pytest.MonkeyPatch) -> None:
         read: list[Any] = []
@@ -683,16 +683,16 @@ class TestBlank:
             return create(name, **options)
 
         monkeypatch.setattr(timm, "create_model", older)
-        blank_model(NAME)
+        meta_model(NAME)
         assert read == [0.0, [0.0] * 4]
 
     def test_what_is_outside_keeps_its_numbers(self) -> None:
         outside = torch.zeros(2)
-        with NoNumbers():
+        with SkipInit():
             outside.add_(1)
             torch.nn.init.constant_(outside[:1], 5)
         assert outside.tolist() == [5, 1]
 
     def test_unknown(self) -> None:
         with pytest.raises(BackboneError, match="no model 'test_vitt'"):
-            blank_model("test_vitt")
+            meta_model("test_vitt")

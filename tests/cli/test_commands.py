@@ -49,13 +49,14 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     work = Work()
     for module, names in {
-        "fit": ["fit"],
-        "evaluate": ["evaluate", "predict_to"],
+        "training.fit": ["fit"],
+        "inference.evaluate": ["evaluate", "predict_to"],
         "checkpoint": ["describe"],
-        "report": ["report"],
+        "reporting": ["report"],
     }.items():
         stand_in = types.SimpleNamespace(**dict.fromkeys(names, work))
         stand_in.split_to_measure = lambda directory, data: work.split
+        stand_in.output_example = lambda directory: "predictions.csv"
         stand_in.RUN = RUN
         monkeypatch.setitem(sys.modules, f"trimtab.{module}", stand_in)
     for name in ("RANK", "LOCAL_RANK", "TRIMTAB_DEBUG"):
@@ -85,7 +86,8 @@ def shell(*words: str) -> subprocess.CompletedProcess[str]:
 def fitted(out: str = "runs/a") -> types.SimpleNamespace:
     return types.SimpleNamespace(
         out=Path(out),
-        val_accuracy=0.91234,
+        monitor="accuracy",
+        validation={"accuracy": 0.91234},
         trainable=92_261,
         adapter_bytes=370_012,
         seconds=65.4,
@@ -203,6 +205,8 @@ def test_fit_hands_on_what_was_given_and_nothing_else(run: Run, work: Work) -> N
         "out": "runs/a",
         "method": "vpt",
         "method_options": {"deep": False, "num_prompts": 5},
+        "task": "classification",
+        "task_options": {},
         "resume": False,
         "overwrite": True,
         "command": "trimtab fit 'my images' --method vpt --backbone vit --out runs/a --no-deep --epochs 3 "
@@ -223,7 +227,7 @@ def test_fit_hands_on_what_was_given_and_nothing_else(run: Run, work: Work) -> N
 
 
 def test_fit_hands_on_a_task_and_its_options(run: Run, work: Work) -> None:
-    work.result = types.SimpleNamespace(**{**vars(fitted()), "val_accuracy": None, "val_miou": 0.4567})
+    work.result = types.SimpleNamespace(**{**vars(fitted()), "monitor": "miou", "validation": {"miou": 0.4567}})
     task = ("--task", "segmentation", "--head", "setr-pup", "--taps", "1,2,3,4", "--ignore-label", "11")
     code, out, _ = run(*FIT, *task)
     assert code == 0
@@ -591,25 +595,6 @@ def python(code: str) -> str:
 
 def test_import_is_light() -> None:
     assert python("import sys, trimtab; dir(trimtab); print('torch' in sys.modules)") == "False\n"
-
-
-def test_names_of_files_stay_functions() -> None:
-    code = (
-        "import sys, types, trimtab\n"
-        "import importlib.machinery as m\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        late = name in ('trimtab.training.fit', 'trimtab.inference.evaluate')\n"
-        "        return m.ModuleSpec(name, self) if late else None\n"
-        "    def create_module(self, spec): return None\n"
-        "    def exec_module(self, module):\n"
-        "        setattr(module, module.__name__.split('.')[1], lambda: module.__name__)\n"
-        "sys.meta_path.insert(0, Finder())\n"
-        "from trimtab.training.fit import fit\n"
-        "import trimtab.evaluate\n"
-        "print(trimtab.fit(), trimtab.evaluate(), trimtab.fit is fit)"
-    )
-    assert python(code) == "trimtab.training.fit trimtab.evaluate True\n"
 
 
 def test_configs_of_methods_come_from_methods() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.heads import SegmenterConfig, make_segmenter
-from trimtab.heads.segmenter import default_taps
+from trimtab.heads.decoders import DECODERS
+from trimtab.heads.segmenter import default_out_indices
 from trimtab.methods import configure
 from trimtab.model import build
 from trimtab.stream import Stream
@@ -75,10 +77,10 @@ def test_linear_by_its_formula(plain: Backbone) -> None:
 
 
 def test_taps_are_setrs_in_proportion_to_the_depth() -> None:
-    assert default_taps(blank("vit_large_patch16_224", 224)) == (9, 14, 19, 23)
-    assert default_taps(blank("vit_tiny_patch16_224", 224)) == (4, 7, 9, 11)
-    assert default_taps(shared_backbone("depth-1")) == (0, 0, 0, 0)
-    assert default_taps(shared_backbone("swin")) == (1, 1, 1, 3)
+    assert default_out_indices(blank("vit_large_patch16_224", 224)) == (9, 14, 19, 23)
+    assert default_out_indices(blank("vit_tiny_patch16_224", 224)) == (4, 7, 9, 11)
+    assert default_out_indices(shared_backbone("depth-1")) == (0, 0, 0, 0)
+    assert default_out_indices(shared_backbone("swin")) == (1, 1, 1, 3)
 
 
 @pytest.mark.parametrize("family", ["class-token", "registers", "swin", "swin-v2"])
@@ -90,7 +92,7 @@ def test_a_tapped_grid_is_the_patches_of_that_block_in_their_places(family: str)
         stream = backbone.block(i, stream)
     grid = backbone.raw_grid(stream)
     assert grid.shape == (2, backbone.widths[1], *before)
-    patches = stream.left[:, backbone.num_prefix_tokens :]
+    patches = stream.block_output[:, backbone.num_prefix_tokens :]
     assert torch.equal(grid[1, :, 2, 1], patches[1, 2 * before[1] + 1])
 
 
@@ -105,7 +107,7 @@ def test_prefix_tokens_and_prompts_never_reach_the_head(head: str) -> None:
     def read(prefix: torch.Tensor, prompts: int) -> torch.Tensor:
         tokens = torch.cat([prefix, patches], 1)
         stream = Stream(tokens=tokens, prompts=torch.randn(2, prompts, width), grid_size=(h, w))
-        logits: torch.Tensor = made(made.read(backbone, [stream] * (len(made.taps) + 1)))
+        logits: torch.Tensor = made(made.read(backbone, [stream] * (len(made.out_indices) + 1)))
         return logits
 
     prefix = torch.zeros(2, backbone.num_prefix_tokens, width)
@@ -114,7 +116,7 @@ def test_prefix_tokens_and_prompts_never_reach_the_head(head: str) -> None:
 
 def test_the_head_looks_where_it_is_told(plain: Backbone) -> None:
     model = build(plain, configure("linear"), 5, small("setr-pup", taps=(0, 1, 1, 2))).eval()
-    read = model.features(images_for(plain))
+    read = model.forward_features(images_for(plain))
     assert isinstance(read, tuple)
     assert torch.equal(read[1], read[2])
     assert not torch.equal(read[0], read[1])
@@ -181,3 +183,8 @@ def test_without_its_package_dpt_is_refused_in_one_line(plain: Backbone, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch.decoders.dpt.decoder", None)
     with pytest.raises(ConfigError, match=r"install trimtab\[segmentation\]"):
         make_segmenter(SegmenterConfig(head="dpt"), plain, 5)
+
+
+def test_every_head_that_can_be_named_has_a_class() -> None:
+    words = typing.get_args(typing.get_type_hints(SegmenterConfig)["head"])
+    assert set(words) == set(DECODERS)

@@ -28,8 +28,8 @@ from trimtab.data import (
 )
 from trimtab.data.orientation import orientation_tag, stored_array, turned, turned_array
 from trimtab.errors import DataError
-from trimtab.inference.evaluate import evaluate, load
-from trimtab.inference.segment import _UPRIGHT, _png, predict_to_folder
+from trimtab.inference.evaluate import evaluate, predict_to
+from trimtab.tasks.segmentation.output import _UPRIGHT, _png
 from trimtab.training.fit import fit
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -236,8 +236,7 @@ def test_a_run_says_once_what_was_turned_and_predicts_upright_masks(tmp_path: Pa
     told = Told()
     evaluate(tmp_path / "out", place, split="all", progress=told)
     assert [line for line in told.lines if "EXIF" in line] == notes
-    predictor: Any = load(tmp_path / "out")
-    predict_to_folder(predictor, [str(place / "images")], out=tmp_path / "masks")
+    predict_to(tmp_path / "out", [str(place / "images")], out=tmp_path / "masks")
     for k in range(4):
         with (
             Image.open(tmp_path / "masks" / f"image{k}.png") as mask,

@@ -23,8 +23,7 @@ from tests import job, scenes
 from tests.test_segment import finished as segmenter
 from trimtab.cli.commands import main
 from trimtab.errors import CheckpointError, ConfigError, TrainingError
-from trimtab.inference.evaluate import predict_to_csv
-from trimtab.inference.segment import names_of
+from trimtab.inference.evaluate import predict_to
 from trimtab.storage.files import (
     check_file,
     check_folder,
@@ -34,6 +33,7 @@ from trimtab.storage.files import (
     write_bytes,
     write_text,
 )
+from trimtab.tasks.segmentation.names import names_of
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "preprocessor_config.json", "metrics.json")
 
@@ -617,6 +617,6 @@ def test_python_writes_to_pipes_as_well(tmp_path: Path) -> None:
     got: list[str] = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
     reader.start()
-    counts = predict_to_csv(job.finished("linear"), [str(job.data() / "val")], out=tmp_path / "pipe")
+    counts = predict_to(job.finished("linear"), [str(job.data() / "val")], out=tmp_path / "pipe")
     reader.join(10)
     assert len(got[0].splitlines()) == counts.done + 1 == 10

@@ -17,7 +17,8 @@ from PIL import Image
 
 from tests import job
 from trimtab.errors import CheckpointError, ConfigError, DataError
-from trimtab.inference.evaluate import Prediction, Predictor, evaluate, load, predict_to_csv, split_to_measure
+from trimtab.inference.evaluate import evaluate, load, predict_to, split_to_measure
+from trimtab.tasks.classification import Prediction, Predictor
 
 METHOD = "vpt"
 
@@ -152,7 +153,7 @@ def test_prediction_leaves_the_predictor_as_it_was(predictor: Predictor) -> None
 
 
 def test_the_csv_says_what_predict_says(adapter: Path, predictor: Predictor, tmp_path: Path) -> None:
-    predict_to_csv(adapter, [str(job.data() / "test")], out=tmp_path / "p.csv")
+    predict_to(adapter, [str(job.data() / "test")], out=tmp_path / "p.csv")
     for row, prediction in zip(rows(tmp_path / "p.csv"), predictor.predict(pictures()), strict=True):
         assert (row["path"], row["label"], row["error"]) == (prediction.path, prediction.label, "")
         shares = [float(row[f"probability of {label}"]) for label in job.CLASSES]
@@ -161,12 +162,12 @@ def test_the_csv_says_what_predict_says(adapter: Path, predictor: Predictor, tmp
 
 def test_folders_globs_and_files_are_taken_once(adapter: Path, mixed: Path, tmp_path: Path) -> None:
     patterns = [str(mixed / "deep"), str(mixed / "**" / "*.png"), str(mixed / "a.png")]
-    predict_to_csv(adapter, patterns, out=tmp_path / "p.csv")
+    predict_to(adapter, patterns, out=tmp_path / "p.csv")
     assert [Path(row["path"]).name for row in rows(tmp_path / "p.csv")] == ["a.png", "broken.png", "b.png"]
 
 
 def test_skipped_images_are_counted_and_named(adapter: Path, mixed: Path, tmp_path: Path) -> None:
-    counts = predict_to_csv(adapter, [str(mixed)], out=tmp_path / "p.csv")
+    counts = predict_to(adapter, [str(mixed)], out=tmp_path / "p.csv")
     assert counts.done == 2
     assert [Path(path).name for path, _ in counts.skipped] == ["broken.png", "text.jpg"]
     assert {Path(row["path"]).name: bool(row["error"]) for row in rows(tmp_path / "p.csv")} == {
@@ -179,18 +180,18 @@ def test_skipped_images_are_counted_and_named(adapter: Path, mixed: Path, tmp_pa
 
 def test_nothing_readable_is_an_error_and_leaves_no_file(adapter: Path, mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"None of the 2 images could be read; the first: "):
-        predict_to_csv(adapter, [str(mixed / "broken.png"), str(mixed / "text.jpg")], out=tmp_path / "p.csv")
+        predict_to(adapter, [str(mixed / "broken.png"), str(mixed / "text.jpg")], out=tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
 
 
 def test_a_pattern_without_images_is_named(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none"):
-        predict_to_csv(adapter, [str(tmp_path / "none*.png")], out=tmp_path / "p.csv")
+        predict_to(adapter, [str(tmp_path / "none*.png")], out=tmp_path / "p.csv")
 
 
 def test_what_is_missing_does_not_stop_the_rest(adapter: Path, mixed: Path, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone.png")
-    counts = predict_to_csv(adapter, [gone, str(mixed / "a.png")], out=tmp_path / "p.csv")
+    counts = predict_to(adapter, [gone, str(mixed / "a.png")], out=tmp_path / "p.csv")
     assert counts.done == 1
     assert [path for path, _ in counts.skipped] == [gone]
     assert [(row["path"], bool(row["error"])) for row in rows(tmp_path / "p.csv")] == [
@@ -202,7 +203,7 @@ def test_what_is_missing_does_not_stop_the_rest(adapter: Path, mixed: Path, tmp_
 def test_names_that_are_not_utf8_are_written_as_they_are(adapter: Path, mixed: Path, tmp_path: Path) -> None:
     for name, to in (("a.png", b"b\xe9d.png"), ("broken.png", b"br\xf6ken.png")):
         (mixed / name).rename(mixed / os.fsdecode(to))
-    counts = predict_to_csv(adapter, [str(mixed)], out=tmp_path / "p.csv")
+    counts = predict_to(adapter, [str(mixed)], out=tmp_path / "p.csv")
     assert (counts.done, len(counts.skipped)) == (2, 2)
     raw = (tmp_path / "p.csv").read_bytes()
     assert b"b\xe9d.png," in raw
@@ -210,27 +211,27 @@ def test_names_that_are_not_utf8_are_written_as_they_are(adapter: Path, mixed: P
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_as_output_is_refused_at_the_start(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_as_output_is_refused_at_the_start(adapter: Path, tmp_path: Path, overwrite: bool) -> None:
     with pytest.raises(CheckpointError, match=r"is a folder; name the CSV file"):
-        predict_to_csv(tmp_path / "no adapter", ["no image"], out=tmp_path, overwrite=overwrite)
+        predict_to(adapter, ["no image"], out=tmp_path, overwrite=overwrite)
 
 
 def test_an_existing_file_is_not_replaced(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("mine")
     with pytest.raises(CheckpointError, match=r"exists; replace it with --overwrite"):
-        predict_to_csv(adapter, [str(job.data() / "test")], out=tmp_path / "p.csv")
+        predict_to(adapter, [str(job.data() / "test")], out=tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text() == "mine"
 
 
 def test_an_existing_file_is_replaced_when_asked(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("mine")
-    predict_to_csv(adapter, [str(job.data() / "test")], out=tmp_path / "p.csv", overwrite=True)
+    predict_to(adapter, [str(job.data() / "test")], out=tmp_path / "p.csv", overwrite=True)
     assert len(rows(tmp_path / "p.csv")) == len(pictures())
 
 
 def test_the_outputs_folder_must_be_there(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="make it first"):
-        predict_to_csv(adapter, [str(job.data() / "test")], out=tmp_path / "none" / "p.csv")
+        predict_to(adapter, [str(job.data() / "test")], out=tmp_path / "none" / "p.csv")
 
 
 # --- evaluate -------------------------------------------------------------------------------------

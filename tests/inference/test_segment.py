@@ -22,8 +22,8 @@ from trimtab import checkpoint
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.inference.evaluate import predict_to
 from trimtab.inference.export import export
-from trimtab.inference.segment import MaskPredictor
-from trimtab.tasks.sliding import Views
+from trimtab.tasks.segmentation import MaskPredictor
+from trimtab.tasks.segmentation.sliding import Views
 from trimtab.training.fit import fit
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -178,9 +178,9 @@ def test_views_change_the_answer_and_not_the_measure() -> None:
 
 
 def test_views_are_for_segmenters(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="this adapter classifies"):
+    with pytest.raises(ConfigError, match="is a classifier, which has no stride, scales, flip; leave them out"):
         trimtab.load(job.finished("linear"), views=Views(flip=True))
-    with pytest.raises(ConfigError, match="this adapter classifies"):
+    with pytest.raises(ConfigError, match="is a classifier, which has no stride, scales, flip; leave them out"):
         predict_to(job.finished("linear"), [str(job.data())], out=tmp_path / "p.csv", views=Views(flip=True))
 
 

@@ -23,6 +23,7 @@ from trimtab.methods.lora import LoRAConfig
 from trimtab.methods.ship import SHIPConfig
 from trimtab.methods.ssf import SSFConfig
 from trimtab.methods.svpt import SVPTConfig
+from trimtab.methods.vfpt import VFPTConfig
 from trimtab.methods.vpt import VPTConfig
 from trimtab.model import TunedModel, build
 
@@ -72,6 +73,10 @@ def _vpt_parameters(config: VPTConfig, backbone: Backbone) -> int:
     return sets * config.num_prompts * config.projection + (config.projection + 1) * backbone.width
 
 
+def _vfpt_parameters(config: VFPTConfig, backbone: Backbone) -> int:
+    return config.num_prompts * sum(backbone.widths[: backbone.depth if config.deep else 1])
+
+
 def _ship_parameters(config: SHIPConfig, backbone: Backbone) -> int:
     widths = backbone.widths
     independent = config.prompt_length * sum(widths[start] for start in config.hierarchy or ())
@@ -117,8 +122,11 @@ def _e2vpt_parameters(config: E2VPTConfig, backbone: Backbone) -> int:
 
 
 def _adapter_parameters(config: AdapterConfig, backbone: Backbone) -> int:
-    one = config.dim + config.learned_scale
-    return sum(one + (2 * config.dim + 1 + 2 * config.norm) * width for width in backbone.widths)
+    adapters = 2 if config.layout == "houlsby" else 1
+    linears = sum(2 * config.dim * width + config.dim + width for width in backbone.widths)
+    norms = 2 * sum(backbone.widths) if config.norm else 0
+    scales = sum(backbone.widths) if config.style == "adapter-plus" else backbone.depth
+    return adapters * (linears + norms + (scales if config.learned_scale else 0))
 
 
 def _full_parameters(config: FullConfig, backbone: Backbone) -> int:
@@ -155,6 +163,13 @@ CASES: dict[str, dict[str, Case]] = {
         "shallow": Case(lambda backbone: VPTConfig(num_prompts=3, deep=False, dropout=0.2), _vpt_parameters),
         "projected": Case(
             lambda backbone: VPTConfig(num_prompts=2, projection=7, dropout=0.0), _vpt_parameters, one_width=True
+        ),
+    },
+    "vfpt": {
+        "deep": Case(lambda backbone: VFPTConfig(num_prompts=5, dropout=0.1), _vfpt_parameters),
+        "shallow": Case(
+            lambda backbone: VFPTConfig(num_prompts=3, deep=False, fourier_share=0.7, fourier_location="append"),
+            _vfpt_parameters,
         ),
     },
     "ship": {
@@ -195,9 +210,17 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "adapter": {
-        "plain": Case(lambda backbone: AdapterConfig(dim=4), _adapter_parameters, stir=True, rectified=True),
+        "plus": Case(lambda backbone: AdapterConfig(dim=4), _adapter_parameters, stir=True),
+        "houlsby": Case(
+            lambda backbone: AdapterConfig(dim=3, layout="houlsby", norm=True), _adapter_parameters, stir=True
+        ),
+        "adaptformer": Case(
+            lambda backbone: AdapterConfig(style="adaptformer", dim=4), _adapter_parameters, stir=True, rectified=True
+        ),
         "learned": Case(
-            lambda backbone: AdapterConfig(dim=5, scale=1.0, learned_scale=True, norm=True, dropout=0.0),
+            lambda backbone: AdapterConfig(
+                style="adaptformer", dim=5, scale=1.0, learned_scale=True, norm=True, dropout=0.0
+            ),
             _adapter_parameters,
             stir=True,
             rectified=True,
@@ -219,6 +242,9 @@ CASES: dict[str, dict[str, Case]] = {
 REFUSED: dict[str, list[Refusal]] = {
     "linear": [],
     "vpt": [Refusal(VPTConfig(projection=7), "swin", "a projection maps prompts to one width and its stages have 2")],
+    "vfpt": [
+        Refusal(VFPTConfig(projection=7), "swin", "a projection maps prompts to one width and its stages have 2"),
+    ],
     "svpt": [Refusal(SVPTConfig(num_prompts=3, salient=17), "class-token", "17 salient patches")],
     "e2vpt": [],
     "adapter": [],

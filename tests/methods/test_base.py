@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -9,14 +11,16 @@ from torch import nn
 from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants
+from trimtab.heads import Classifier
+from trimtab.methods.base import FoldedMethod, Method
 from trimtab.methods.e2vpt import E2VPTConfig
 from trimtab.methods.linear import Linear, LinearConfig
 from trimtab.methods.prompts import Prompts, patch_directions_
 from trimtab.methods.svpt import SVPTConfig
 from trimtab.methods.vpt import VPTConfig
-from trimtab.model import attach, build
-from trimtab.stream import KeysValues
+from trimtab.model import TunedModel, attach, build
+from trimtab.noise import Noise
+from trimtab.stream import BlockHooks, KeysValues, Stream
 
 
 class TestPatchDirections:
@@ -52,13 +56,11 @@ class TestPatchDirections:
         "config", [VPTConfig(), VPTConfig(deep=False), SVPTConfig(salient=2), E2VPTConfig()], ids=repr
     )
     def test_only_where_asked_for(self, config: object) -> None:
-        import dataclasses
-
         backbone = shared_backbone("class-token")
         for start, wanted in (("patches", 64), ("uniform", 0)):
             model = build(backbone, dataclasses.replace(config, prompt_init=start), 4)  # type: ignore[type-var]
-            assert model.method.images_wanted(1000) == wanted
-            assert model.method.images_wanted(7) == min(wanted, 7)
+            assert model.method.num_prepare_images(1000) == wanted
+            assert model.method.num_prepare_images(7) == min(wanted, 7)
             before = model.method.prompts.stages[0].detach().clone()
             if wanted:
                 model.prepare([images_for(backbone)])
@@ -75,14 +77,14 @@ class TestPatchDirections:
         assert model.method.prompts.stages[0].requires_grad
 
 
-class TestConstants:
+class TestFoldedMethod:
     """A method of which constants are left."""
 
     def test_moves_and_counts_as_buffers(self) -> None:
         backbone = shared_backbone("class-token")
         pair = KeysValues(torch.randn(1, 3, 2, 16), torch.randn(1, 3, 2, 16))
         linear = Linear(LinearConfig(), backbone)
-        folded = Constants(linear, backbone, contexts=[None, pair])
+        folded = FoldedMethod(linear, backbone, contexts=[None, pair])
         assert not list(folded.parameters())
         assert folded.context(0) is None
         assert folded.context(2) is None
@@ -93,7 +95,7 @@ class TestConstants:
     def test_folds_to_no_prompt_tokens(self) -> None:
         model = build(shared_backbone("class-token"), VPTConfig(num_prompts=3), 4).eval()
         folded = model.fold()
-        assert isinstance(folded.method, Constants)
+        assert isinstance(folded.method, FoldedMethod)
         assert folded.backbone is model.backbone
         assert folded.run(images_for(model.backbone)).prompts.shape[1] == 0
 
@@ -101,16 +103,81 @@ class TestConstants:
     def test_weights_are_folded_into_a_backbone_of_their_own(self, method: str) -> None:
         model = attach(FAMILIES["class-token"].model(), method, 4).eval()
         folded = model.fold()
-        assert folded.method.weights(folded.backbone) == {}
+        assert folded.method.weight_overrides(folded.backbone) == {}
         shared = {id(value) for value in model.backbone.parameters()} & {id(v) for v in folded.backbone.parameters()}
-        assert len(shared) == len(list(model.backbone.parameters())) - len(model.method.weights(model.backbone))
+        overrides = model.method.weight_overrides(model.backbone)
+        assert len(shared) == len(list(model.backbone.parameters())) - len(overrides)
 
 
 def centred(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(x - x.mean(-1, keepdim=True), dim=-1)
 
 
-def test_a_method_has_no_prompts_and_no_hierarchy_unless_it_says_so(plain: Backbone) -> None:
+def test_a_method_has_no_prompts_and_no_figures_unless_it_says_so(plain: Backbone) -> None:
     method = Linear(LinearConfig(), plain)
-    assert not method.sets(plain)
-    assert method.hierarchy() is None
+    assert not method.prompt_layout(plain)
+    assert method.figures() == ()
+
+
+def test_overrides_under_former_names_are_taken_with_a_warning(plain: Backbone) -> None:
+    with pytest.warns(DeprecationWarning, match="Foreign.weights is now weight_overrides"):
+
+        class Foreign(Linear):
+            def weights(self, backbone: Backbone) -> dict[str, torch.Tensor]:
+                return {"norm.weight": torch.ones(48)}
+
+    assert list(Foreign(LinearConfig(), plain).weight_overrides(plain)) == ["norm.weight"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameConfig:
+    """Nothing to choose."""
+
+
+class Frame(Method[FrameConfig]):
+    """Another package's method: adds to pixels, overrides a weight, and adds to what blocks give out."""
+
+    name = "frame"
+    Config = FrameConfig
+
+    def __init__(self, config: FrameConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.frame = nn.Parameter(torch.randn(3, *backbone.image_size))
+        self.norm = nn.Parameter(torch.rand(backbone.widths[-1]))
+        self.shifts = nn.ParameterList(torch.randn(width) for width in backbone.widths)
+
+    def weight_overrides(self, backbone: Backbone) -> dict[str, torch.Tensor]:
+        return {"norm.weight": self.norm}
+
+    def pixels(self, images: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return images + self.frame
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        return backbone.block(i, stream, hooks=BlockHooks(output=self.shifts[i].expand_as))
+
+
+class TestWhatMethodsOfOthersMayDo:
+    """Pixels, weights and steps at once."""
+
+    @pytest.mark.parametrize("family", ["class-token", "swin"])
+    def test_pixels_weights_and_steps_all_count(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        method, images = Frame(FrameConfig(), backbone), images_for(backbone)
+        model = TunedModel(backbone, method, Classifier(backbone.num_features, 4)).eval()
+        stream = backbone.embed(images + method.frame, weights={"norm.weight": method.norm})
+        for i in range(backbone.depth):
+            shift = method.shifts[i]
+            stream = backbone.block(i, stream, hooks=BlockHooks(output=shift.expand_as))
+        expected = model.head.linear(backbone.pool(stream))
+        torch.testing.assert_close(model(images), expected)
+        gradients = torch.autograd.grad(expected.sum(), list(method.parameters()))
+        assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+    @pytest.mark.parametrize("family", ["class-token", "swin"])
+    def test_folding_keeps_pixels_and_steps(self, family: str) -> None:
+        backbone = shared_backbone(family)
+        model = TunedModel(backbone, Frame(FrameConfig(), backbone), Classifier(backbone.num_features, 4)).eval()
+        images, folded = images_for(backbone), model.fold()
+        torch.testing.assert_close(folded(images), model(images))
+        assert folded.method.name == "frame"
+        assert not any(value.requires_grad for value in folded.method.parameters())

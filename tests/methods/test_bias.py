@@ -29,7 +29,7 @@ def test_biases_of_a_vit(plain: Backbone) -> None:
         "patch_embed.proj.bias",
         "norm.bias",
     }
-    assert Bias(BiasConfig(), plain).weights(plain).keys() == expected
+    assert Bias(BiasConfig(), plain).weight_overrides(plain).keys() == expected
 
 
 def test_parameters_of_vit_b_16() -> None:
@@ -53,7 +53,7 @@ def test_parameters_of_vit_b_16() -> None:
 )
 def test_special_biases_are_found(family: str, name: str) -> None:
     backbone = shared_backbone(family)
-    assert name in Bias(BiasConfig(), backbone).weights(backbone)
+    assert name in Bias(BiasConfig(), backbone).weight_overrides(backbone)
 
 
 def test_gradients_are_those_of_timms_own_biases(backbone: Backbone) -> None:
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_timms_own_biases(backbone: Backbone) -> None:
     features = timms.forward_head(timms.forward_features(images), pre_logits=True)
     F.cross_entropy(F.linear(features, model.head.linear.weight, model.head.linear.bias), labels).backward()
 
-    trained = model.method.weights(backbone)
+    trained = model.method.weight_overrides(backbone)
     for name, value in timms.named_parameters():
         if name in trained:
             torch.testing.assert_close(trained[name].grad, value.grad, atol=1e-5, rtol=1e-4)

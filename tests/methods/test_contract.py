@@ -142,16 +142,16 @@ def test_parameter_formula(model: TunedModel, case: tuple[str, str]) -> None:
 def test_saved_and_rebuilt_model_gives_the_same_bits(model: TunedModel, tmp_path: Path) -> None:
     images = images_for(model.backbone)
     expected = model(images)
-    save_file({k: v.contiguous() for k, v in model.trained().items()}, tmp_path / "adapter.safetensors")
+    save_file({k: v.contiguous() for k, v in model.adapter_state_dict().items()}, tmp_path / "adapter.safetensors")
     torch.manual_seed(99)
     rebuilt = build(model.backbone, model.method.config, CLASSES).eval()
-    rebuilt.load_trained(load_file(tmp_path / "adapter.safetensors"))
+    rebuilt.load_adapter_state_dict(load_file(tmp_path / "adapter.safetensors"))
     assert torch.equal(rebuilt(images), expected)
 
 
 def test_saved_tensors_are_the_methods_and_the_heads(model: TunedModel) -> None:
-    assert {name.partition(".")[0] for name in model.trained()} <= {"method", "head"}
-    assert own_parameters(model).keys() <= model.trained().keys()
+    assert {name.partition(".")[0] for name in model.adapter_state_dict()} <= {"method", "head"}
+    assert own_parameters(model).keys() <= model.adapter_state_dict().keys()
 
 
 def test_an_image_alone_is_the_image_in_a_batch(model: TunedModel) -> None:
@@ -201,9 +201,9 @@ def test_evaluation_draws_nothing(model: TunedModel) -> None:
 def test_same_seed_makes_the_same_method(case: tuple[str, str]) -> None:
     shared_backbone("class-token")  # making it draws numbers too, but only for the test that comes first
     torch.manual_seed(5)
-    first = tuned(*case, "class-token").trained()
+    first = tuned(*case, "class-token").adapter_state_dict()
     torch.manual_seed(5)
-    second = tuned(*case, "class-token").trained()
+    second = tuned(*case, "class-token").adapter_state_dict()
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 

@@ -16,7 +16,7 @@ from tests.families import FAMILIES, images_for, scramble, shared_backbone
 from tests.methods.reference import PlainViT
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants
+from trimtab.methods.base import FoldedMethod
 from trimtab.methods.e2vpt import E2VPT, E2VPTConfig
 from trimtab.methods.vpt import VPT, VPTConfig
 from trimtab.model import build
@@ -222,7 +222,7 @@ def test_visual_prompts_turn_to_patches_as_vpts_do(plain: Backbone) -> None:
         method.prepare(plain, [images])
         assert all(map(torch.equal, others, list(method.parameters())[1:]))
         starts.append(method.prompts.stages[0])
-        assert method.images_wanted(10) == 10
+        assert method.num_prepare_images(10) == 10
     assert torch.equal(*starts)
 
 
@@ -231,7 +231,7 @@ def test_no_image_is_looked_at_for_other_starts(plain: Backbone, options: dict[s
     method = E2VPT(E2VPTConfig(**options), plain)
     before = [value.clone() for value in method.parameters()]
     method.prepare(plain, [])
-    assert method.images_wanted(10) == 0
+    assert method.num_prepare_images(10) == 0
     assert all(map(torch.equal, before, method.parameters()))
 
 
@@ -267,7 +267,7 @@ def test_dropout_differs_between_images_and_is_off_in_evaluation(plain: Backbone
 def test_all_prompts_fold_to_keys_and_values(plain: Backbone, num_prompts: int, share: bool) -> None:
     model = build(plain, E2VPTConfig(num_prompts=num_prompts, num_key_values=2, share_key_values=share), 2)
     folded = model.fold()
-    assert isinstance(folded.method, Constants)
+    assert isinstance(folded.method, FoldedMethod)
     assert [folded.method.context(i).keys.shape for i in range(3)] == [(1, 3, num_prompts + 2, 16)] * 3
     torch.testing.assert_close(folded(images_for(plain)), model.eval()(images_for(plain)), atol=1e-5, rtol=1e-5)
     flops = []
@@ -299,7 +299,7 @@ def test_impossible_options_are_refused(options: dict[str, float], message: str)
 
 def test_sets_say_where_prompts_enter(plain: Backbone) -> None:
     blocks = tuple(range(plain.depth))
-    visual, learned = made(plain, num_prompts=2, num_key_values=3).sets(plain)
+    visual, learned = made(plain, num_prompts=2, num_key_values=3).prompt_layout(plain)
     assert (visual.count, visual.enters) == (2, blocks)
     assert (learned.count, learned.enters) == (3, blocks)
-    assert [one.count for one in made(plain, num_prompts=0, num_key_values=3).sets(plain)] == [3]
+    assert [one.count for one in made(plain, num_prompts=0, num_key_values=3).prompt_layout(plain)] == [3]

@@ -23,7 +23,7 @@ def test_starts_as_the_backbone(backbone: Backbone) -> None:
 def test_every_weight_but_the_classifiers_is_copied_under_its_own_name(backbone: Backbone) -> None:
     classifiers = ("head.", "head_dist.")
     expected = {name: value for name, value in backbone.model.named_parameters() if not name.startswith(classifiers)}
-    copies = Full(FullConfig(), backbone).weights(backbone)
+    copies = Full(FullConfig(), backbone).weight_overrides(backbone)
     assert copies.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(copies[name], value)
@@ -49,14 +49,14 @@ def test_steps_are_those_of_timms_own_model(backbone: Backbone) -> None:
             nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
             optimizer.step()
 
-    for name, value in model.method.weights(backbone).items():
+    for name, value in model.method.weight_overrides(backbone).items():
         torch.testing.assert_close(value, timms.get_parameter(name), atol=1e-5, rtol=1e-4)
         # Vectors may stay: what is added to all keys alike changes no attention.
         assert value.ndim == 1 or not torch.equal(value, backbone.model.get_parameter(name))
 
 
 def test_copies_take_the_backbones_image_size(backbone: Backbone) -> None:
-    copies = Full(FullConfig(), backbone).weights(backbone)
+    copies = Full(FullConfig(), backbone).weight_overrides(backbone)
     assert {name: value.shape for name, value in copies.items()} == {
         name: value.shape for name, value in backbone.named_weights().items()
     }

@@ -15,15 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.backbone import Backbone
+from trimtab.methods.adapter import Adapter, AdapterConfig
 from trimtab.methods.ship import SHIP, SHIPConfig, greedy_hierarchy
+from trimtab.methods.vfpt import VFPT, VFPTConfig
 from trimtab.methods.vpt import VPT, VPTConfig
 from trimtab.model import TunedModel, build
 
 GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
-NETWORKS = ("vpt_deep", "vpt_shallow", "ship_sparse_hierarchy", "ship_every_block")
+NETWORKS = (
+    *("vpt_deep", "vpt_shallow", "vfpt_deep", "vfpt_shallow", "adapter_plus", "adapter_plus_narrow"),
+    *("ship_sparse_hierarchy", "ship_every_block"),
+)
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="no golden tensors beside the repository")
+
+
+def adapter_key(name: str) -> str:
+    """The golden name of an adapter's parameter: ``down.3.weight`` is ``adapter/3/down.weight``."""
+    part, block, *leaf = name.split(".")
+    return f"adapter/{block}/" + ("scale" if part == "scales" else f"{part}.{leaf[0]}")
 
 
 class Golden:
@@ -49,6 +60,11 @@ class Golden:
         return {key[len(prefix) :]: v for key, v in self.arrays.items() if key.startswith(prefix)}
 
     def config(self) -> Any:
+        if "bottleneck" in self.arrays:
+            return AdapterConfig(dim=int(self["bottleneck"]), drop_path=0.0, backbone_drop_path=0.0)
+        if "fourier_share" in self.arrays:
+            sets, share = self.under("prompts/"), float(self["fourier_share"])
+            return VFPTConfig(num_prompts=len(sets["0"]), deep=len(sets) > 1, fourier_share=share)
         if "hierarchy_starts" not in self.arrays:
             sets = self.under("prompts/")
             return VPTConfig(num_prompts=len(sets["0"]), deep=len(sets) > 1, dropout=0.0)
@@ -62,8 +78,12 @@ class Golden:
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Golden keys and what holds their values here; writing to a view writes to the parameter."""
         method = self.model.method
-        if isinstance(method, VPT):
+        if isinstance(method, (VPT, VFPT)):
             yield from ((f"prompts/{i}", prompts) for i, prompts in enumerate(method.prompts))
+            return
+        if isinstance(method, Adapter):
+            for name, value in method.named_parameters():
+                yield adapter_key(name), value
             return
         yield from ((f"sip/{m}", prompts) for m, prompts in enumerate(method.independent))
         yield from (("ssp", method.shared[0]), ("attribute", method.attribute))
@@ -82,7 +102,10 @@ class Golden:
         values |= {"cross_entropy": cross_entropy.detach(), "extra": outputs.loss.detach()}
         for name in ("weight", "bias"):
             values[f"grad/head.{name}"] = gradients[f"head.linear.{name}"]
-        if isinstance(self.model.method, VPT):
+        if isinstance(self.model.method, Adapter):
+            for name, _ in self.model.method.named_parameters():
+                values[f"grad/{adapter_key(name)}"] = gradients[f"method.{name}"]
+        elif isinstance(self.model.method, (VPT, VFPT)):
             for i, rows in enumerate(gradients["method.prompts.stages.0"]):
                 values[f"grad/prompts/{i}"] = rows
         else:
@@ -147,9 +170,35 @@ def test_cross_entropy(golden_ship: Golden) -> None:
     torch.testing.assert_close(golden_ship.step["cross_entropy"], expected, **TOLERANCE)
 
 
-def test_class_token_after_every_block(golden_ship: Golden) -> None:
-    ours = torch.stack([cls for _, cls in golden_ship.trace])
-    torch.testing.assert_close(ours, golden_ship["block_cls"], **TOLERANCE)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("vpt")])
+def test_class_token_after_every_block(name: str) -> None:
+    golden = Golden(name)
+    ours = torch.stack([cls for _, cls in golden.trace])
+    torch.testing.assert_close(ours, golden["block_cls"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["vfpt_deep", "vfpt_shallow"])
+def test_fourier_prompts_as_they_enter(name: str) -> None:
+    golden = Golden(name)
+    method = golden.model.method.eval()
+    assert isinstance(method, VFPT)
+    assert method.config.num_fourier == int(golden["fourier_tokens"])
+    for block, expected in golden.under("entering/").items():
+        torch.testing.assert_close(method.fed(int(block)).detach(), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["vfpt_deep", "vfpt_shallow"])
+def test_fourier_prompts_fold_into_plain_ones(name: str) -> None:
+    golden = Golden(name)
+    fed = golden.under("entering/")
+    config = VPTConfig(num_prompts=len(fed["0"]), deep=len(fed) > 1, dropout=0.0)
+    plain = build(golden.model.backbone, config, 7).eval()
+    plain.head.load_state_dict(golden.model.head.state_dict())
+    folded, images = golden.model.eval().fold(), golden["image"].float()
+    with torch.no_grad():
+        for i, prompts in enumerate(plain.method.prompts):
+            prompts.copy_(fed[str(i)])
+        torch.testing.assert_close(folded(images), plain(images), atol=1e-6, rtol=0)
 
 
 def test_tokens_per_block(golden_ship: Golden) -> None:

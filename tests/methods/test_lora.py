@@ -27,7 +27,7 @@ def lively(backbone: Backbone, **options: object) -> LoRA:
 
 
 def features(method: LoRA, backbone: Backbone, images: Tensor) -> Tensor:
-    stream = backbone.embed(images, weights=method.weights(backbone))
+    stream = backbone.embed(images, weights=method.weight_overrides(backbone))
     for i in range(backbone.depth):
         stream = method.step(i, backbone, stream)
     return backbone.pool(stream)
@@ -88,7 +88,7 @@ def test_start_values_are_pefts(plain: Backbone) -> None:
 
 def test_update_has_the_rank(plain: Backbone) -> None:
     name = "blocks.1.attn.qkv.weight"
-    update = lively(plain, rank=5).weights(plain)[name] - plain.named_weights()[name]
+    update = lively(plain, rank=5).weight_overrides(plain)[name] - plain.named_weights()[name]
     assert torch.linalg.matrix_rank(update.detach(), atol=1e-4) == 5
 
 

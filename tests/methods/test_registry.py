@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -101,3 +102,20 @@ def test_a_broken_package_is_told_and_spoils_nothing_else(monkeypatch: pytest.Mo
     assert "vpt" in paper_preprocessing()
     with pytest.raises(AttributeError):
         _ = methods.NobodysConfig
+
+
+def test_a_package_that_fails_is_imported_for_its_own_methods_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    touched = tmp_path / "imported"
+    module = f"from pathlib import Path\nPath({str(touched)!r}).touch()\nraise RuntimeError('no license')\n"
+    (tmp_path / "package_that_fails.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = registered(monkeypatch, theirs="package_that_fails:Theirs")
+    assert method_of(methods.VPTConfig()).__name__ == "VPT"
+    assert not touched.exists()
+    # What has to look at all methods goes on without this one.
+    assert paper_recipe("vpt").lr > 0
+    assert touched.exists()
+    with pytest.raises(ConfigError, match=r"'theirs' of package_that_fails:Theirs cannot be imported \(no license\)"):
+        registry["theirs"]

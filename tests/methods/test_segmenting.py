@@ -57,7 +57,7 @@ def unread(family: str, head: str) -> frozenset[str]:
     stream, streams = backbone.embed(images_for(backbone), weights=weights), []
     for i in range(backbone.depth):
         stream = backbone.block(i, stream)
-        if i in made.taps:
+        if i in made.out_indices:
             streams.append(stream)
     F.cross_entropy(made(made.read(backbone, [*streams, stream])), masks(backbone)).backward()
     return frozenset(name for name, value in weights.items() if value.grad is None)
@@ -101,9 +101,9 @@ def test_a_step_trains_the_method_and_the_head_and_nothing_else(method: str, cas
 def test_saved_and_put_back_it_answers_the_same(method: str, case: str) -> None:
     model = segmenter(method, case, "registers", "setr-pup")
     again = build(model.backbone, model.method.config, CLASSES, HEADS["setr-pup"]).eval()
-    tensors = {name: value.clone() for name, value in model.trained().items()}
+    tensors = {name: value.clone() for name, value in model.adapter_state_dict().items()}
     assert {name.partition(".")[0] for name in tensors} <= {"method", "head"}
-    again.load_trained(tensors)
+    again.load_adapter_state_dict(tensors)
     images = images_for(model.backbone)
     assert torch.equal(again(images), model(images))
 
@@ -172,12 +172,12 @@ def test_svpts_enhancement_is_seen_from_its_own_block_on() -> None:
     torch.manual_seed(0)
     strong = build(backbone, config, CLASSES, SegmenterConfig(head="setr-pup", channels=6, taps=(0, 1, 2, 2))).eval()
     weak = build(backbone, config, CLASSES, SegmenterConfig(head="setr-pup", channels=6, taps=(0, 1, 2, 2))).eval()
-    weak.load_trained(strong.trained())
+    weak.load_adapter_state_dict(strong.adapter_state_dict())
     with torch.no_grad():
         weak.method.strength[1] = 0.0  # of the enhancement before the last block
     images = images_for(backbone)
-    first, second, third, _ = strong.features(images)
-    first_weak, second_weak, third_weak, _ = weak.features(images)
+    first, second, third, _ = strong.forward_features(images)
+    first_weak, second_weak, third_weak, _ = weak.forward_features(images)
     assert torch.equal(first, first_weak)
     assert torch.equal(second, second_weak)
     assert not torch.allclose(third, third_weak)

@@ -21,6 +21,7 @@ from trimtab.errors import ConfigError
 from trimtab.methods.ship import SHIP, SHIPConfig, greedy_hierarchy, make_prototypes
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise
+from trimtab.stream import Stream
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-8}
 SMALL: dict[str, Any] = {
@@ -253,11 +254,11 @@ def test_prepare_reads_no_more_images_than_wanted(limit: int) -> None:
     fewer.prepare(network(2), [images[:limit]])
     torch.testing.assert_close(method.affinity, fewer.affinity, **CLOSE)
     torch.testing.assert_close(method.prototypes, fewer.prototypes, **CLOSE)
-    assert method.images_wanted(6) == min(limit, 6)
+    assert method.num_prepare_images(6) == min(limit, 6)
 
 
 def test_nothing_is_wanted_where_nothing_is_learned_from_images() -> None:
-    assert unprepared(2, hierarchy=(0, 1), attribute_sets=0).images_wanted(500) == 0
+    assert unprepared(2, hierarchy=(0, 1), attribute_sets=0).num_prepare_images(500) == 0
 
 
 def test_prepare_without_images_says_so() -> None:
@@ -340,7 +341,7 @@ def test_attribute_prompts_enter_the_last_hierarchies_never_block_0(
     method = unprepared(12, hierarchy=starts, attribute_sets=wanted)
     assert method.attribute_starts == attribute_starts
     assert method.config.attribute_sets == len(attribute_starts)
-    assert method.facts() == {"hierarchy": list(starts), "attribute prompts at": list(attribute_starts)}
+    assert method.summary() == {"hierarchy": list(starts), "attribute prompts at": list(attribute_starts)}
 
 
 @pytest.mark.parametrize(
@@ -374,7 +375,7 @@ def test_prompts_are_the_same_for_all_images_until_they_attend() -> None:
     stream = model.backbone.embed(images_for(model.backbone, 3))
     for i in range(3):
         stream = model.method.step(i, model.backbone, stream)
-        assert stream.memo.independent.shape[0] == 1
+        assert stream.carry.independent.shape[0] == 1
 
 
 class TestDropPath:
@@ -485,7 +486,7 @@ def test_parts_may_all_be_on_without_a_class_token(family: str) -> None:
 
 
 def test_facts_can_be_asked_for_before_there_is_a_hierarchy(plain: Backbone) -> None:
-    assert SHIP(SHIPConfig(), plain).facts() == {"hierarchy": [], "attribute prompts at": []}
+    assert SHIP(SHIPConfig(), plain).summary() == {"hierarchy": [], "attribute prompts at": []}
 
 
 # --- folded -------------------------------------------------------------------------------------------
@@ -513,10 +514,13 @@ def test_folds_where_no_image_changes_its_prompts(options: dict[str, Any], folds
 def test_folded_transforms_no_prompts_but_attribute_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tuned(6, hierarchy=(0, 2, 4), attribute_sets=1).eval()
     folded, through = model.fold(), []
-    bypass = Backbone.bypass
-    monkeypatch.setattr(
-        Backbone, "bypass", lambda self, i, p, s, **o: through.append((i, tuple(p.shape))) or bypass(self, i, p, s, **o)
-    )
+    skip = Backbone.skip_attention
+
+    def spy(self: Backbone, i: int, tokens: Tensor, stream: Stream, **options: Any) -> Tensor:
+        through.append((i, tuple(tokens.shape)))
+        return skip(self, i, tokens, stream, **options)
+
+    monkeypatch.setattr(Backbone, "skip_attention", spy)
     folded(images_for(model.backbone, 3))
     assert through == [(4, (3, model.method.config.attribute_length, 48))]
     stored = SMALL["prompt_length"] + SMALL["shared_length"]
@@ -525,7 +529,7 @@ def test_folded_transforms_no_prompts_but_attribute_prompts(monkeypatch: pytest.
 
 def test_sets_say_where_prompts_enter() -> None:
     method = unprepared(6, hierarchy=(0, 1, 4), attribute_sets=1)
-    found = {one.name: (one.count, one.enters, one.carried) for one in method.sets(network(6))}
+    found = {one.name: (one.count, one.enters, one.carried) for one in method.prompt_layout(network(6))}
     length = method.config.prompt_length
     assert found == {
         "hierarchy 1": (length, (0,), ()),
@@ -535,15 +539,16 @@ def test_sets_say_where_prompts_enter() -> None:
         "shared": (method.config.shared_length, (0, 1, 2, 3, 4, 5), ()),
     }
     again = unprepared(6, hierarchy=(0, 1, 4), attribute_sets=0, shared_length=0, inside="reinsert")
-    assert [(one.enters, one.carried) for one in again.sets(network(6))] == [((0,), ()), ((1, 2, 3), ()), ((4, 5), ())]
+    layout = again.prompt_layout(network(6))
+    assert [(one.enters, one.carried) for one in layout] == [((0,), ()), ((1, 2, 3), ()), ((4, 5), ())]
 
 
 def test_the_hierarchy_is_told_with_what_it_was_found_by() -> None:
     method = unprepared(4)
-    assert method.hierarchy() is None
+    assert method.figures() == ()
     method.prepare(network(4), [images_for(network(4), 5)])
-    found = method.hierarchy()
+    (found,) = method.figures()
     assert found is not None
     assert found.starts == method.config.hierarchy
-    torch.testing.assert_close(found.affinity.diagonal(), torch.ones(4).double())
-    assert unprepared(3, hierarchy=(0,), attribute_sets=0).hierarchy() is None
+    torch.testing.assert_close(found.values.diagonal(), torch.ones(4).double())
+    assert unprepared(3, hierarchy=(0,), attribute_sets=0).figures() == ()

@@ -26,7 +26,7 @@ def lively(backbone: Backbone) -> SSF:
 
 
 def features(method: SSF, backbone: Backbone, images: Tensor) -> Tensor:
-    stream = backbone.embed(images, weights=method.weights(backbone))
+    stream = backbone.embed(images, weights=method.weight_overrides(backbone))
     for i in range(backbone.depth):
         stream = method.step(i, backbone, stream)
     return backbone.pool(stream)

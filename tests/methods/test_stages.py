@@ -182,7 +182,7 @@ def test_nothing_is_connected_across_stages() -> None:
     stream, fed = backbone.embed(images_for(backbone)), []
     for i in range(backbone.depth):
         stream = method.step(i, backbone, stream)
-        fed.append(stream.memo.shared)
+        fed.append(stream.carry.shared)
     for i, prompts in enumerate(fed):
         own = method.prompts[i]
         # Gates are open by a tenth at the start.

@@ -18,7 +18,7 @@ from tests.methods import reference
 from tests.methods.reference import SVPTReading, SVPTTensors
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants
+from trimtab.methods.base import FoldedMethod
 from trimtab.methods.svpt import SVPT, SVPTConfig
 from trimtab.methods.vpt import VPT, VPTConfig
 from trimtab.model import TunedModel, build
@@ -64,7 +64,7 @@ def assert_equals_reference(family: str, batch: int = 2, **options: Any) -> None
     method, config = model.method, model.method.config
     reading = SVPTReading(
         config.connection, config.gate_from, config.gate_shape, config.gate, config.source, config.form,
-        config.num_salient(backbone.num_patches), config.pairing, config.added,
+        config.num_salient(backbone.patches[0]), config.pairing, config.added,
     )  # fmt: skip
     images = images_for(backbone, batch)
     theirs = reference.svpt(backbone.model, images, given_to_reference(method, backbone.depth - 1), reading)
@@ -181,7 +181,7 @@ def test_prompts_turn_to_patches_as_vpts_do(plain: Backbone) -> None:
         torch.manual_seed(3)
         method.prepare(plain, [images])
         starts.append(method.prompts.stages[0])
-        assert method.images_wanted(10) == 10
+        assert method.num_prepare_images(10) == 10
     assert torch.equal(*starts)
 
 
@@ -189,7 +189,7 @@ def test_uniform_prompts_look_at_no_image(plain: Backbone) -> None:
     method = SVPT(SVPTConfig(prompt_init="uniform"), plain)
     before = method.prompts.stages[0].clone()
     method.prepare(plain, [])
-    assert method.images_wanted(10) == 0
+    assert method.num_prepare_images(10) == 0
     assert torch.equal(method.prompts.stages[0], before)
 
 
@@ -394,7 +394,7 @@ def test_what_is_shared_and_added_to_patches_is_not_dropped(
 ) -> None:
     method, stream = tuned(plain, dropout=0.9, gate_from=gate_from).method, plain.embed(images_for(plain))
     stream = method.eval().step(0, plain, stream)
-    assert torch.equal(method.train().step(0, plain, plain.embed(images_for(plain))).memo.shared, stream.memo.shared)
+    assert torch.equal(method.train().step(0, plain, plain.embed(images_for(plain))).carry.shared, stream.carry.shared)
     entered = [tokens_entering(method.train(mode), 1, plain, stream, monkeypatch) for mode in (True, False)]
     assert torch.equal(*entered)
 
@@ -423,7 +423,7 @@ def test_prompts_that_no_image_changes_fold_to_keys_and_values(
 ) -> None:
     model = tuned(plain, enhancement=enhancement, **options).eval()
     folded = model.fold()
-    assert isinstance(folded.method, Constants)
+    assert isinstance(folded.method, FoldedMethod)
     assert [folded.method.context(i).keys.shape for i in range(3)] == [(1, 3, 3, 16)] * 3
     stream = plain.embed(images_for(plain))
     for i in range(plain.depth):
@@ -534,5 +534,5 @@ def test_more_salient_patches_than_there_are_do_no_harm_where_none_are_enhanced(
 )
 def test_sets_say_where_prompts_enter(family: str, connection: Any, linked: tuple[int, ...]) -> None:
     backbone = shared_backbone(family)
-    (prompts,) = SVPT(SVPTConfig(num_prompts=4, connection=connection), backbone).sets(backbone)
+    (prompts,) = SVPT(SVPTConfig(num_prompts=4, connection=connection), backbone).prompt_layout(backbone)
     assert (prompts.count, prompts.enters, prompts.carried) == (4, tuple(range(backbone.depth)), linked)

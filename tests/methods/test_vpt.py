@@ -161,7 +161,7 @@ def test_impossible_options_are_refused(options: dict[str, float], message: str)
 @pytest.mark.parametrize("deep", [True, False])
 def test_sets_say_where_prompts_enter(plain: Backbone, deep: bool) -> None:
     blocks = tuple(range(plain.depth))
-    (prompts,) = made(plain, num_prompts=4, deep=deep).sets(plain)
+    (prompts,) = made(plain, num_prompts=4, deep=deep).prompt_layout(plain)
     assert (prompts.count, prompts.enters) == (4, blocks if deep else (0,))
     assert prompts.carried == (() if deep else blocks[1:])
     assert prompts.blocks == blocks

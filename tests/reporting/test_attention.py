@@ -73,7 +73,7 @@ def test_prompts_are_laid_out_as_the_method_says(method: str, name: str, family:
         before = model(images)
         seen = look(model, images)
         assert torch.equal(model(images), before)
-    sets = model.method.sets(backbone)
+    sets = model.method.prompt_layout(backbone)
     for i in range(backbone.depth):
         assert seen.pooled[i].shape == (2, sum(one.count for one in sets if i in one.blocks))
         assert seen.patches[i].shape[-1] == seen.pooled[i].shape[1]

@@ -12,7 +12,7 @@ import torch
 
 from tests.reporting import made
 from tests.reporting.made import HOSTILE, run
-from trimtab.methods.base import Hierarchy, PromptSet
+from trimtab.methods.base import BlockFigure, PromptSet
 from trimtab.reporting import pictures
 from trimtab.reporting.figure import Drawing, looks, shown
 from trimtab.reporting.runs import read_runs
@@ -78,9 +78,13 @@ def test_accuracy_against_numbers_has_plain_ticks() -> None:
     assert unsure.alt.startswith("Validation mIoU against trainable parameters: a 1,900 parameters, 50.0 %")
 
 
+def affinity_figure(values: torch.Tensor, starts: tuple[int, ...]) -> BlockFigure:
+    return BlockFigure("Affinity", "affinity (mean cosine)", "How alike.", values, starts, "hierarchies")
+
+
 def test_hierarchies_are_told() -> None:
     affinity = torch.tensor([[1.0, 0.9, 0.2], [0.9, 1.0, 0.3], [0.2, 0.3, 1.0]])
-    drawing = pictures.affinity(Hierarchy(affinity, (0, 2)))
+    drawing = pictures.between_blocks(affinity_figure(affinity, (0, 2)))
     assert drawing.alt == "Affinity between blocks, 0.20 to 1. 2 hierarchies, of blocks 0 to 1, 2."
 
 
@@ -96,7 +100,7 @@ def test_where_prompts_enter_is_told() -> None:
 
 @pytest.mark.parametrize("depth", [1, 12, 40])
 def test_any_depth_can_be_drawn(depth: int) -> None:
-    assert texts(pictures.affinity(Hierarchy(torch.eye(depth) + 0.5, tuple(range(depth)))))
+    assert texts(pictures.between_blocks(affinity_figure(torch.eye(depth) + 0.5, tuple(range(depth)))))
     drawing = pictures.entries([PromptSet("p", 1, tuple(range(depth)))], depth)
     assert "0" in texts(drawing)
     assert drawing.wide == (depth == 40)

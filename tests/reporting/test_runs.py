@@ -23,17 +23,17 @@ def test_a_run_is_read_without_the_backbones_weights(tmp_path: Path) -> None:
     assert [one.name for one in run.sets] == [
         *("hierarchy 1", "hierarchy 2", "hierarchy 3", "attributes 2", "attributes 3", "shared")
     ]
-    assert run.hierarchy is not None
-    assert run.hierarchy.starts == (0, 2, 4)
-    assert float(run.hierarchy.affinity.diagonal().min()) == pytest.approx(1, abs=1e-5)
+    (affinity,) = run.figures
+    assert affinity.starts == (0, 2, 4)
+    assert float(affinity.values.diagonal().min()) == pytest.approx(1, abs=1e-5)
     assert run.trainable == run.metrics["trainable_parameters"]
     assert len(run.history) == 2
 
 
 @pytest.mark.parametrize("method", ["linear", "vpt"])
-def test_methods_without_a_hierarchy_have_none(method: str) -> None:
+def test_methods_without_figures_have_none(method: str) -> None:
     (run,) = read_runs([job.finished(method)])
-    assert run.hierarchy is None
+    assert run.figures == ()
     assert len(run.sets) == (method == "vpt")
 
 

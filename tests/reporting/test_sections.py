@@ -28,10 +28,10 @@ def shown(method: str) -> Section:
 
 def test_what_prompts_have_pictures_of() -> None:
     linear, vpt, ship = shown("linear"), shown("vpt"), shown("ship")
-    assert (linear.affinity, linear.entries) == (None, None)
-    assert vpt.affinity is None
+    assert (linear.figures, linear.entries) == ((), None)
+    assert vpt.figures == ()
     assert vpt.entries is not None
-    assert ship.affinity is not None
+    assert len(ship.figures) == 1
     assert all(part.seen is not None and part.seen.measured for part in (linear, vpt, ship))
 
 
@@ -39,7 +39,7 @@ def test_without_findings_the_rest_is_there() -> None:
     part = section(2, made.run("ship"), None, ["No images."])
     assert part.id == "run-2"
     assert part.notes == ("No images.",)
-    assert part.affinity is not None
+    assert len(part.figures) == 1
     assert part.seen is None
 
 

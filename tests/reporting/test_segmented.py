@@ -13,7 +13,6 @@ from PIL import Image
 import trimtab
 from tests import scenes
 from tests.reporting import made
-from trimtab.inference.segment import MaskPredictor
 from trimtab.progress import Progress
 from trimtab.reporting.figure import looks
 from trimtab.reporting.find import find
@@ -21,6 +20,7 @@ from trimtab.reporting.findings import EvaluationOptions
 from trimtab.reporting.parts import ModelFigures
 from trimtab.reporting.runs import read_runs
 from trimtab.reporting.segmented import Segmented, _ends, _window
+from trimtab.tasks.segmentation import MaskPredictor
 
 FOLDERS = {"scenes": made.segmenter, "hostile": made.hostile_scenes, "many": made.many_scenes}
 

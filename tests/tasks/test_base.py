@@ -15,6 +15,6 @@ def test_what_pages_show_is_measured_and_the_watched_comes_first(name: str) -> N
 
 
 def test_only_a_mean_over_images_has_a_standard_error() -> None:
-    assert make_task("classification").error(0.5, 100) == pytest.approx(0.05)
-    assert make_task("classification").error(1.0, 100) == 0
-    assert make_task("segmentation").error(0.5, 100) is None
+    assert make_task("classification").standard_error(0.5, 100) == pytest.approx(0.05)
+    assert make_task("classification").standard_error(1.0, 100) == 0
+    assert make_task("segmentation").standard_error(0.5, 100) is None

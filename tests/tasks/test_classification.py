@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trimtab.tasks import classification_loss, classification_metrics
+from trimtab.tasks.classification import classification_loss, classification_metrics
 
 LOGITS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
 SURE = math.exp(2.0) / (math.exp(2.0) + 2.0)

@@ -12,8 +12,8 @@ from trimtab.data import VOID
 from trimtab.errors import ConfigError
 from trimtab.heads import WeightedLogits
 from trimtab.recipe import Recipe
-from trimtab.tasks import Segmentation, make_task
-from trimtab.tasks.segmentation import SegmentationMetrics, scores_of, segmentation_loss
+from trimtab.tasks import make_task
+from trimtab.tasks.segmentation import Segmentation, SegmentationMetrics, scores_of, segmentation_loss
 
 CLASSES = 5
 
@@ -53,7 +53,7 @@ def tallied(logits: Tensor, masks: Tensor, batch: int = 2) -> SegmentationMetric
 @pytest.mark.parametrize("batch", [1, 2, 6])
 def test_metrics_are_a_count_over_the_whole_set(batch: int) -> None:
     logits, masks = random_set()
-    metrics = tallied(logits, masks, batch).metrics(6)
+    metrics = tallied(logits, masks, batch).compute(6)
     iou, accuracy = counted(logits, masks)
     assert metrics["iou"] == [None if value is None else pytest.approx(value) for value in iou]
     known = [value for value in iou if value is not None]
@@ -64,7 +64,7 @@ def test_metrics_are_a_count_over_the_whole_set(batch: int) -> None:
 
 def test_metrics_are_torchmetrics_own() -> None:
     logits, masks = random_set()
-    metrics = tallied(logits, masks).metrics(6)
+    metrics = tallied(logits, masks).compute(6)
     jaccard = MulticlassJaccardIndex(CLASSES, ignore_index=VOID)
     accuracy = MulticlassAccuracy(CLASSES, average="micro", ignore_index=VOID)
     assert metrics["miou"] == pytest.approx(float(jaccard(logits, masks.long())))
@@ -101,18 +101,18 @@ def test_a_class_that_is_only_predicted_counts_against() -> None:
 def test_logits_are_enlarged_to_the_masks() -> None:
     logits = torch.randn(1, CLASSES, 4, 6)
     masks = F.interpolate(logits, (8, 12), mode="bilinear", align_corners=False).argmax(1)
-    assert tallied(logits, masks).metrics(1)["pixel_accuracy"] == 1.0
+    assert tallied(logits, masks).compute(1)["pixel_accuracy"] == 1.0
 
 
 def test_parts_of_processes_come_together() -> None:
     logits, masks = random_set(4)
     whole, half, rest = tallied(logits, masks), tallied(logits[:3], masks[:3]), tallied(logits[3:], masks[3:])
     others = iter([rest.matrix[None], rest.loss[None]])
-    metrics = half.metrics(4, lambda mine: torch.cat([mine, next(others)]))
+    metrics = half.compute(4, lambda mine: torch.cat([mine, next(others)]))
     assert {k: v for k, v in metrics.items() if k != "loss"} == {
-        k: v for k, v in whole.metrics(4).items() if k != "loss"
+        k: v for k, v in whole.compute(4).items() if k != "loss"
     }
-    assert metrics["loss"] == pytest.approx(whole.metrics(4)["loss"])
+    assert metrics["loss"] == pytest.approx(whole.compute(4)["loss"])
 
 
 def test_a_loss_is_the_sum_of_its_images_losses() -> None:
@@ -132,7 +132,7 @@ def test_void_pixels_have_no_loss_and_no_gradient() -> None:
 
 def test_auxiliary_losses_have_their_weight() -> None:
     logits, masks = random_set()
-    task = Segmentation.of_options({})
+    task = Segmentation.from_options({})
     weighted = [WeightedLogits(1.0, logits), WeightedLogits(0.4, 2 * logits)]
     expected = segmentation_loss(logits, masks) + 0.4 * segmentation_loss(2 * logits, masks)
     torch.testing.assert_close(task.loss(weighted, masks), expected)
@@ -151,7 +151,7 @@ def test_batches_are_smaller_than_a_classifiers() -> None:
         ("segmentation", {"haed": "dpt"}, "no option 'haed'. Did you mean 'head'"),
         ("segmentation", {"ignore_label": -1}, "ignore_label is -1"),
         ("segmentation", {"resize": "crop"}, "resize is 'crop'"),
-        ("classification", {"head": "dpt"}, "no options of its own; leave head out"),
+        ("classification", {"head": "dpt"}, "The task 'classification' has no option 'head'"),
     ],
 )
 def test_what_cannot_work_is_refused(name: str, options: dict[str, object], message: str) -> None:
@@ -164,7 +164,7 @@ def test_what_is_saved_makes_the_same_task() -> None:
     from trimtab.tasks import saved_task
 
     task = Segmentation(
-        Segmentation.of_options({"head": "setr-pup", "channels": 5, "taps": (0, 1, 2, 2)}).config,
+        Segmentation.from_options({"head": "setr-pup", "channels": 5, "taps": (0, 1, 2, 2)}).config,
         codes_of_values([0, 3, 7], [255]),
     )
     import json

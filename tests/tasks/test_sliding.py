@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.errors import ConfigError
-from trimtab.tasks.sliding import Views, enlarged, look, slide
+from trimtab.tasks.segmentation.sliding import Views, enlarged, look, slide
 
 WINDOW = (8, 12)
 

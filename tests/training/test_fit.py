@@ -15,9 +15,10 @@ from tests import job
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.errors import BackboneError, CheckpointError, ConfigError, DataError
-from trimtab.inference.evaluate import Prediction, Predictor, evaluate, load
+from trimtab.inference.evaluate import evaluate, load
 from trimtab.methods import METHODS
 from trimtab.progress import Progress
+from trimtab.tasks.classification import Prediction, Predictor
 from trimtab.training.fit import fit
 from trimtab.training.inputs import RunCache
 
@@ -46,7 +47,7 @@ def test_the_loaded_model_is_the_trained_one_to_the_bit(
     save = checkpoint.save
 
     def spied(directory: Path, model: Any, tensors: Any, **rest: Any) -> int:
-        model.load_trained(tensors)
+        model.load_adapter_state_dict(tensors)
         before.extend(Predictor(model.eval().fold(), rest["labels"], rest["preprocess"]).predict(images))
         return save(directory, model, tensors, **rest)
 

@@ -12,7 +12,7 @@ from tests import job
 from trimtab.data import ImageStore
 from trimtab.errors import TrainingError
 from trimtab.progress import Progress
-from trimtab.tasks import Classification
+from trimtab.tasks.classification import Classification
 from trimtab.training.fit import fit
 from trimtab.training.loop import Job
 

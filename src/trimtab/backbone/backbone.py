@@ -22,16 +22,16 @@ import timm.data
 import torch
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Salient, batched, gathered
+from trimtab.backbone.family import BlockInputs, Family, Select, batched, gathered
 from trimtab.backbone.fingerprint import classifier_names, fingerprint
-from trimtab.backbone.opened import Opened, OpenedPart, twin
-from trimtab.backbone.plain import Plain
-from trimtab.backbone.windows import Windows
+from trimtab.backbone.swappable import SwappableModule, SwappablePart, share_structure
+from trimtab.backbone.swin import SwinFamily
+from trimtab.backbone.vit import ViTFamily
 from trimtab.errors import BackboneError, nearest
 from trimtab.noise import Noise, drop
-from trimtab.stream import Attend, Context, KeysValues, Stream, softmax_attention
+from trimtab.stream import Attend, BlockHooks, Context, KeysValues, Stream, softmax_attention
 
-_FAMILIES: tuple[type[Family], ...] = (Plain, Windows)
+_FAMILIES: tuple[type[Family], ...] = (ViTFamily, SwinFamily)
 
 
 def reasons_not_to_open(model: nn.Module) -> list[str]:
@@ -90,9 +90,9 @@ class Backbone(nn.Module):
 
     def _open(self) -> None:
         # Kept out of the module tree: the same parameters must not be listed twice.
-        self._blocks = tuple(OpenedPart(part) for part in self._family.blocks())
-        self._merges = {merge.after: OpenedPart(merge) for merge in self._family.merges()}
-        self._whole = (Opened(self.model).eval(),)
+        self._blocks = tuple(SwappablePart(part) for part in self._family.blocks())
+        self._merges = {merge.after: SwappablePart(merge) for merge in self._family.merges()}
+        self._whole = (SwappableModule(self.model).eval(),)
 
     @property
     def depth(self) -> int:
@@ -139,16 +139,6 @@ class Backbone(nn.Module):
     def num_prefix_tokens(self) -> int:
         """K: class, distillation and register tokens before the patches."""
         return self._family.num_prefix_tokens
-
-    @property
-    def num_patches(self) -> int:
-        """N, patches of an image of :attr:`image_size` at the first block."""
-        return int(self.model.patch_embed.num_patches)
-
-    @property
-    def has_class_token(self) -> bool:
-        """Whether the first token is a class token."""
-        return getattr(self.model, "cls_token", None) is not None
 
     @property
     def pooled_tokens(self) -> slice:
@@ -283,7 +273,7 @@ class Backbone(nn.Module):
             BackboneError: If there is no such tensor.
         """
         self.check_weights(weights)
-        model = twin(self.model)
+        model = share_structure(self.model)
         for name, value in weights.items():
             place, _, leaf = name.rpartition(".")
             module = model.get_submodule(place)
@@ -329,10 +319,9 @@ class Backbone(nn.Module):
         *,
         context: Context | None = None,
         attend: Attend = softmax_attention,
-        beside_mlp: BesideMLP | None = None,
+        hooks: BlockHooks | None = None,
         saliency: bool = False,
-        salient: int = 0,
-        salient_prefix: bool = True,
+        select: Select | None = None,
         drop_path: float = 0.0,
     ) -> Stream:
         """Run block ``i``.
@@ -343,26 +332,25 @@ class Backbone(nn.Module):
             context: Prompts that are attended to and do not attend: tensors (P, D), (1, P, D) or (B, P, D)
                 at the block's input, :class:`KeysValues`, or a sequence of these.
             attend: Replaces the softmax core.
-            beside_mlp: Maps the sequence (B, T + P, D) before the MLP and its norm to what is added to it besides
-                the MLP's output.
+            hooks: What is added to the residual stream at the attention branch, the MLP branch and the block's output.
             saliency: Also compute how much pooling would look at each token, into ``Stream.saliency``.
-            salient: Also give so many tokens as they leave the block, those that pooling would look at most (mean over
-                heads), in ``Stream.salient``.
-            salient_prefix: Whether class token and other prefix tokens may be among them.
-            drop_path: Probability of dropping each of the two residual branches for an image.
+            select: Maps the saliency (B, H, T) to the positions (B, k) of tokens that are then in
+                ``Stream.selected``, as they leave the block; which spares the others, in the last block, what follows.
+            drop_path: Stochastic depth: probability of dropping each of the two residual branches for an image.
 
         The saliency is a row of logits (B, H, T): those of the query of the pooled tokens (the class token's, or the
         mean of several) in this block; with learned pooling (a latent query) those of that query over the tokens as
         they leave the block. Where the block ends a stage, tokens, prompts and saliency leave it merged.
         """
-        if stream.watch is not None:
-            attend, saliency = stream.watch(i, attend), True
-        wanted = Salient(salient, 0 if salient_prefix else self.num_prefix_tokens) if salient else None
-        learned = (saliency or salient > 0) and self._family.heads_in_saliency is not None
+        if stream.attention_hook is not None:
+            attend, saliency = stream.attention_hook(i, attend), True
+        hooks = hooks or BlockHooks(tokenwise=True)
+        learned = (saliency or select is not None) and self._family.heads_in_saliency is not None
         # Who asks for the saliency will look at all tokens.
-        num_read = self._num_read if stream.pooled_only and i + 1 == self.depth and not saliency else None
+        pooled_alone = stream.pooled_only and i + 1 == self.depth and not saliency and hooks.tokenwise
+        num_read = self._num_read if pooled_alone else None
         # A patch that is read alone would need its own row of a rotary table.
-        reduced = wanted is not None and num_read is not None and not learned and stream.rope is None
+        reduced = select is not None and num_read is not None and not learned and stream.rope is None
         inputs = BlockInputs(
             tokens=stream.tokens,
             prompts=stream.prompts,
@@ -371,17 +359,17 @@ class Backbone(nn.Module):
             context=context,
             attend=attend,
             keep=self._keep(stream.noise, drop_path, stream.tokens, per_image=True),
-            beside_mlp=beside_mlp,
-            pooled=self.pooled_tokens if (saliency or salient) and not learned else None,
-            num_read=num_read if reduced or not salient else None,
-            salient=wanted if reduced else None,
+            hooks=hooks,
+            pooled=self.pooled_tokens if (saliency or select is not None) and not learned else None,
+            num_read=num_read if reduced or select is None else None,
+            select=select if reduced else None,
         )
         left = self._left(i, stream, inputs, learned=learned)
-        if wanted is None or left.saliency is None:
-            return left.replace(salient=None)
+        if select is None or left.saliency is None:
+            return left.replace(selected=None)
         if reduced:
-            return left.replace(tokens=left.tokens[:, :num_read], salient=left.tokens[:, num_read:])
-        return left.replace(salient=gathered(left.tokens, wanted.places(left.saliency)))
+            return left.replace(tokens=left.tokens[:, :num_read], selected=left.tokens[:, num_read:])
+        return left.replace(selected=gathered(left.tokens, select(left.saliency)))
 
     def _left(self, i: int, stream: Stream, inputs: BlockInputs, *, learned: bool) -> Stream:
         """The stream as it leaves block ``i``, merged where a stage ends."""
@@ -397,32 +385,32 @@ class Backbone(nn.Module):
         merged = {"grid_size": grid_size, "unmerged": unmerged, "unmerged_size": unmerged_size}
         return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, **merged)
 
-    def in_place(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+    def to_token_order(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """What the softmax core of block ``i`` has of its T tokens, (..., C), as (B, T, C).
 
         Where a block attends within windows, the core sees each as an image of its own.
         """
-        return self._family.in_place(self._blocks[i].inside, grid_size, rows)
+        return self._family.to_token_order(self._blocks[i].inside, grid_size, rows)
 
-    def bypass(
+    def skip_attention(
         self,
         i: int,
-        prompts: Tensor,
+        tokens: Tensor,
         stream: Stream,
         *,
         drop_path: float = 0.0,
         per_image: bool | None = None,
     ) -> Tensor:
-        """Run block ``i`` on prompts (1 or B, P, D) with its softmax core left out.
+        """Run block ``i`` on tokens (1 or B, S, D) with its softmax core left out, and without merging.
 
-        The normalised prompts go straight to the output projection: ``p += W_o LN1(p) + b_o``, then the MLP.
-        Prompts of batch 1 stay of batch 1. Drop-path is drawn for every image if ``per_image`` and once for the
-        batch otherwise; by default it goes by the prompts' batch, which cannot tell where there is one image.
+        The normalised tokens go straight to the output projection: ``x += W_o LN1(x) + b_o``, then the MLP.
+        Tokens of batch 1 stay of batch 1. Stochastic depth is drawn for every image if ``per_image`` and once for the
+        batch otherwise; by default it goes by the tokens' batch, which cannot tell where there is one image.
         """
-        per_image = prompts.shape[0] > 1 if per_image is None else per_image
-        keep = self._keep(stream.noise, drop_path, prompts, per_image=per_image)
-        bypassed: Tensor = self._blocks[i].run(stream.weights, self._family.bypass, prompts, keep)
-        return bypassed
+        per_image = tokens.shape[0] > 1 if per_image is None else per_image
+        keep = self._keep(stream.noise, drop_path, tokens, per_image=per_image)
+        left: Tensor = self._blocks[i].run(stream.weights, self._family.skip_attention, tokens, keep)
+        return left
 
     def _keep(self, noise: Noise, rate: float, like: Tensor, *, per_image: bool) -> tuple[Tensor, Tensor] | None:
         if rate == 0.0:
@@ -440,29 +428,24 @@ class Backbone(nn.Module):
         pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, batched(prompts))
         return pair
 
-    def feature(self, stream: Stream) -> Tensor:
+    def pooled_hidden_state(self, stream: Stream) -> Tensor:
         """(B, D): the mean of the tokens that pooling reads, as they left a block (before merging or the final norm).
 
         With learned pooling (a latent query), each token has the weight that pooling would give it, mean over heads.
         """
-        pooled = stream.left[:, self.pooled_tokens]
+        pooled = stream.block_output[:, self.pooled_tokens]
         if self._family.heads_in_saliency is None:
             return pooled.mean(1)
         logits: Tensor = self._outside(self._family.pooling_logits, stream.tokens, stream.weights)
         weight = logits[:, :, self.pooled_tokens].softmax(-1).mean(1)  # (B, T)
         return (weight[:, None] @ pooled).squeeze(1)
 
-    def normalised(self, stream: Stream) -> Tensor:
-        """(B, T, D): the tokens after timm's final norm."""
-        tokens: Tensor = self._outside(self._family.norm, stream.tokens, stream.weights)
-        return tokens
-
     def pool(self, stream: Stream) -> Tensor:
         """(B, num_features): what timm's own classifier would read. Prompts are never pooled."""
         pooled: Tensor = self._outside(self._family.pool, stream.tokens, stream.weights, stream.grid_size)
         return pooled
 
-    def features(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
         """(B, num_features): timm's own forward pass up to what its classifier reads, without any method."""
         features: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         return features
@@ -476,8 +459,8 @@ class Backbone(nn.Module):
         return _in_places(tokens[:, self.num_prefix_tokens :], stream.grid_size)
 
     def raw_grid(self, stream: Stream) -> Tensor:
-        """(B, D, h, w): the patches as they left the block just run, in their places: not normalised, not merged."""
-        return _in_places(stream.left[:, self.num_prefix_tokens :], stream.unmerged_size or stream.grid_size)
+        """(B, D, h, w): the block output's patches in their places: hooks included, not normalised, not merged."""
+        return _in_places(stream.block_output[:, self.num_prefix_tokens :], stream.block_grid_size)
 
 
 def _in_places(patches: Tensor, grid_size: tuple[int, int]) -> Tensor:

@@ -11,26 +11,12 @@ import torch
 from timm.layers import GELU, Mlp
 from torch import Tensor, nn
 
-from trimtab.stream import Attend, Context, KeysValues
+from trimtab.stream import Attend, BlockHooks, Context, KeysValues, Residual, ResidualHook
 
-BesideMLP: TypeAlias = Callable[[Tensor], Tensor]
+Select: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps the saliency (B, H, T) of a block to the positions (B, k) of tokens."""
 Keep: TypeAlias = "tuple[Tensor, Tensor] | None"
 """Factors of drop-path on a block's two residual branches."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Salient:
-    """Tokens chosen by the saliency, mean over heads."""
-
-    count: int
-    """How many."""
-    first: int
-    """Position of the first token that may be among them."""
-
-    def places(self, saliency: Tensor) -> Tensor:
-        """(B, count) positions among the tokens, by a saliency (B, H, T)."""
-        chosen = saliency.mean(1)[:, self.first :].topk(self.count, dim=1).indices
-        return chosen + self.first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +34,13 @@ class BlockInputs:
     context: Context | None
     attend: Attend
     keep: Keep
-    beside_mlp: BesideMLP | None
+    hooks: BlockHooks
     pooled: slice | None
     """The tokens whose mean query gives the saliency, if it is wanted."""
     num_read: int | None = None
     """How many of the tokens are read as they leave the block, counted from the first; None for everything."""
-    salient: Salient | None = None
-    """Which tokens are read besides those, if not everything is; the block leaves them behind the first ones."""
+    select: Select | None = None
+    """Selects tokens that are read besides those, if not everything is; the block leaves them behind the first ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +121,13 @@ class Family(abc.ABC):
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, full prompts and saliency (B, H, T) as they leave a block."""
 
-    def in_place(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+    def to_token_order(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """Rows of the softmax core's tokens (B, T, C) in the order of the tokens; as they are by default."""
         return rows
 
     @abc.abstractmethod
-    def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
-        """Prompts as they leave a block whose softmax core is left out."""
+    def skip_attention(self, block: Any, tokens: Tensor, keep: Keep) -> Tensor:
+        """Return tokens (B, S, D) after a block whose softmax core is left out."""
 
     @abc.abstractmethod
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
@@ -157,14 +143,10 @@ class Family(abc.ABC):
         """(B, H, T) logits of learned pooling, where :attr:`heads_in_saliency` says that there is such."""
         raise NotImplementedError(f"{type(self).__name__} has no learned pooling.")
 
-    def norm(self, model: Any, tokens: Tensor) -> Tensor:
-        """The model's final norm."""
+    def token_norm(self, model: Any, tokens: Tensor) -> Tensor:
+        """Normalise every token as where nothing is pooled; by the model's final norm by default."""
         normed: Tensor = model.norm(tokens)
         return normed
-
-    def token_norm(self, model: Any, tokens: Tensor) -> Tensor:
-        """The norm that every token goes through where nothing is pooled; the final one by default."""
-        return self.norm(model, tokens)
 
     @abc.abstractmethod
     def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -195,6 +177,11 @@ def run_mlp(mlp: Any, x: Tensor) -> Tensor:
         torch.ops.aten.gelu_(hidden, approximate=getattr(mlp.act, "approximate", "none"))
     updated = mlp.fc2(mlp.norm(hidden))
     return updated
+
+
+def add_hooked(x: Tensor, normed: Tensor, update: Tensor, hook: ResidualHook) -> Tensor:
+    """Add a branch's update (B, S, D) to the stream ``x``, then what a hook makes of the branch."""
+    return x + update + hook(Residual(x, normed, update))
 
 
 def gathered(tokens: Tensor, places: Tensor) -> Tensor:

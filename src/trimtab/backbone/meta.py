@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class NoNumbers(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Leaves out what only changes numbers: meta tensors have none, and drawing them takes most of the time."""
 
     _changes = frozenset({"normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"})

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone, classifier_names, reasons_not_to_open
 from trimtab.backbone.embedded import EMBEDDED, embedded_model, embedded_weights
-from trimtab.backbone.meta import NoNumbers
+from trimtab.backbone.meta import SkipInit
 from trimtab.errors import BackboneError, nearest
 
 HUB = "hf-hub:"
@@ -310,13 +310,13 @@ def normalisation(data_config: Mapping[str, Any]) -> str:
     return _NORMALISATIONS.get((tuple(data_config["mean"]), tuple(data_config["std"])), "")
 
 
-def blank_model(name: str) -> nn.Module:
+def meta_model(name: str) -> nn.Module:
     """A timm model without weights and without memory for them, to be asked for its sizes.
 
     Raises:
         BackboneError: If the name is unknown, or timm cannot build it.
     """
-    with torch.device("meta"), NoNumbers():
+    with torch.device("meta"), SkipInit():
         return _create(resolve(name), pretrained=False)
 
 

@@ -14,7 +14,7 @@ from trimtab.bench.cluster import MARK, MARK_SIZE
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.plan import Trials
 from trimtab.bench.pools import Pool
-from trimtab.bench.protocols import PROTOCOLS, Row
+from trimtab.bench.protocols import Row
 from trimtab.bench.provenance import computer, provenance
 from trimtab.bench.results import BENCH, Record, Results, repair
 from trimtab.bench.scheduler import Outcome, Scheduler
@@ -27,7 +27,7 @@ from trimtab.methods import METHODS
 from trimtab.options import read_options
 from trimtab.progress import Progress
 from trimtab.storage.locks import LOCK
-from trimtab.tasks import Classification, make_task
+from trimtab.tasks import make_task
 from trimtab.training.guard import check_bench
 
 RESULTS = "results.jsonl"
@@ -111,9 +111,6 @@ def _open(
     found = open_suite(study.suite, config.root, tasks, kind)
     rows = study.make_rows([task.name for task in found], methods)
     _check_rows(rows)
-    protocol = PROTOCOLS[config.protocol]
-    if protocol.epoch_on_test and not isinstance(kind, Classification):
-        raise ConfigError(f"{protocol.name} reads test images after an epoch, which it can only to classify.")
     return rows, found
 
 

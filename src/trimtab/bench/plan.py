@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.ledger import Ledger
 from trimtab.bench.protocols import PROTOCOLS, Row
-from trimtab.bench.results import Record, Results, score
+from trimtab.bench.results import Record, Results, reading, score
 from trimtab.bench.search import propose, settings_count
 from trimtab.bench.suites import Parts, SuiteTask, open_parts
 from trimtab.bench.trial import Trial
@@ -23,7 +23,7 @@ from trimtab.recipe import FitConfig
 if TYPE_CHECKING:
     from trimtab.backbone import Backbone
     from trimtab.data import TrainingData
-    from trimtab.tasks import Task
+    from trimtab.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,7 @@ class Unit:
                 jobs.append(WorkItem(self, trial))
             elif record["failed"]:
                 # A model that diverged is right about nothing, and needs no images to be so.
-                self._ledger.enter(
-                    trial, {"failed": record["failed"], f"test_{self.task.kind.monitor}": 0.0, "test_images": 0}
-                )
+                self._ledger.enter(trial, {"failed": record["failed"], **reading(record, 0.0), "test_images": 0})
             elif trial.test_epochs:
                 self._enter_selected(trial, record)
             elif not (self._models / trial.key / "adapter_config.json").is_file():
@@ -278,6 +276,6 @@ class Unit:
         return found
 
     def _enter_selected(self, trial: Trial, record: Record) -> None:
-        epoch, accuracy = max(record["test_history"], key=lambda entry: entry[1])
-        size = record["test_images"]
-        self._ledger.enter(trial, {"failed": None, "test_accuracy": accuracy, "test_epoch": epoch, "test_images": size})
+        epoch, value = max(record["test_history"], key=lambda entry: entry[1])
+        more = {"test_epoch": epoch, "test_images": record["test_images"]}
+        self._ledger.enter(trial, {"failed": None, **reading(record, value), **more})

@@ -24,10 +24,9 @@ Record: TypeAlias = "dict[str, Any]"
 _NUMBER = (int, float)
 _TEXT_OR_NONE = (str, type(None))
 _NUMBER_OR_NONE = (int, float, type(None))
-_SCORE = "{0}_accuracy|{0}_miou"
 Fields: TypeAlias = "Mapping[str, Mapping[str, type | tuple[type, ...]]]"
-"""For each kind of line the fields that it must have, with their types; dotted where they are in others, with a bar
-between those of which it has one."""
+"""For each kind of line the fields that it must have, with their types; dotted where they are in others. A score is
+written under the name of its metric."""
 
 ANY: Fields = {"trial": {"key": str}}
 """What any results have; lines of other kinds are taken as they are."""
@@ -50,13 +49,13 @@ BENCH: Fields = {
         "pruned": bool,
         "val_history": list,
         "test_history": list,
-        _SCORE.format("val"): _NUMBER_OR_NONE,
+        "val_score": _NUMBER_OR_NONE,
         "val_loss": _NUMBER_OR_NONE,
         "wall_seconds": _NUMBER,
     },
     "choice": {**_CELL, "settings": list, "tried": list},
     "test-opened": {**_CELL, "seed": int, "key": str},
-    "test": {**_CELL, "seed": int, "key": str, "time": str, _SCORE.format("test"): _NUMBER, "test_images": int},
+    "test": {**_CELL, "seed": int, "key": str, "time": str, "test_score": _NUMBER, "test_images": int},
 }
 """What the lines of ``trimtab bench`` have; it writes no others, and first the setup."""
 
@@ -139,8 +138,19 @@ class Results:
 
 
 def score(record: Mapping[str, Any], images: str) -> Any:
-    """Return the accuracy of a classifier or the mIoU of a segmenter on the ``"val"`` or ``"test"`` images."""
-    return next((record[name] for name in (f"{images}_accuracy", f"{images}_miou") if name in record), None)
+    """Return the score of a trial or a reading on the ``"val"`` or ``"test"`` images; ``None`` where it has none."""
+    return record.get(f"{images}_{metric_of(record)}")
+
+
+def metric_of(record: Mapping[str, Any]) -> str:
+    """Return the name of the metric that is a record's score; one that does not say is a classifier's."""
+    return str(record.get("monitor", "accuracy"))
+
+
+def reading(trial: Mapping[str, Any], value: float) -> Record:
+    """Return a score on test images, under the name of the trial's metric."""
+    known = {name: trial[name] for name in ("monitor",) if name in trial}
+    return {**known, f"test_{metric_of(trial)}": value}
 
 
 def best(trials: Iterable[Record]) -> Record:
@@ -240,8 +250,9 @@ class _Check:
         if self._fields is not ANY and kind not in self._fields:
             return f"there is no kind {kind!r}"
         for name, types in self._fields.get(kind, {}).items():
+            name = name.replace("score", metric_of(record))
             if not _has(record, name, types):
-                return f"{name.partition('|')[0]} of the {kind} is missing, or something else"
+                return f"{name} of the {kind} is missing, or something else"
         return None if self._fields is ANY else self._out_of_place(number, kind, record)
 
     def _out_of_place(self, number: int, kind: str, record: Record) -> str | None:
@@ -258,11 +269,7 @@ class _Check:
         return None
 
 
-def _has(record: Record, names: str, types: type | tuple[type, ...]) -> bool:
-    return any(_has_one(record, name, types) for name in names.split("|"))
-
-
-def _has_one(record: Record, name: str, types: type | tuple[type, ...]) -> bool:
+def _has(record: Record, name: str, types: type | tuple[type, ...]) -> bool:
     value: Any = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:

@@ -13,6 +13,7 @@ from trimtab.bench.protocols import Row
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.methods import METHODS
 from trimtab.options import read_options
+from trimtab.tasks import DEFAULT_TASK
 
 OF_A_ROW = ("epochs", "warmup_epochs", "batch_size", "probe_epochs")
 """Options of the training that a row may have of its own."""
@@ -33,7 +34,7 @@ class Study:
     """Each with its method, options, options of the training, and what is searched."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`~trimtab.bench.config.BenchConfig`; those of the command line go before them."""
-    task: str = "classification"
+    task: str = DEFAULT_TASK
     task_options: Mapping[str, Any] = field(default_factory=dict)
 
     def make_rows(self, tasks: Iterable[str], names: Sequence[str] = ()) -> list[Row]:
@@ -86,7 +87,7 @@ def read_study(path: str | Path) -> Study:
         str(local) if local.is_file() else str(values["suite"]),
         tuple(rows),
         values.get("options", {}),
-        values.get("task", "classification"),
+        values.get("task", DEFAULT_TASK),
         options,
     )
 

@@ -23,7 +23,8 @@ from trimtab.data import (
 from trimtab.data.labelled import nfc
 from trimtab.data.listing import LEFT_OUT
 from trimtab.errors import ConfigError, DataError, nearest
-from trimtab.tasks import Classification, Task, saved_task
+from trimtab.tasks import make_task, saved_task
+from trimtab.tasks.base import Task
 
 OWN = "own"
 """The variant of data that trimtab did not prepare."""
@@ -47,7 +48,7 @@ class SuiteTask:
     """All class names, where the data may have some that no training image shows."""
     splits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of prepared data: for each split the number of images, and the digest of their pixels and labels."""
-    kind: Task = dataclasses.field(default_factory=Classification)
+    kind: Task = dataclasses.field(default_factory=make_task)
     """What is asked of its images."""
 
 
@@ -66,7 +67,7 @@ def open_suite(
         ConfigError: If there is no such suite or task, or damaged and whole copies would stand in one table.
         DataError: If a task is not prepared, or the file cannot be used.
     """
-    found = _prepared(suite, root, tasks) if suite in TASKS else _of_file(Path(suite), tasks, kind or Classification())
+    found = _prepared(suite, root, tasks) if suite in TASKS else _of_file(Path(suite), tasks, kind or make_task())
     check_variants((task.name, task.variant) for task in found)
     return found
 

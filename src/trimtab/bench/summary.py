@@ -15,7 +15,8 @@ from trimtab.bench.results import BENCH, Record, Results, score
 from trimtab.bench.statistics import difference, holm, interval, paired_test, signed_rank_test
 from trimtab.bench.suites import check_variants
 from trimtab.errors import ConfigError, DataError, nearest
-from trimtab.tasks import Classification, Task, make_task
+from trimtab.tasks import DEFAULT_TASK, make_task
+from trimtab.tasks.base import Task
 
 RESULTS = "results.jsonl"
 _IMAGES = {"test": "test", "val": "validation"}
@@ -136,7 +137,7 @@ def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[R
     protocol = PROTOCOLS[setup["protocol"]]
     departures = {name: value for name, value in setup.items() if name not in (*_COMMON, *_TASK)}
     task = {name: setup[name] for name in _TASK if name in setup}
-    kind = make_task(task.get("task", Classification.name), task.get("task_options"))
+    kind = make_task(task.get("task", DEFAULT_TASK), task.get("task_options"))
     measured = _measured(results, protocol.measured_on)
     # In the order of the commands that asked for them; results of earlier versions do not have it.
     asked = dict.fromkeys(name for line in results.find("run") for name in line.get("rows", ()))
@@ -157,7 +158,7 @@ def _rows(folder: Path, results: Results, tasks: Mapping[str, Record]) -> list[R
                 "chosen": protocol.words,
                 "on_test": protocol.setting_on_test or protocol.epoch_on_test,
                 "measure": f"{_IMAGES[protocol.measured_on]} {kind.metric_labels[kind.monitor]}",
-                "task": json.dumps(task) if task else Classification.name,
+                "task": json.dumps(task) if task else DEFAULT_TASK,
                 "departures": departures,
                 "sampler": setup["sampler"],
                 "prune": setup["prune"],
@@ -244,9 +245,11 @@ def _further(lines: Iterable[Record], results: Results, kind: Task) -> Record:
             ("validation", [trial.get(f"val_{name}") for _, trial in records]),
         ):
             found[f"{images} {words}"] = _mean(value for value in values if value is not None)
-    by_class = [line["test_iou"] for line, _ in records if "test_iou" in line]
-    if by_class:
-        found["iou"] = {name: _mean(each[name] or 0.0 for each in by_class) for name in by_class[0]}
+    for key, value in records[0][0].items():
+        if isinstance(value, dict) and key.startswith("test_"):
+            each = [line[key] for line, _ in records]
+            words = key.removeprefix("test_").upper()
+            found[f"test {words} by class"] = {name: _mean(own[name] or 0.0 for own in each) for name in value}
     return found
 
 

@@ -38,7 +38,7 @@ def tables_of(summary: Record) -> list[tuple[str, list[str], list[list[str]], st
     further = _of_further(summary)
     if len(further[0]) > 1:
         found.append(("further metrics, mean over tasks and seeds", *further, ""))
-    found += [(f"test IoU by class: {name}", *table, "") for name, table in _of_classes(summary).items()]
+    found += [(title, *table, "") for title, table in _of_classes(summary).items()]
     if any(cell["searched"] for row in summary["rows"] for cell in row["tasks"].values()):
         found.append(("chosen settings", *_of_choices(summary), _END))
     if any(cell["deviation"] is not None for row in summary["rows"] for cell in row["tasks"].values()):
@@ -140,15 +140,14 @@ def _of_further(summary: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def _of_classes(summary: Record) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """By task, the IoU of each class."""
-    found = {}
-    for task in summary["tasks"]:
-        own = {label(row): row["tasks"][task]["metrics"] for row in summary["rows"] if task in row["tasks"]}
-        known = {name: metrics["iou"] for name, metrics in own.items() if "iou" in metrics}
-        if known:
-            classes = list(next(iter(known.values())))
-            lines = [[name, *(f"{100 * iou[one]:.1f}" for one in classes)] for name, iou in known.items()]
-            found[task] = (["row", *classes], lines)
+    """By title, the metrics that are known of each class."""
+    found: dict[str, tuple[list[str], list[list[str]]]] = {}
+    for row in summary["rows"]:
+        for task, cell in row["tasks"].items():
+            for name, values in cell["metrics"].items():
+                if isinstance(values, dict):
+                    _, lines = found.setdefault(f"{name}: {task}", (["row", *values], []))
+                    lines.append([label(row), *(f"{100 * value:.1f}" for value in values.values())])
     return found
 
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.provenance import computer, finite, head_parameters, model_digest, provenance
-from trimtab.bench.results import Record
+from trimtab.bench.results import Record, metric_of
 from trimtab.bench.search import is_behind
 
 if TYPE_CHECKING:
     from trimtab.data import ImageSet, Store, TrainingData
-    from trimtab.inference.evaluate import Predictor
-    from trimtab.inference.segment import MaskPredictor
-    from trimtab.tasks import Task
-    from trimtab.training.fit import FitResult
+    from trimtab.tasks.base import Task
+    from trimtab.tasks.predictor import TaskPredictor
+    from trimtab.tasks.result import FitResult
     from trimtab.training.inputs import RunCache
     from trimtab.training.loop import Watch
 
@@ -107,10 +106,10 @@ class WorkerSettings:
     """Images at once where nothing is trained."""
 
 
-def _classification() -> Task:
-    from trimtab.tasks import Classification
+def _default_task() -> Task:
+    from trimtab.tasks import make_task
 
-    return Classification()
+    return make_task()
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class TrialFiles:
     """Validation scores by epoch of earlier trials, where a trial is to be stopped that is behind their median."""
     test: ImageSet | None = None
     """The test images, where the ledger gave them for choosing the epoch."""
-    kind: Task = field(default_factory=_classification)
+    kind: Task = field(default_factory=_default_task)
     """What is asked of the images."""
 
     @property
@@ -160,6 +159,7 @@ def run_trial(trial: Trial, place: TrialFiles) -> Record:
     if trial.part == "tune" or failed:
         _remove(place.out)
     return {
+        **_metric(place.kind),
         "failed": failed,
         "pruned": pruned,
         **measured,
@@ -242,8 +242,10 @@ def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSetti
 
     started = time.monotonic()
     predictor = load(folder, weights=running.weights, device=running.device)
-    metrics = _measure(trial, task_of(folder), predictor, images, running)
+    kind = task_of(folder)
+    metrics = _measure(trial, kind, predictor, images, running)
     return {
+        **_metric(kind),
         "failed": None,
         **{f"test_{name}": metrics[name] for name in metrics if name not in ("images", "classes", "per_image")},
         "test_loss": finite(metrics["loss"]),
@@ -252,10 +254,15 @@ def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSetti
     }
 
 
+def _metric(kind: Task) -> Record:
+    """What a record says of its metric, unless it is that of records that do not."""
+    return {} if kind.monitor == metric_of({}) else {"monitor": kind.monitor}
+
+
 def _measure(
-    trial: Trial, kind: Task, predictor: Predictor | MaskPredictor, images: ImageSet, running: WorkerSettings
+    trial: Trial, kind: Task, predictor: TaskPredictor[Any], images: ImageSet, running: WorkerSettings
 ) -> dict[str, Any]:
-    from trimtab.inference.evaluate import batches_of
+    from trimtab.tasks.predictor import batches_of
 
     def make() -> Store:
         cache = int(running.cache_gb * 1e9)
@@ -264,8 +271,8 @@ def _measure(
     store = _of_tests.of(trial.task).once((images, predictor.preprocess), make)
     plan = batches_of(len(images), min(running.batch_size, kind.eval_batch), running.threads)
     metrics = kind.make_metrics(predictor.labels)
-    for pixels, labels in store.batches(plan):
-        metrics.update(predictor.logits(pixels), labels)
+    for _, targets, logits in predictor.answers(store, plan):
+        metrics.update(logits, targets)
     return kind.summary(images, predictor.labels, metrics)
 
 
@@ -291,16 +298,15 @@ class _EpochWatcher:
             raise _PrunedError
 
     def _read(self, model: Any) -> float:
-        from trimtab.data import Preprocess
-        from trimtab.inference.evaluate import Predictor
+        from trimtab.tasks import saved_task
 
-        training, test = self._place.training, self._place.test
-        preprocess = Preprocess.from_dict(self._trial.resolved["preprocessing"])
-        predictor = Predictor(model.eval(), training.train.classes, preprocess)
+        train, test = self._place.training.train, self._place.test
         if test is None:
             raise TypeError("There are no test images.")
-        measured = _measure(self._trial, self._place.kind, predictor, test, self._place.running)
-        return float(measured[self._place.kind.monitor])
+        kind = saved_task(self._place.kind.name, self._place.kind.saved(train))
+        preprocess = kind.preprocess_of(self._trial.resolved["preprocessing"])
+        predictor = kind.predictor(model.eval(), train.classes, preprocess)
+        return float(_measure(self._trial, kind, predictor, test, self._place.running)[kind.monitor])
 
 
 def _curve(history: Sequence[Mapping[str, float]], score: str) -> list[float]:

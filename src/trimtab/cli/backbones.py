@@ -11,8 +11,8 @@ from typing import Any
 from trimtab.backbone import Backbone, reasons_not_to_open
 from trimtab.backbone.weights import (
     architectures,
-    blank_model,
     is_default,
+    meta_model,
     normalisation,
     pretrained_input,
     pretrained_names,
@@ -172,7 +172,7 @@ def entries(
 def describe(found: Architecture) -> Entry:
     """Build an architecture without memory and ask it, and every method, what there is to know."""
     try:
-        model = blank_model(found.name)
+        model = meta_model(found.name)
     except BackboneError as error:
         return Entry(found.name, (str(error).rstrip("."),), None, {}, found.pretrained)
     reasons = reasons_not_to_open(model)

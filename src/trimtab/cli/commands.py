@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import io
 import itertools
 import json
@@ -25,13 +26,13 @@ from trimtab.methods import METHODS
 from trimtab.options import Option, add_options, count, given_options, read_options, summary
 from trimtab.progress import default_progress, main_process
 from trimtab.storage.files import STDOUT, check_file, is_stdout, refuse_inputs, write_json
+from trimtab.tasks import DEFAULT_TASK, TASKS, VIEWS
 
 _FIT_CONFIG = "trimtab.recipe:FitConfig"
 _OF_METHOD = "method."
 """Keeps a method's options apart from those of fit in the parsed namespace."""
 _OF_TASK = "task."
-_TASK_OPTIONS = {"classification": None, "segmentation": "trimtab.tasks.segmentation:SegmentationConfig"}
-"""The tasks, and where the options of each are; named here so that --help need not wait for torch."""
+_OF_VIEWS = "views."
 _MANY = 12
 """Skipped images that are told one by one; the CSV has them all."""
 
@@ -77,7 +78,7 @@ def _fit(args: argparse.Namespace) -> None:
     )
     facts = {
         "result": str(result.out),
-        **({"validation_miou": result.val_miou} if _task(args) else {"validation_accuracy": result.val_accuracy}),
+        f"validation_{result.monitor}": result.validation[result.monitor],
         "best_epoch": result.best_epoch,
         "trainable_parameters": result.trainable,
         "adapter_bytes": result.adapter_bytes,
@@ -90,7 +91,7 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from trimtab.inference.evaluate import evaluate
+    from trimtab.inference.evaluate import evaluate, output_example
 
     if args.json is not None and main_process():
         _check_json(args)
@@ -99,8 +100,7 @@ def _eval(args: argparse.Namespace) -> None:
     )
     if args.json is not None and main_process():
         write_json(args.json, result)
-    out = "MASKS" if "miou" in result else "predictions.csv"
-    follow_up = ["trimtab", "predict", args.directory, "IMAGES", "--out", out]
+    follow_up = ["trimtab", "predict", args.directory, "IMAGES", "--out", output_example(args.directory)]
     show(result, follow_up, stream=_beside(args.json))
 
 
@@ -273,20 +273,15 @@ def _add_fit(parser: _Parser, words: list[str] | None) -> None:
     text = "folder of train/ and val/ or of class folders, a CSV, or a name of `trimtab data`"
     parser.add_argument("data", metavar="DATA", help=text)
     parser.add_argument("--method", required=True, metavar="NAME", help="how to tune; the methods are listed below")
-    tasks = ", ".join(_TASK_OPTIONS)
-    parser.add_argument(
-        "--task",
-        choices=[*_TASK_OPTIONS],
-        default="classification",
-        help=f"{tasks} (default: {next(iter(_TASK_OPTIONS))})",
-    )
+    text = f"{', '.join(TASKS)} (default: {DEFAULT_TASK})"
+    parser.add_argument("--task", choices=[*TASKS], default=DEFAULT_TASK, help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the result")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
     existing.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     add_options(parser.add_argument_group("training"), read_options(_FIT_CONFIG))
     task = _word_after("--task", words)
-    if _TASK_OPTIONS.get(task or "") is not None:
+    if task in TASKS and _task_options(str(task)):
         add_options(parser.add_argument_group(f"task {task}"), _task_options(str(task)), _OF_TASK)
     if method is not None:
         options = _method_options(method)
@@ -294,9 +289,8 @@ def _add_fit(parser: _Parser, words: list[str] | None) -> None:
         add_options(parser.add_argument_group(f"method {method}", text), options, _OF_METHOD)
     width = max(len(name) for name in METHODS)
     lines = [f"  {name:<{width}}  {_summary(name)}" for name in METHODS]
-    pointer = (
-        "A method's options: trimtab fit --method NAME --help; segmentation's: trimtab fit --task segmentation --help"
-    )
+    others = [f"; {task}'s: trimtab fit --task {task} --help" for task in TASKS if _task_options(task)]
+    pointer = f"A method's options: trimtab fit --method NAME --help{''.join(others)}"
     parser.epilog = "\n".join(["methods:", *lines, "", pointer])
 
 
@@ -316,7 +310,7 @@ def _add_predict(parser: _Parser) -> None:
     parser.add_argument(
         "images", metavar="PATHS", nargs="+", help="images, folders of images, patterns, or names of `trimtab data`"
     )
-    help_ = "CSV to write, - for standard output; for segmentation a folder of masks"
+    help_ = "CSV to write, - for standard output; where masks are predicted a folder"
     parser.add_argument("--out", required=True, type=_or_stdout, metavar="OUT", help=help_)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_running(parser)
@@ -407,40 +401,28 @@ def _running(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_views(parser: _Parser) -> None:
-    """How a segmenter looks at images; written out, for these commands do not wait for sources to be read."""
-    group = parser.add_argument_group("segmentation")
-    group.add_argument("--stride", type=float, metavar="X", help="how far a window moves, in windows (default: 2/3)")
-    group.add_argument("--scales", type=_numbers, metavar="X,..", help="sizes to look at, averaged (default: 1)")
-    group.add_argument("--flip", action="store_true", help="look at images turned about, too, and average")
+    """Add how models of some tasks look at images."""
+    for task, place in VIEWS.items():
+        add_options(parser.add_argument_group(task), read_options(place), _OF_VIEWS)
 
 
 def _views(args: argparse.Namespace) -> Any:
-    """The views that were asked for, if any were."""
-    given = {"stride": args.stride, "scales": args.scales, "flip": args.flip or None}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
-        return None
-    from trimtab.tasks.sliding import Views
-
-    return Views(**given)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write 0.75,1,1.25.") from None
+    """Return the views that were asked for, if any were."""
+    for place in VIEWS.values():
+        given = given_options(args, read_options(place), _OF_VIEWS)
+        if given:
+            module, _, name = place.partition(":")
+            return getattr(importlib.import_module(module), name)(**given)
+    return None
 
 
 def _task(args: argparse.Namespace) -> dict[str, Any]:
-    """What fit is told of the task, where it is not the usual one."""
-    options = _task_options(args.task)
-    return {"task": args.task, "task_options": given_options(args, options, _OF_TASK)} if options else {}
+    """Return the task and its options as fit takes them."""
+    return {"task": args.task, "task_options": given_options(args, _task_options(args.task), _OF_TASK)}
 
 
 def _task_options(task: str) -> list[Option]:
-    place = _TASK_OPTIONS[task]
-    return [] if place is None else read_options(place)
+    return read_options(TASKS.locate(task) + "Config")
 
 
 def _word_after(flag: str, words: list[str]) -> str | None:
@@ -484,7 +466,7 @@ def _check_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         owners = _owners(flag) if parser.prog.endswith(" fit") else []
         if owners:
             parser.error(f"{flag} is an option of the method {' or '.join(owners)}.")
-        for task in _TASK_OPTIONS if parser.prog.endswith(" fit") else ():
+        for task in TASKS if parser.prog.endswith(" fit") else ():
             if flag in {option.flag for option in _task_options(task)}:
                 parser.error(f"{flag} is an option of --task {task}.")
         parser.error(f"there is no option {flag}.{nearest(flag, known, 1)}")

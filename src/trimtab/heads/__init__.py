@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimtab.heads.base import Features, Head, WeightedLogits
 from trimtab.heads.classifier import Classifier
-from trimtab.heads.segmenter import Segmenter, SegmenterConfig, make_segmenter
+from trimtab.heads.decoders import make_segmenter
+from trimtab.heads.segmenter import Segmenter, SegmenterConfig
 
 __all__ = ["Classifier", "Features", "Head", "Segmenter", "SegmenterConfig", "WeightedLogits", "make_segmenter"]

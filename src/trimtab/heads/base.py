@@ -26,18 +26,18 @@ class Head(nn.Module, abc.ABC):
     """Reads what left some blocks, and says what the task wants to know.
 
     Attributes:
-        taps: The blocks that it looks at besides the last, in rising order.
+        out_indices: Blocks whose output it reads besides the last block's, in rising order.
         pooled_only: Whether nothing but pooling reads what leaves the last block.
         linear: The layer whose start values are the method's, if there is such a layer.
     """
 
-    taps: tuple[int, ...]
+    out_indices: tuple[int, ...]
     pooled_only: bool
     linear: nn.Linear | None
 
     @abc.abstractmethod
     def read(self, backbone: Backbone, streams: Sequence[Stream]) -> Features:
-        """The features, from the streams as they left the blocks of :attr:`taps` and, at the end, the last block."""
+        """Return the features, given the streams after each block of :attr:`out_indices` and after the last."""
 
     def training_logits(self, features: Features) -> list[WeightedLogits]:
         """The logits that a training loss is made of, the head's own first; by default those alone."""

@@ -21,7 +21,7 @@ class Classifier(Head):
         num_classes: C.
     """
 
-    taps = ()
+    out_indices = ()
     pooled_only = True
     linear: nn.Linear
 

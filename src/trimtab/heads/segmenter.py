@@ -66,7 +66,7 @@ class Segmenter(Head):
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
-        self.taps: tuple[int, ...] = ()
+        self.out_indices: tuple[int, ...] = ()
         self.linear: nn.Linear | None = None
         self.image_size = backbone.image_size
         self.num_classes = num_classes
@@ -94,7 +94,7 @@ class PatchClassifier(Segmenter):
 
     linear: nn.Linear
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(self, config: SegmenterConfig, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
         self.linear = nn.Linear(backbone.widths[-1], num_classes)
 
@@ -114,20 +114,20 @@ class TappedSegmenter(Segmenter):
 
     def __init__(self, config: SegmenterConfig, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
-        self.tapped = config.taps or default_taps(backbone)
+        self.tapped = config.taps or default_out_indices(backbone)
         if self.tapped[-1] >= backbone.depth:
             raise ConfigError(
                 f"taps is {self.tapped} and {backbone.name!r} has {backbone.depth} blocks; count them from 0."
             )
-        self.taps = tuple(sorted(set(self.tapped)))
+        self.out_indices = tuple(sorted(set(self.tapped)))
 
     def read(self, backbone: Backbone, streams: Sequence[Stream]) -> tuple[Tensor, ...]:
         """Four grids (B, D, h, w)."""
-        left = dict(zip(self.taps, streams, strict=False))
+        left = dict(zip(self.out_indices, streams, strict=False))
         return tuple(backbone.raw_grid(left[i]) for i in self.tapped)
 
 
-def default_taps(backbone: Backbone) -> tuple[int, ...]:
+def default_out_indices(backbone: Backbone) -> tuple[int, ...]:
     """Four blocks to look at: SETR's in proportion to the depth, or the last blocks of the last stages.
 
     A backbone with fewer has some of them twice.
@@ -137,23 +137,6 @@ def default_taps(backbone: Backbone) -> tuple[int, ...]:
         ends = ends[-4:]
         return tuple(ends[:1] * (4 - len(ends)) + ends)
     return tuple(max(math.ceil(backbone.depth * tap / _TAPS[-1]), 1) - 1 for tap in _TAPS)
-
-
-def make_segmenter(config: SegmenterConfig, backbone: Backbone, num_classes: int) -> Segmenter:
-    """The head that ``config`` describes, on the CPU, with fresh start values.
-
-    Raises:
-        ConfigError: If it cannot be put on this backbone, or its package is not installed.
-    """
-    if config.head == "linear":
-        return PatchClassifier(backbone, num_classes)
-    if config.head == "setr-pup":
-        from trimtab.heads.setr import ProgressiveUpsampling
-
-        return ProgressiveUpsampling(config, backbone, num_classes)
-    from trimtab.heads.dpt import DensePrediction
-
-    return DensePrediction(config, backbone, num_classes)
 
 
 def as_grids(features: Features) -> tuple[Tensor, ...]:

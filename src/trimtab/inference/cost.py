@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
-from trimtab.backbone.weights import blank_model, resolve
+from trimtab.backbone.weights import meta_model, resolve
 from trimtab.errors import CheckpointError
 from trimtab.methods import METHODS
 from trimtab.model import build
@@ -37,7 +37,7 @@ def cost(directory: str | Path) -> dict[str, Any]:
     if saved.method not in METHODS:
         raise CheckpointError(f"The adapter needs the method {saved.method!r}, which is not installed.")
     name = resolve(saved.backbone)
-    backbone = Backbone(blank_model(name), name)
+    backbone = Backbone(meta_model(name), name)
     backbone.set_image_size(*saved.image_size)
     config = checkpoint.config_from_json(METHODS[saved.method].Config, saved.method_config)
     images = torch.empty(1, 3, *saved.image_size, device="meta")
@@ -53,7 +53,7 @@ def cost(directory: str | Path) -> dict[str, Any]:
 
     return {
         "flops": {
-            "plain": _flops(backbone.features, images),
+            "plain": _flops(backbone.forward_features, images),
             "tuned": _flops(tuned, images),
             "folded": _flops(folded, images),
         },

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from trimtab import __version__, checkpoint
 from trimtab.backbone import Backbone
-from trimtab.data import Preprocess, SegmentationTransform
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.heads import Classifier
-from trimtab.methods.base import Constants
+from trimtab.methods.base import FoldedMethod
 from trimtab.model import TunedModel
 from trimtab.storage.files import check_folder, make_folder, refuse_inputs, write_atomically, write_bytes, write_json
 from trimtab.stream import KeysValues
+from trimtab.tasks.base import AnyPreprocess
 from trimtab.training.guard import adapter_files
 
 Format = Literal["onnx", "torch"]
@@ -53,7 +53,7 @@ class Graph(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: TunedModel, preprocess: Preprocess | SegmentationTransform) -> None:
+    def __init__(self, model: TunedModel, preprocess: AnyPreprocess) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
@@ -175,7 +175,7 @@ def task_tensors(model: TunedModel) -> dict[str, Tensor]:
             "A graph for every task takes a classifier as an input, and this adapter has a segmentation "
             "head; leave --prompts-as-inputs out."
         )
-    contexts = [method.context(i) for i in range(backbone.depth)] if type(method) is Constants else []
+    contexts = [method.context(i) for i in range(backbone.depth)] if type(method) is FoldedMethod else []
     if not contexts or any(context is None for context in contexts):
         raise ConfigError(
             f"A task of the method {method.name!r} is more than keys and values in every block, so its graph serves "
@@ -288,20 +288,14 @@ def _about(saved: checkpoint.SavedAdapter, model: TunedModel, format: str, names
                 "shape": ["batch", 3, height, width],
                 "range": [0, 1],
                 "channels": "red, green, blue",
-                "note": f"{_note(saved)}; mean and std are subtracted and divided by in the graph",
+                "note": f"{saved.task.input_note()}; mean and std are subtracted and divided by in the graph",
             },
         },
         "outputs": {
             "logits": {
                 "type": "float32",
-                "shape": ["batch", "classes", *([height, width] if saved.task.head is not None else [])],
+                "shape": saved.task.output_shape(model.backbone.image_size),
             }
         },
         "preprocessing": saved.preprocess.to_dict(),
     }
-
-
-def _note(saved: checkpoint.SavedAdapter) -> str:
-    if saved.task.head is None:
-        return "resized as under preprocessing"
-    return "resized as under preprocessing; larger images by windows of this size, whose logits are averaged"

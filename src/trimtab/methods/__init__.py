@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "linear": "trimtab.methods.linear:Linear",
     "vpt": "trimtab.methods.vpt:VPT",
+    "vfpt": "trimtab.methods.vfpt:VFPT",
     "ship": "trimtab.methods.ship:SHIP",
     "svpt": "trimtab.methods.svpt:SVPT",
     "e2vpt": "trimtab.methods.e2vpt:E2VPT",
@@ -59,7 +60,7 @@ class _Methods(Mapping[str, "type[Method[Any]]"]):
         module, _, attribute = place.partition(":")
         try:
             method: type[Method[Any]] = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # another package can fail in any way
             raise ConfigError(
                 f"The method {name!r} of {place} cannot be imported ({error}); repair or remove its package."
             ) from error
@@ -68,6 +69,11 @@ class _Methods(Mapping[str, "type[Method[Any]]"]):
             # A saved adapter finds its method by this name.
             raise ConfigError(f"The method {name!r} of {place} calls itself {own!r}; its package must give one name.")
         return method
+
+    def names_with_config(self, config: str, module: str = "") -> list[str]:
+        """Names of methods whose options may be the class ``config``: by its own name, or by the module it is in."""
+        places = {name: place.partition(":") for name, place in self._places.items()}
+        return [name for name, (home, _, kind) in places.items() if home == module or f"{kind}Config" == config]
 
     def usable(self) -> list[type[Method[Any]]]:
         """The classes of all methods that can be imported: a broken package spoils its own methods only."""
@@ -91,15 +97,18 @@ METHODS = _Methods()
 
 
 def method_of(config: object) -> type[Method[Any]]:
-    """The method whose options ``config`` holds.
+    """Find the method whose options ``config`` holds, by where its class is defined; no other method is imported.
 
     Raises:
         ConfigError: If no method has options of this type.
     """
-    for method in METHODS.usable():
-        if type(config) is method.Config:
-            return method
-    raise ConfigError(f"{type(config).__name__} is no method's configuration; use one of: {', '.join(METHODS)}.")
+    kind = type(config)
+    for name in METHODS.names_with_config(kind.__name__, kind.__module__):
+        with contextlib.suppress(ConfigError):
+            method = METHODS[name]
+            if method.Config is kind:
+                return method
+    raise ConfigError(f"{kind.__name__} is no method's configuration; use one of: {', '.join(METHODS)}.")
 
 
 def configure(method: str | object, options: Mapping[str, Any] | None = None) -> Any:
@@ -140,7 +149,7 @@ def paper_preprocessing() -> dict[str, Mapping[str, Any]]:
 def __getattr__(name: str) -> Any:
     """Configuration classes (``VPTConfig``) by their own name, imported on first use."""
     if name.endswith("Config"):
-        for method in METHODS.usable():
-            if method.Config.__name__ == name:
-                return method.Config
+        for method in METHODS.names_with_config(name):
+            with contextlib.suppress(ConfigError):
+                return METHODS[method].Config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

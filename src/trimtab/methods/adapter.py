@@ -1,9 +1,12 @@
-"""Adapters: a small bottleneck beside the MLP of every block."""
+"""Adapters: small bottlenecks on the residual stream of every block (Adapter+, AdaptFormer and others)."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,56 +14,129 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Method
+from trimtab.methods.base import FoldedSteps, Method
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
-from trimtab.stream import Stream
+from trimtab.stream import BlockHooks, Stream
 from trimtab.validation import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Options of adapters."""
+    """Options of adapters. What is left out is the style's own, and is filled in."""
 
-    dim: int = 64
-    """Width of the bottleneck, the same in every block."""
-    scale: float = 0.1
-    """Factor on what the adapter adds; where it starts if it is learned (officially at 1)."""
-    learned_scale: bool = False
-    """Learn the factor, one number a block."""
-    norm: bool = False
-    """Normalise the tokens, with learned weights, before the bottleneck."""
-    dropout: float = 0.1
-    """Probability of zeroing an entry of the bottleneck in training, drawn for every image."""
+    style: Literal["adapter-plus", "adaptformer"] = "adapter-plus"
+    """adapter-plus: GELU, a learned scale for each channel, starts near zero. adaptformer: ReLU, a fixed scale, starts
+    at zero."""
+    dim: int | None = None
+    """Width of the bottleneck, the same in every block. Default: 8 (adapter-plus), 64 (adaptformer)."""
+    layout: Literal["post", "parallel", "pre", "intermediate", "houlsby", "pfeiffer"] | None = None
+    """Place of the adapter: post (on the block's output), parallel (beside the MLP), pre (between attention and MLP),
+    intermediate (on the MLP's output), houlsby (two: on the attention's output and on the MLP's), pfeiffer (as post,
+    with a norm). Default: post (adapter-plus), parallel (adaptformer)."""
+    scale: float | None = None
+    """Factor on what the adapter adds; where it starts if it is learned. Default: 1 (adapter-plus), 0.1 (adaptformer,
+    officially 1 if learned)."""
+    learned_scale: bool | None = None
+    """Learn the factor: one for each channel (adapter-plus), or one number a block (adaptformer). Default: learned
+    (adapter-plus), fixed (adaptformer)."""
+    norm: bool | None = None
+    """Normalise the tokens, with learned weights, before the bottleneck. Default: under pfeiffer only."""
+    dropout: float | None = None
+    """Probability of zeroing an entry of the bottleneck in training, drawn for every image. Default: 0 (adapter-plus),
+    0.1 (adaptformer)."""
+    drop_path: float | None = None
+    """Probability of dropping an adapter for an image in training (stochastic depth), the same in every block.
+    Default: 0.1 (adapter-plus), 0 (adaptformer)."""
+    backbone_drop_path: float | None = None
+    """Stochastic depth of the frozen backbone's last block in training, rising linearly from 0 at the first. Default:
+    0.1 (adapter-plus), 0 (adaptformer)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.dim < 1:
-            raise ConfigError(f"dim is {self.dim}; use at least 1, or the 'linear' method.")
-        if self.scale == 0 and not self.learned_scale:
+        # Filled in, so that what is recorded of a run does not change its meaning with a default.
+        for name, value in _STYLES[self.style]._asdict().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.layout == "pfeiffer" if name == "norm" else value)
+        design = self.design
+        if design.dim < 1:
+            raise ConfigError(f"dim is {design.dim}; use at least 1, or the 'linear' method.")
+        if design.scale == 0 and not design.learned_scale:
             raise ConfigError("scale is 0, so the adapters would add nothing; use another number, or learn it.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
+        for name in ("dropout", "drop_path", "backbone_drop_path"):
+            value = getattr(design, name)
+            if not 0 <= value < 1:
+                raise ConfigError(f"{name} is {value}; use 0 up to, not including, 1.")
+
+    @property
+    def design(self) -> Design:
+        """All options but the style, none of them None."""
+        return Design(*(getattr(self, name) for name in Design._fields))
+
+    @staticmethod
+    def upgrade(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return options that may have been recorded before there were styles: they are AdaptFormer's then."""
+        if "style" in options:
+            return options
+        return {**dataclasses.asdict(AdapterConfig(style="adaptformer")), **options}
+
+
+class Design(NamedTuple):
+    """The options of an adapter, none left out; see :class:`AdapterConfig`."""
+
+    layout: str
+    dim: int
+    scale: float
+    learned_scale: bool
+    norm: bool
+    dropout: float
+    drop_path: float
+    backbone_drop_path: float
+
+    @property
+    def per_block(self) -> int:
+        """Adapters of a block."""
+        return 2 if self.layout == "houlsby" else 1
+
+
+_STYLES = {
+    "adapter-plus": Design("post", 8, 1.0, True, False, 0.0, 0.1, 0.1),
+    "adaptformer": Design("parallel", 64, 0.1, False, False, 0.1, 0.0, 0.0),
+}
 
 
 class Adapter(Method[AdapterConfig]):
-    r"""AdaptFormer: a bottleneck that runs in parallel with the MLP of every block.
+    r"""Adapter+: a bottleneck on the output of every block; other places and AdaptFormer are options.
 
-    With the residual stream :math:`x` between attention and MLP, a factor :math:`s` and a rectified bottleneck:
+    With the block's output :math:`x` (both residuals added), :math:`s \in R^D` learned for each channel, and stochastic
+    depth of the bottleneck in training:
+
+    .. math::
+        x' = x + s \odot \mathrm{DropPath}(\mathrm{GELU}(x W_\mathrm{down} + b_\mathrm{down}) W_\mathrm{up}
+        + b_\mathrm{up})
+
+    for every token, before patches are merged where a backbone has stages (Swin). Both weights start from a normal
+    distribution of standard deviation 0.01 cut at 0.02, biases at 0, :math:`s` at 1: near the backbone's own features,
+    not at them. Adds ``dim * (2 * width + 1) + 2 * width`` parameters a block. The bottleneck is nonlinear in the image
+    and does not fold; its scale is folded into :math:`W_\mathrm{up}` and :math:`b_\mathrm{up}`.
+
+    AdaptFormer (``style="adaptformer"``) stands beside the MLP, with the stream :math:`x` between attention and MLP:
 
     .. math::
         x' = x + \mathrm{MLP}(\mathrm{LN}_2(x)) + s\, (\mathrm{ReLU}(x W_\mathrm{down} + b_\mathrm{down}) W_\mathrm{up}
         + b_\mathrm{up})
 
-    Starts from the backbone's own features: :math:`W_\mathrm{up}` and both biases are 0. Adds
-    ``dim * (2 * width + 1) + width`` parameters a block, 1 more if the factor is learned and ``2 * width`` more
-    with a norm. Nothing of it folds: the branch is nonlinear in the image.
+    with a number :math:`s`, and starts from the backbone's own features: :math:`W_\mathrm{up}` and both biases are 0.
+    Adds ``dim * (2 * width + 1) + width`` parameters a block, 1 more if the factor is learned. In either style a norm
+    adds ``2 * width`` and the layout houlsby has everything twice.
 
-    Departs: the official classifier has a batch norm before it, and the official learned factor starts at 1, not at
-    ``scale``. Of the official options, the sequential form, a norm after the bottleneck, and prompts beside the
-    adapters are left out.
+    Departs: Adapter+'s two other official starts are left out, and its bfloat16 is an option of training here.
+    AdaptFormer's official classifier has a batch norm before it, and the official learned factor starts at 1, not at
+    ``scale``; a norm after the bottleneck and prompts beside the adapters are left out.
 
     References:
+        | Adapters Strike Back (Steitz and Roth, CVPR 2024)
+        | https://arxiv.org/abs/2406.06820
         | AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition (Chen et al., 2022), section 3.2
         | https://arxiv.org/abs/2205.13535
     """
@@ -68,34 +144,125 @@ class Adapter(Method[AdapterConfig]):
     name = "adapter"
     Config = AdapterConfig
     recipe = Recipe(lr=2e-3, epochs=15, warmup_epochs=3)
+    paper_recipes = {
+        "adapter-plus": Recipe(
+            lr=1e-3,
+            weight_decay=1e-4,
+            epochs=100,
+            warmup_epochs=10,
+            warmup_inclusive=True,
+            batch_size=64,
+            warmup_lr=1e-5,
+            min_lr=1e-6,
+            per_epoch=True,
+            delay=1,
+            drop_last=True,
+        )
+    }
+    paper_preprocessing = {
+        "adapter-plus": {
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "interpolation": "bilinear",
+            "resize": "squash",
+        }
+    }
 
     def __init__(self, config: AdapterConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        depth, widths = backbone.depth, backbone.widths
+        self.design = design = config.design
+        widths = [width for width in backbone.widths for _ in range(design.per_block)]
         # Layers and not two large tensors: biases of one dimension are not decayed.
-        downs = [nn.Linear(width, config.dim) for width in widths]
-        ups = [nn.Linear(config.dim, width) for width in widths]
+        downs = [nn.Linear(width, design.dim) for width in widths]
+        ups = [nn.Linear(design.dim, width) for width in widths]
         for down, up in zip(downs, ups, strict=True):
-            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-            for value in (down.bias, up.weight, up.bias):
-                nn.init.zeros_(value)
+            _initialise(config.style, down, up)
         self.down, self.up = nn.ModuleList(downs), nn.ModuleList(ups)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths if config.norm)
+        eps = 1e-6 if config.style == "adapter-plus" else 1e-5
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for width in widths if design.norm)
+        # One number an adapter, or one for each of its channels.
         self.scale: nn.Parameter | None = None
-        if config.learned_scale:
-            self.scale = nn.Parameter(torch.full((depth,), float(config.scale)))
+        self.scales = nn.ParameterList()
+        if design.learned_scale and config.style == "adaptformer":
+            self.scale = nn.Parameter(torch.full((len(widths),), float(design.scale)))
+        elif design.learned_scale:
+            self.scales.extend(nn.Parameter(torch.full((width,), float(design.scale))) for width in widths)
+
+    @staticmethod
+    def num_parameters(config: AdapterConfig, backbone: Backbone) -> int:
+        """Return the number of trainable parameters, ``L (2 r D + r + 2 D)`` for Adapter+ of one width D."""
+        design = config.design
+        of_width = 2 * design.dim + 1 + 2 * design.norm
+        once = design.dim
+        if design.learned_scale:
+            of_width, once = (of_width, once + 1) if config.style == "adaptformer" else (of_width + 1, once)
+        return design.per_block * sum(of_width * width + once for width in backbone.widths)
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
-        """Run block ``i`` with its adapter beside its MLP."""
-        return backbone.block(i, stream, beside_mlp=lambda x: self._beside(i, x, stream))
+        """Run block ``i`` with its adapters."""
+        rate = self.design.backbone_drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0
+        return backbone.block(i, stream, hooks=self._hooks(i, stream), drop_path=rate)
 
-    def _beside(self, i: int, x: Tensor, stream: Stream) -> Tensor:
-        """What the adapter of block ``i`` adds to the sequence ``x`` (B, T, D)."""
-        seen = self.norms[i](x) if self.config.norm else x
-        hidden = F.relu(self.down[i](seen))
-        if self.training and self.config.dropout > 0:
+    def _hooks(self, i: int, stream: Stream) -> BlockHooks:
+        """Return where block ``i`` has its adapters."""
+        first = i * self.design.per_block
+
+        def adapt(x: Tensor, which: int = 0) -> Tensor:
+            return self._adapter(first + which, x, stream)
+
+        return {
+            "post": BlockHooks(output=adapt, tokenwise=True),
+            "pfeiffer": BlockHooks(output=adapt, tokenwise=True),
+            "parallel": BlockHooks(mlp=lambda mlp: adapt(mlp.input), tokenwise=True),
+            "pre": BlockHooks(attention=lambda attention: adapt(attention.input + attention.update), tokenwise=True),
+            "intermediate": BlockHooks(mlp=lambda mlp: adapt(mlp.update), tokenwise=True),
+            "houlsby": BlockHooks(
+                attention=lambda attention: adapt(attention.update),
+                mlp=lambda mlp: adapt(mlp.update, 1),
+                tokenwise=True,
+            ),
+        }[self.design.layout]
+
+    def _adapter(self, n: int, x: Tensor, stream: Stream) -> Tensor:
+        """Return what the ``n``-th adapter adds to the stream, from tokens ``x`` (B, S, D)."""
+        design = self.design
+        normed = self.norms[n](x) if design.norm else x
+        hidden = self.down[n](normed)  # (B, S, dim)
+        hidden = F.relu(hidden) if self.config.style == "adaptformer" else F.gelu(hidden)
+        if self.training and design.dropout > 0:
             # Drawn in the sequence's type: autocast's is too coarse for a probability.
             uniform = stream.noise.per_image(*hidden.shape, like=x)
-            hidden = drop(hidden, self.config.dropout, uniform)
-        added: Tensor = self.up[i](hidden)
-        return added * (self.config.scale if self.scale is None else self.scale[i])
+            hidden = drop(hidden, design.dropout, uniform)
+        added: Tensor = self.up[n](hidden)  # (B, S, D)
+        if self.training and design.drop_path > 0:
+            uniform = stream.noise.per_image(x.shape[0], 1, 1, like=x)
+            # In the sequence's type: half precision would round what is scaled up.
+            added = drop(added.to(x.dtype), design.drop_path, uniform)
+        if design.learned_scale:
+            return added * self.scales[n] if self.scale is None else added * self.scale[n]
+        return added if design.scale == 1 else added * design.scale
+
+    def fold(self, backbone: Backbone) -> Method[Any]:
+        """Multiply scales of channels into the layers before them; without such scales nothing is constant."""
+        if not self.scales:
+            return self
+        live = copy.deepcopy(self)
+        for up, scale in zip(live.up, live.scales, strict=True):
+            for value in up.parameters():
+                value.mul_(scale[:, None] if value.ndim == 2 else scale)
+        live.scales = nn.ParameterList()
+        live.design = live.design._replace(learned_scale=False, scale=1.0)
+        return FoldedSteps(self, backbone, live)
+
+
+@torch.no_grad()
+def _initialise(style: str, down: nn.Linear, up: nn.Linear) -> None:
+    """Start an adapter: Adapter+'s near zero, AdaptFormer's at zero."""
+    if style == "adapter-plus":
+        for layer in (down, up):
+            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
+    else:
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
+    nn.init.zeros_(down.bias)
+    nn.init.zeros_(up.bias)

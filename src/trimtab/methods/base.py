@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
+from trimtab.noise import Noise
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
 
@@ -34,20 +37,38 @@ class PromptSet:
         return tuple(sorted({*self.enters, *self.carried}))
 
 
-class Hierarchy(NamedTuple):
-    """Blocks in groups, and what they were grouped by."""
+@dataclasses.dataclass(frozen=True)
+class BlockFigure:
+    """A figure of a method in reports: a number for each pair of blocks, and blocks in groups."""
 
-    affinity: Tensor
-    """(depth, depth): likeness of the blocks' features, at most 1."""
+    title: str
+    """What the numbers are, in a word."""
+    label: str
+    """The same at the colour bar, with its unit."""
+    caption: str
+    """A sentence or two below the figure."""
+    values: Tensor
+    """(depth, depth), at most 1; exactly 0 where nothing was computed."""
     starts: tuple[int, ...]
-    """First blocks of the groups, from 0."""
+    """First blocks of the groups, from 0; each group is boxed."""
+    groups: str
+    """What the groups are called, in the plural."""
+
+
+_FORMER_NAMES = {
+    "weights": "weight_overrides",
+    "sets": "prompt_layout",
+    "facts": "summary",
+    "images_wanted": "num_prepare_images",
+}
+"""What methods of other packages may still call the methods that they override."""
 
 
 class Method(nn.Module, Generic[ConfigT]):
     """A way of steering a frozen backbone.
 
     Owns its trainable tensors and never keeps the backbone. Subclasses are final: they set the class
-    variables and override :meth:`step`, :meth:`weights` or both; everything else has a default.
+    variables and override :meth:`step`, :meth:`weight_overrides` or both; everything else has a default.
 
     Args:
         config: The method's options.
@@ -70,6 +91,16 @@ class Method(nn.Module, Generic[ConfigT]):
     touches_blocks: ClassVar[bool] = True
     """False if the pooled features do not depend on what is trained, so that they need computing only once."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take overrides under their former names, with a warning."""
+        super().__init_subclass__(**options)
+        for old, new in _FORMER_NAMES.items():
+            override = cls.__dict__.get(old)
+            if callable(override) and new not in cls.__dict__:
+                message = f"{cls.__name__}.{old} is now {new}; the old name will be removed."
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                setattr(cls, new, override)
+
     def __init__(self, config: ConfigT, backbone: Backbone) -> None:
         super().__init__()
         reasons = self.unsupported(config, backbone)
@@ -82,7 +113,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """Why this method cannot tune this backbone, in words; empty if it can."""
         return []
 
-    def images_wanted(self, available: int) -> int:
+    def num_prepare_images(self, available: int) -> int:
         """How many of the training images :meth:`prepare` wants to see."""
         return 0
 
@@ -99,17 +130,40 @@ class Method(nn.Module, Generic[ConfigT]):
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
-    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+    def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """Tensors to use in place of the backbone's own parameters, by timm's names; none by default."""
         return {}
 
     def fold(self, backbone: Backbone) -> Method[Any]:
-        """The trained method for inference, with everything computed that no image changes.
+        """Return the trained method for inference, with everything computed that no image changes.
 
-        Where the method has weights of its own (:meth:`weights`), ``backbone`` has them in it already. By default
-        nothing is left to do then; a method without weights stays as it is.
+        Where the method overrides weights (:meth:`weight_overrides`), ``backbone`` has them in it already. By default
+        only :meth:`step` and :meth:`pixels` are left then; a method without weights stays as it is.
         """
-        return Constants(self, backbone) if self.weights(backbone) else self
+        if not self.weight_overrides(backbone):
+            return self
+        if type(self).step is Method.step and type(self).pixels is Method.pixels:
+            return FoldedMethod(self, backbone)
+        return FoldedSteps(self, backbone, copy.deepcopy(self))
+
+    def pixels(self, images: Tensor, noise: Noise) -> Tensor:
+        """Change normalised images (B, 3, height, width) before they are embedded; untouched by default."""
+        return images
+
+    def embed(
+        self, backbone: Backbone, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False
+    ) -> Stream:
+        """Embed normalised images (B, 3, height, width) this method's way: its pixels, its weights.
+
+        Args:
+            backbone: What is tuned.
+            images: What is to be looked at.
+            noise: Where random numbers come from in training.
+            pooled_only: As in :meth:`Backbone.embed`.
+        """
+        noise = noise or Noise()
+        weights = self.weight_overrides(backbone)
+        return backbone.embed(self.pixels(images, noise), noise=noise, weights=weights, pooled_only=pooled_only)
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` this method's way; untouched by default."""
@@ -119,31 +173,41 @@ class Method(nn.Module, Generic[ConfigT]):
         """What the method adds to the task's loss, a mean over images; ``stream`` left the last block."""
         return None
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What a reader of the saved model would like to know, JSON values."""
         return {}
 
-    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
         """The prompts, in the order in which a block has them (full prompts first); none by default."""
         return ()
 
-    def hierarchy(self) -> Hierarchy | None:
-        """The groups that the method found among the blocks, if it looks for any."""
-        return None
+    def figures(self) -> Sequence[BlockFigure]:
+        """Return what a report draws of this method besides its prompts; nothing by default."""
+        return ()
 
 
-class Constants(Method[Any]):
+class FoldedMethod(Method[Any]):
     """A method of which only constants are left: what :meth:`Method.fold` makes of one no image changes.
 
     Args:
         folded: The method that was folded.
         backbone: What it tunes.
         contexts: Keys and values that each block attends to besides the image's.
+        prompts: Full prompts (P, D) that enter the first block and flow on.
     """
 
-    def __init__(self, folded: Method[Any], backbone: Backbone, *, contexts: Sequence[KeysValues | None] = ()) -> None:
+    def __init__(
+        self,
+        folded: Method[Any],
+        backbone: Backbone,
+        *,
+        contexts: Sequence[KeysValues | None] = (),
+        prompts: Tensor | None = None,
+    ) -> None:
         super().__init__(folded.config, backbone)
         self._name = folded.name
+        self.prompts: Tensor | None
+        self.register_buffer("prompts", None if prompts is None else prompts.detach().clone())
         for i, context in enumerate(contexts):
             if context is not None:
                 # Buffers move with the module.
@@ -162,7 +226,39 @@ class Constants(Method[Any]):
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with what is stored for it."""
+        if i == 0 and self.prompts is not None:
+            stream = stream.with_prompts(self.prompts)
         return backbone.block(i, stream, context=self.context(i))
+
+
+class FoldedSteps(FoldedMethod):
+    """A folded method of which constants are stored and steps are left to be run.
+
+    Args:
+        folded: The method that was folded.
+        backbone: What it tunes.
+        live: A copy of what is left of the method.
+        contexts: As of :class:`FoldedMethod`; it is up to the subclass to use them.
+    """
+
+    def __init__(
+        self,
+        folded: Method[Any],
+        backbone: Backbone,
+        live: Method[Any],
+        *,
+        contexts: Sequence[KeysValues | None] = (),
+    ) -> None:
+        super().__init__(folded, backbone, contexts=contexts)
+        self.live = live.requires_grad_(False).eval()
+
+    def pixels(self, images: Tensor, noise: Noise) -> Tensor:
+        """Change images as the method does."""
+        return self.live.pixels(images, noise)
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` the method's way."""
+        return self.live.step(i, backbone, stream)
 
 
 def slashed(name: str) -> str:

@@ -51,6 +51,6 @@ class Bias(Method[BiasConfig]):
         """A backbone without biases."""
         return [] if _biases(backbone) else ["none of its layers has a bias"]
 
-    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+    def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The trained biases by timm's names."""
         return {dotted(name): value for name, value in self.biases.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method, PromptSet
+from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
@@ -77,7 +77,7 @@ class E2VPT(Method[E2VPTConfig]):
         self.keys = _key_values(backbone, config.num_key_values)
         self.values = None if config.share_key_values else _key_values(backbone, config.num_key_values)
 
-    def images_wanted(self, available: int) -> int:
+    def num_prepare_images(self, available: int) -> int:
         """Some, where prompts start from patches."""
         return min(available, PATCH_IMAGES) if self._from_patches else 0
 
@@ -90,7 +90,7 @@ class E2VPT(Method[E2VPTConfig]):
     def _from_patches(self) -> bool:
         return self.prompts is not None and self.config.prompt_init == "patches"
 
-    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
         """Both kinds, in every block."""
         blocks = tuple(range(backbone.depth))
         visual = [PromptSet("visual prompts", self.config.num_prompts, blocks)] if self.prompts is not None else []
@@ -110,7 +110,7 @@ class E2VPT(Method[E2VPTConfig]):
                 KeysValues.join([backbone.keys_values(i, prompts), learned])
                 for i, (prompts, learned) in enumerate(zip(self.prompts, contexts, strict=True))
             ]
-        return Constants(self, backbone, contexts=contexts)
+        return FoldedMethod(self, backbone, contexts=contexts)
 
     def _key_values(self, i: int) -> KeysValues:
         """The key-value prompts of block ``i``, (1, H, P, d)."""

@@ -41,6 +41,6 @@ class Full(Method[FullConfig]):
             {slashed(name): nn.Parameter(value.detach().clone()) for name, value in backbone.named_weights().items()}
         )
 
-    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+    def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The trained copies by timm's names."""
         return {dotted(name): value for name, value in self.copies.items()}

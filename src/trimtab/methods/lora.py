@@ -111,7 +111,7 @@ class LoRA(Method[LoRAConfig]):
             for target, hint in zip(unknown, hints, strict=True)
         ]
 
-    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+    def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The updated weights by timm's names."""
         own, scale = backbone.named_weights(), self.config.scale
         updated = {}
@@ -153,7 +153,7 @@ def read_peft(folder: str | Path, backbone: Backbone) -> tuple[LoRAConfig, dict[
 
             config, tensors = read_peft("their-adapter", backbone)
             model = build(backbone, config, num_classes=len(tensors["head.linear.bias"]))
-            model.load_trained(tensors)
+            model.load_adapter_state_dict(tensors)
     """
     adapter = lora_peft.read(Path(folder))
     linears = _linears(backbone)

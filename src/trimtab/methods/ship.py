@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Hierarchy, Method, PromptSet
+from trimtab.methods.base import BlockFigure, FoldedSteps, Method, PromptSet
 from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
@@ -102,7 +102,7 @@ class SHIPConfig:
 
 
 class Carried(NamedTuple):
-    """SHIP's memo: the prompts of the present hierarchy, as they leave a block."""
+    """SHIP's carry: the prompts of the present hierarchy, as they leave a block."""
 
     independent: Tensor
     """(1 or B, K, D) semantic-independent prompts."""
@@ -278,7 +278,7 @@ class SHIP(Method[SHIPConfig]):
             reasons.append(f"{wanted} salient tokens are wanted of its {tokens}")
         return reasons
 
-    def images_wanted(self, available: int) -> int:
+    def num_prepare_images(self, available: int) -> int:
         """As many as ``prototype_images``, if anything has to be learned from them."""
         needed = self.config.hierarchy is None or self.config.attribute_sets > 0
         return min(available, self.config.prototype_images) if needed else 0
@@ -322,9 +322,9 @@ class SHIP(Method[SHIPConfig]):
         for i in range(self.depth):
             stream = backbone.block(i, stream)
             if self.config.feature == "pooled":
-                features.append(backbone.feature(stream))
+                features.append(backbone.pooled_hidden_state(stream))
             else:
-                features.append(stream.left[:, backbone.num_prefix_tokens :].mean(1))
+                features.append(stream.block_output[:, backbone.num_prefix_tokens :].mean(1))
         return features
 
     def _group(self, starts: tuple[int, ...]) -> None:
@@ -356,14 +356,14 @@ class SHIP(Method[SHIPConfig]):
         """An unset parameter beside the buffers."""
         return nn.Parameter(self.affinity.new_empty(shape))
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The hierarchy's first blocks and where attribute prompts enter."""
         return {
             "hierarchy": list(self.config.hierarchy or ()),
             "attribute prompts at": list(self.attribute_starts),
         }
 
-    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
         """Semantic-independent prompts of each hierarchy, attribute prompts of the last ones, shared prompts."""
         config, starts = self.config, self.config.hierarchy or ()
         groups = [range(a, b) for a, b in itertools.pairwise((*starts, self.depth))]
@@ -380,10 +380,13 @@ class SHIP(Method[SHIPConfig]):
             found.append(PromptSet("shared", config.shared_length, tuple(range(self.depth))))
         return found
 
-    def hierarchy(self) -> Hierarchy | None:
-        """The semantic hierarchy with the affinity it was found by, where training images were looked at."""
+    def figures(self) -> Sequence[BlockFigure]:
+        """Return the affinity with the semantic hierarchies boxed, where training images were looked at."""
         starts = self.config.hierarchy
-        return Hierarchy(self.affinity, starts) if starts is not None and bool(self.affinity.any()) else None
+        if starts is None or not bool(self.affinity.any()):
+            return ()
+        caption = "How alike the blocks see the training images. A box is a hierarchy: its blocks share their prompts."
+        return [BlockFigure("Affinity", "affinity (mean cosine)", caption, self.affinity, starts, "hierarchies")]
 
     def step(self, i: int, backbone: Backbone, stream: Stream, stored: KeysValues | None = None) -> Stream:
         """Run block ``i`` with the prompts of its hierarchy, and others that are stored as keys and values."""
@@ -408,15 +411,24 @@ class SHIP(Method[SHIPConfig]):
             attend=softmax_attention
             if plain
             else decoupled_attention(config.attention_scale, config.attention_mix == "additive"),
-            salient=config.matching_tokens * matching or config.attribute_length * (i + 1 in self.attribute_starts),
-            salient_prefix=config.salient_class_token,
+            select=self._select(i, backbone, matching=matching),
             drop_path=drop_path,
         )
         if attends:
             carried = Carried(*torch.split(left.prompts, [prompts.shape[1] for prompts in carried], 1))
         elif kept and config.prompt_path == "project":
             carried = self._bypassed(i, backbone, stream, carried, drop_path, shared=last)
-        return left.without_prompts().replace(memo=carried)
+        return left.without_prompts().replace(carry=carried)
+
+    def _select(self, i: int, backbone: Backbone, *, matching: bool) -> Callable[[Tensor], Tensor] | None:
+        """Return what selects the salient tokens of block ``i``, if something reads them."""
+        config = self.config
+        count = config.matching_tokens * matching or config.attribute_length * (i + 1 in self.attribute_starts)
+        first = 0 if config.salient_class_token else backbone.num_prefix_tokens
+        if not count:
+            return None
+        # (B, H, T) to (B, count): the largest logits, mean over heads.
+        return lambda saliency: saliency.mean(1)[:, first:].topk(count, dim=1).indices + first
 
     def fold(self, backbone: Backbone) -> Method[Any]:
         """Semantic-independent and shared prompts as stored keys and values; attribute prompts look at the image.
@@ -437,13 +449,13 @@ class SHIP(Method[SHIPConfig]):
             contexts.append(KeysValues.join(parts) if parts else None)
             on = i + 1 < self.depth and i + 1 not in starts and self.config.inside == "carry"
             if on and carried is not None and self.config.prompt_path == "project":
-                carried = backbone.bypass(i, carried, Stream(carried, carried[:, :0], (0, 0)))
+                carried = backbone.skip_attention(i, carried, Stream(carried, carried[:, :0], (0, 0)))
         return _FoldedSHIP(self, backbone, contexts)
 
     def _entering(self, i: int, stream: Stream) -> Carried:
         """The prompts that enter block ``i``."""
         starts = self.config.hierarchy or ()
-        carried: Carried | None = stream.memo
+        carried: Carried | None = stream.carry
         shared = self._inserted(self.shared[self._stage_of[i]] if self.shared else None, stream)
         if carried is not None and i not in starts and self.config.inside == "carry":
             return carried._replace(shared=shared)
@@ -457,9 +469,9 @@ class SHIP(Method[SHIPConfig]):
 
     def _attribute(self, which: int, stream: Stream) -> Tensor:
         """Attribute prompts (B, L, D): the image's salient tokens in terms of the prototypes, and learned ones."""
-        if stream.salient is None:
+        if stream.selected is None:
             raise RuntimeError("the block before was run without salient tokens")
-        cosine = F.normalize(stream.salient, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        cosine = F.normalize(stream.selected, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
         pattern = (cosine / self.config.temperature).softmax(-1) @ self.prototypes
         mix, learned = self.config.attribute_mix, self.attribute
         if learned is None:
@@ -479,7 +491,7 @@ class SHIP(Method[SHIPConfig]):
         def through(prompts: Tensor, per_image: bool) -> Tensor:
             if not prompts.shape[1]:
                 return prompts
-            return backbone.bypass(i, prompts, stream, drop_path=drop_path, per_image=per_image)
+            return backbone.skip_attention(i, prompts, stream, drop_path=drop_path, per_image=per_image)
 
         # By what they are and not by their shape: a micro-batch may hold one image.
         dropped = self.config.dropout > 0
@@ -491,24 +503,25 @@ class SHIP(Method[SHIPConfig]):
 
     def loss(self, stream: Stream) -> Tensor | None:
         """Prompt matching loss: each prompt's cosine distance to the nearest salient token, weighted."""
-        carried: Carried = stream.memo
+        carried: Carried = stream.carry
         if not self.training or self.config.matching_weight == 0:
             return None
-        if stream.salient is None:
+        if stream.selected is None:
             raise RuntimeError("the last block was run without salient tokens")
-        salient = F.normalize(stream.salient, dim=-1)
+        salient = F.normalize(stream.selected, dim=-1)
         batch = salient.shape[0]
         prompts = torch.cat([p.expand(batch, -1, -1) for p in carried if p.shape[1]], 1)
         distance = 1.0 - F.normalize(prompts, dim=-1) @ salient.transpose(1, 2)  # (B, P, salient)
         return self.config.matching_weight * distance.amin(2).mean()
 
 
-class _FoldedSHIP(Constants):
+class _FoldedSHIP(FoldedSteps):
     """Stored keys and values, and what is left of SHIP without those prompts: the attribute prompts."""
 
+    live: SHIP
+
     def __init__(self, folded: SHIP, backbone: Backbone, contexts: Sequence[KeysValues | None]) -> None:
-        super().__init__(folded, backbone, contexts=contexts)
-        self.live = copy.deepcopy(folded).requires_grad_(False).eval()
+        super().__init__(folded, backbone, copy.deepcopy(folded), contexts=contexts)
         self.live.independent, self.live.shared = nn.ParameterList(), nn.ParameterList()
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:

@@ -84,7 +84,7 @@ class SSF(Method[SSFConfig]):
             if site.biases:
                 self.shift[slashed(site.layer)] = nn.Parameter(torch.empty(site.width).normal_(0.0, 0.02))
 
-    def weights(self, backbone: Backbone) -> Mapping[str, Tensor]:
+    def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """Weights and biases with scale and shift multiplied in."""
         own = backbone.named_weights()
         merged: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method, PromptSet
+from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
@@ -103,7 +103,7 @@ suits prompts would hardly move a gate or a strength within a short training."""
 
 
 class _Shared(NamedTuple):
-    """SVPT's memo: what the next block may share, and look at."""
+    """SVPT's carry: what the next block may share, and look at."""
 
     shared: Tensor
     """(P, D) or (B, P, D): prompts that entered the block just run, or left it (``source``)."""
@@ -179,7 +179,7 @@ class SVPT(Method[SVPTConfig]):
             return [f"{salient} salient patches are asked for and an image has {fewest}"]
         return []
 
-    def images_wanted(self, available: int) -> int:
+    def num_prepare_images(self, available: int) -> int:
         """Some, where prompts start from patches."""
         return min(available, PATCH_IMAGES) if self.config.prompt_init == "patches" else 0
 
@@ -188,14 +188,14 @@ class SVPT(Method[SVPTConfig]):
         if self.config.prompt_init == "patches":
             patch_directions_(self.prompts, backbone, batches)
 
-    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
         """Prompts of every block, mixed with those of the block before where they are connected."""
         linked = () if self.config.connection == "none" else tuple(self._links)
         return [PromptSet("prompts", self.config.num_prompts, tuple(range(backbone.depth)), linked)]
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Connect, enhance, and run block ``i`` with the connected prompts."""
-        prompts = self._connected(i, stream.memo)
+        prompts = self._connected(i, stream.carry)
         if self.strength is not None and i > 0:
             stream = _enhance(self.config, stream, prompts, _GAIN * self.strength[i - 1], backbone.num_prefix_tokens)
         inserted = dropped(prompts, self.config.dropout, stream) if self.training else prompts
@@ -203,24 +203,24 @@ class SVPT(Method[SVPTConfig]):
         ask = self.strength is not None and not last
         if i + 1 not in self._links or not self._reads_outputs:
             stream = backbone.block(i, stream.without_prompts(), context=inserted, saliency=ask)
-            return stream.replace(memo=_Shared(prompts, None))
+            return stream.replace(carry=_Shared(prompts, None))
         stream = backbone.block(i, stream.with_prompts(inserted), saliency=ask)
         shared = stream.prompts if self.config.source == "output" else prompts
-        return stream.replace(memo=_Shared(shared, stream.prompts))
+        return stream.replace(carry=_Shared(shared, stream.prompts))
 
     def fold(self, backbone: Backbone) -> Method[SVPTConfig]:
         """Prompts as stored keys and values, unless outputs steer them or patches are enhanced by them."""
         if self._reads_outputs:
             return self
-        memo: _Shared | None = None
+        carry: _Shared | None = None
         contexts, fed = [], []
         for i in range(backbone.depth):
-            prompts = self._connected(i, memo)
+            prompts = self._connected(i, carry)
             fed.append(prompts)
             contexts.append(backbone.keys_values(i, prompts))
-            memo = _Shared(prompts, None)
+            carry = _Shared(prompts, None)
         if self.strength is None:
-            return Constants(self, backbone, contexts=contexts)
+            return FoldedMethod(self, backbone, contexts=contexts)
         return _Enhancing(self, backbone, contexts, fed, _GAIN * self.strength)
 
     @property
@@ -231,16 +231,16 @@ class SVPT(Method[SVPTConfig]):
         looks = self.config.connection == "dynamic" and self.config.gate_from == "output"
         return looks or self.config.source == "output"
 
-    def _connected(self, i: int, memo: _Shared | None) -> Tensor:
+    def _connected(self, i: int, carry: _Shared | None) -> Tensor:
         """The prompts of block ``i``, (P, D), or (B, P, D) where they depend on the image."""
         own: Tensor = self.prompts[i]
-        if self.config.connection == "none" or memo is None or i not in self._links:
+        if self.config.connection == "none" or carry is None or i not in self._links:
             return own
-        gate = self._gate(i, own, memo)
+        gate = self._gate(i, own, carry)
         kept = own if self.config.form == "additive" else (1 - gate) * own
-        return kept + gate * memo.shared
+        return kept + gate * carry.shared
 
-    def _gate(self, i: int, own: Tensor, memo: _Shared) -> Tensor | float:
+    def _gate(self, i: int, own: Tensor, carry: _Shared) -> Tensor | float:
         """The gate between block ``i`` and the one before, broadcast over (B, P, D)."""
         if not self.gate_bias:
             return self.config.gate
@@ -250,7 +250,7 @@ class SVPT(Method[SVPTConfig]):
         if not self.gate_weight:
             bias = bias[:, None] if self.config.gate_shape == "token" else bias
             return bias.sigmoid()
-        looked_at = [memo.output] if self.config.gate_from == "output" else [own, memo.shared]
+        looked_at = [carry.output] if self.config.gate_from == "output" else [own, carry.shared]
         logits = torch.zeros_like(own)
         for weight, prompts in zip(self.gate_weight[stage][link], looked_at, strict=True):
             if prompts is not None:
@@ -263,7 +263,7 @@ class SVPT(Method[SVPTConfig]):
         return gate
 
 
-class _Enhancing(Constants):
+class _Enhancing(FoldedMethod):
     """Connected prompts stored as keys and values; only the enhancement looks at the image."""
 
     strength: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
-from trimtab.methods.base import Constants, Method, PromptSet
+from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
@@ -124,10 +124,9 @@ class VPT(Method[VPTConfig]):
         if self.config.head_init == "small":
             super().initialise_head(head)
             return
-        nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
-        nn.init.constant_(head.bias, -4.59511985013459)  # -log(99)
+        paper_head_(head)
 
-    def images_wanted(self, available: int) -> int:
+    def num_prepare_images(self, available: int) -> int:
         """Some, where prompts start from patches."""
         return min(available, PATCH_IMAGES) if self.config.from_patches else 0
 
@@ -136,7 +135,7 @@ class VPT(Method[VPTConfig]):
         if self.config.from_patches:
             patch_directions_(self.prompts, backbone, batches)
 
-    def sets(self, backbone: Backbone) -> Sequence[PromptSet]:
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
         """Prompts of every block (deep), or those of the first, carried on."""
         own, rest = range(len(self.prompts)), range(len(self.prompts), backbone.depth)
         return [PromptSet("prompts", self.config.num_prompts, tuple(own), tuple(rest))]
@@ -154,9 +153,15 @@ class VPT(Method[VPTConfig]):
         if not self.config.deep:
             return self
         contexts = [backbone.keys_values(i, self.projection(prompts)) for i, prompts in enumerate(self.prompts)]
-        return Constants(self, backbone, contexts=contexts)
+        return FoldedMethod(self, backbone, contexts=contexts)
 
     def _inserted(self, i: int, stream: Stream) -> Tensor:
         """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
         prompts: Tensor = self.projection(self.prompts[i])
         return dropped(prompts, self.dropout, stream) if self.training else prompts
+
+
+def paper_head_(head: nn.Linear) -> None:
+    """Start a classifier as VPT's official code: Kaiming-normal over the outputs, bias -log(99) for every class."""
+    nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
+    nn.init.constant_(head.bias, -4.59511985013459)

@@ -38,12 +38,12 @@ class Attention:
 def look(model: TunedModel, images: Tensor) -> Attention:
     """Run an unfolded model in eval mode on normalised images (B, 3, height, width) and look on."""
     backbone, method = model.backbone, model.method
-    stream = backbone.embed(images, weights=method.weights(backbone))
+    stream = method.embed(backbone, images)
     pooled, patches = [], []
     for i in range(backbone.depth):
         watcher, grid_size = _AttentionRecorder(), stream.grid_size
-        stream = method.step(i, backbone, stream.replace(watch=watcher.around))
-        rows = backbone.in_place(i, grid_size, watcher.weights)
+        stream = method.step(i, backbone, stream.replace(attention_hook=watcher.around))
+        rows = backbone.to_token_order(i, grid_size, watcher.weights)
         pooled.append(rows[:, backbone.pooled_tokens].mean(1).cpu())
         patches.append(rows[:, backbone.num_prefix_tokens :].unflatten(1, grid_size).cpu())
     if stream.saliency is None:

@@ -18,7 +18,7 @@ from trimtab.reporting.layout import MAPS, SCALE, Layout
 from trimtab.reporting.parts import Captioned, Card, Gallery, ModelFigures, Table
 from trimtab.reporting.thumbnails import overlay, thumbnail
 from trimtab.reporting.words import SPLITS, percent
-from trimtab.tasks import Classification, classification_metrics
+from trimtab.tasks.classification import Classification, classification_metrics
 
 _PAIRS = 10
 """Confused pairs that are listed."""
@@ -127,7 +127,7 @@ def _first_of_classes(targets: Tensor, count: int) -> list[int]:
 
 def _measured(found: Classified) -> str:
     metrics, images = found.metrics, found.images
-    error = Classification().error(metrics["accuracy"], images)
+    error = Classification().standard_error(metrics["accuracy"], images)
     return (
         f"Measured on the {images} {SPLITS.get(found.split, found.split)} images of {shown(found.source)}: "
         f"accuracy {percent(metrics['accuracy'], error)}, mean class accuracy "

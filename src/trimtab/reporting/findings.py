@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from trimtab import checkpoint
 from trimtab.checkpoint import RUN
 from trimtab.data import ImageSet, Store
 from trimtab.errors import DataError
-from trimtab.inference.evaluate import batches_of
+from trimtab.inference.evaluate import resolve_device
 from trimtab.methods.base import PromptSet
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
 from trimtab.reporting.attention import Attention, look
 from trimtab.reporting.parts import Captioned, ModelFigures
 from trimtab.reporting.runs import Run
-from trimtab.tasks import Task
-from trimtab.tasks.base import AnyPreprocess
+from trimtab.tasks.base import AnyPreprocess, Task
+from trimtab.tasks.predictor import TaskPredictor, batches_of
 from trimtab.training.run_folder import SPLIT
 
 _AT_ONCE = 8
@@ -75,7 +75,8 @@ class LoadedRun:
     task: Task
     model: TunedModel
     """As it was trained, so that prompts can be seen."""
-    folded: TunedModel
+    predictor: TaskPredictor[Any]
+    """Of the folded model."""
     labels: tuple[str, ...]
     preprocess: AnyPreprocess
     source: str
@@ -84,21 +85,12 @@ class LoadedRun:
     batch_size: int
     threads: int
 
-    def answers(self, plan: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Pixels, targets and logits of the images at those positions, batch by batch."""
-        backbone = self.model.backbone
-        for pixels, targets in self.store.batches(plan):
-            with torch.inference_mode():
-                inputs = self.preprocess.normalise(pixels.to(backbone.device))
-                logits = self.task.logits(self.folded, inputs, backbone.image_size).float().cpu()
-            yield pixels, targets, logits
-
     def everything(self, progress: Progress) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """:meth:`answers` on all images."""
+        """Yield pixels, targets and logits of all images."""
         count = len(self.images)
         plan = batches_of(count, min(self.batch_size, self.task.eval_batch), self.threads)
         with progress.stage("Evaluating", count, "images") as advance:
-            for pixels, targets, logits in self.answers(plan):
+            for pixels, targets, logits in self.predictor.answers(self.store, plan):
                 yield pixels, targets, logits
                 advance(targets.shape[0])
 
@@ -124,12 +116,12 @@ def open_run(run: Run, asked: EvaluationOptions) -> LoadedRun:
     """
     saved = checkpoint.read(run.folder)
     source, images = _images(run, saved.task, asked, saved.labels)
-    model = checkpoint.restore(saved, weights=asked.weights, device=_device(asked.device))
+    model = checkpoint.restore(saved, weights=asked.weights, device=resolve_device(asked.device))
     store = saved.task.store(images, saved.preprocess, cache_bytes=0, threads=asked.threads, whole=True)
     return LoadedRun(
         task=saved.task,
         model=model,
-        folded=model.fold(),
+        predictor=saved.task.predictor(model.fold(), saved.labels, saved.preprocess),
         labels=saved.labels,
         preprocess=saved.preprocess,
         source=source,
@@ -138,12 +130,6 @@ def open_run(run: Run, asked: EvaluationOptions) -> LoadedRun:
         batch_size=asked.batch_size,
         threads=asked.threads,
     )
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _images(run: Run, task: Task, asked: EvaluationOptions, labels: tuple[str, ...]) -> tuple[str, ImageSet]:

@@ -15,7 +15,7 @@ from trimtab.reporting.findings import Findings
 from trimtab.reporting.runs import Run
 from trimtab.reporting.sections import Section
 from trimtab.reporting.words import duration, percent, size
-from trimtab.tasks import Task
+from trimtab.tasks.base import Task
 
 _HERE = Path(__file__).parent
 
@@ -102,7 +102,7 @@ def _other(findings: Sequence[Findings | None]) -> str | None:
 def _score(task: Task, key: str, value: float | None, images: int | None) -> str:
     """A metric with its standard error, where there is one."""
     known = value is not None and images and key == task.monitor
-    return percent(value, task.error(value, images) if known and value is not None and images else None)
+    return percent(value, task.standard_error(value, images) if known and value is not None and images else None)
 
 
 def _lead(runs: Sequence[Run]) -> str:
@@ -119,7 +119,7 @@ def _notes(runs: Sequence[Run], findings: Sequence[Findings | None]) -> list[str
     if any(run.metrics.get(f"val_{task.monitor}") is not None for run in runs):
         error = "± is one standard error, of images drawn at random; it knows nothing of seeds. "
         notes.append(
-            (error if task.error(0.5, 1) is not None else "")
+            (error if task.standard_error(0.5, 1) is not None else "")
             + f"Validation images chose the epoch, so their {task.metric_labels[task.monitor]} is a little optimistic. "
             "Epochs: the one kept, of all."
         )
@@ -159,7 +159,7 @@ def _points(
         split = "validation"
         values = [(run.metrics.get(f"val_{task.monitor}"), run.metrics.get("val_images", 0)) for run in runs]
     return f"{split} {task.metric_labels[task.monitor]}", [
-        (run.name, run.trainable, value, task.error(value, images))
+        (run.name, run.trainable, value, task.standard_error(value, images))
         for run, (value, images) in zip(runs, values, strict=True)
         if value is not None
     ]

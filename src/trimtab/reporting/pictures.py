@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trimtab.methods.base import Hierarchy, PromptSet
+from trimtab.methods.base import BlockFigure, PromptSet
 from trimtab.reporting.figure import INK, MARKERS, PAPER, SERIES, STYLES, WIDTH, Drawing, figure, finished, shown
 from trimtab.reporting.runs import Run
 from trimtab.reporting.words import percent
@@ -96,9 +96,9 @@ def tradeoff(points: Sequence[tuple[str, int, float, float | None]], what: str) 
     return finished(made, f"{what[:1].upper()}{what[1:]} against trainable parameters: {told}.")
 
 
-def affinity(found: Hierarchy) -> Drawing:
-    """The heat map of the affinity between blocks, with the hierarchies boxed."""
-    values = found.affinity.numpy().astype(float)
+def between_blocks(found: BlockFigure) -> Drawing:
+    """Draw a method's heat map of numbers between blocks, with groups of blocks boxed."""
+    values = found.values.numpy().astype(float)
     depth, starts = values.shape[0], found.starts
     side = max(WIDTH, 0.7 + 0.2 * depth)
     made, axes = figure(side * 0.88, side)
@@ -114,13 +114,13 @@ def affinity(found: Hierarchy) -> Drawing:
     axes.set_aspect("equal")
     axes.invert_yaxis()
     bar = made.colorbar(heat, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("affinity (mean cosine)", labelpad=8)
+    bar.set_label(found.label, labelpad=8)
     bar.outline.set_visible(False)
     groups = ", ".join(
         f"{start} to {end - 1}" if end - start > 1 else str(start)
         for start, end in zip(starts, (*starts[1:], depth), strict=True)
     )
-    alt = f"Affinity between blocks, {masked.min():.2f} to 1. {len(starts)} hierarchies, of blocks {groups}."
+    alt = f"{found.title} between blocks, {masked.min():.2f} to 1. {len(starts)} {found.groups}, of blocks {groups}."
     return finished(made, alt)
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
-from trimtab.backbone.weights import blank_model, resolve
+from trimtab.backbone.weights import meta_model, resolve
 from trimtab.checkpoint import RUN
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.methods import METHODS
-from trimtab.methods.base import Hierarchy, PromptSet
+from trimtab.methods.base import BlockFigure, PromptSet
 from trimtab.storage.files import parse_json
-from trimtab.tasks import Task
+from trimtab.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Run:
     depth: int | None
     """Blocks of the backbone; ``None`` where it could not be built."""
     sets: tuple[PromptSet, ...]
-    hierarchy: Hierarchy | None
+    figures: tuple[BlockFigure, ...]
     notes: tuple[str, ...]
     """What could not be had, in sentences."""
 
@@ -90,26 +90,26 @@ def _read(folder: Path, name: str) -> Run:
         notes.append(f"The run's configuration is missing: {RUN} cannot be read ({type(error).__name__}).")
     depth: int | None = None
     sets: tuple[PromptSet, ...] = ()
-    hierarchy: Hierarchy | None = None
+    figures: tuple[BlockFigure, ...] = ()
     try:
-        depth, sets, hierarchy = _structure(folder)
+        depth, sets, figures = _structure(folder)
     except (TrimtabError, RuntimeError, TypeError, ValueError) as error:
         notes.append(f"Where prompts enter is missing: {error}")
-    return Run(folder, name, task, described, record, depth, sets, hierarchy, tuple(notes))
+    return Run(folder, name, task, described, record, depth, sets, figures, tuple(notes))
 
 
-def _structure(folder: Path) -> tuple[int, tuple[PromptSet, ...], Hierarchy | None]:
-    """Depth, prompt sets and hierarchy: what a method knows of itself on a backbone without weights."""
+def _structure(folder: Path) -> tuple[int, tuple[PromptSet, ...], tuple[BlockFigure, ...]]:
+    """Return depth, prompt sets and figures: what a method knows of itself on a backbone without weights."""
     saved = checkpoint.read(folder)
     name = resolve(saved.backbone)
-    backbone = Backbone(blank_model(name), name)
+    backbone = Backbone(meta_model(name), name)
     backbone.set_image_size(*saved.image_size)
     config = checkpoint.config_from_json(METHODS[saved.method].Config, saved.method_config)
     with torch.device("meta"):
         method = METHODS[saved.method](config, backbone)
         # Keeps the tensors as they are; the backbone's stay without memory.
         method.load_state_dict(_named(saved.tensors, "method."), assign=True)
-    return backbone.depth, tuple(method.sets(backbone)), method.hierarchy()
+    return backbone.depth, tuple(method.prompt_layout(backbone)), tuple(method.figures())
 
 
 def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:

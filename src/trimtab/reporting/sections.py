@@ -25,7 +25,8 @@ class Section:
     command: str
     config: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     """Groups of options by their title."""
-    affinity: Drawing | None = None
+    figures: tuple[tuple[Drawing, str], ...] = ()
+    """What the method has figures of, each with its caption."""
     entries: Drawing | None = None
     seen: ModelFigures | None = None
     """What its model says of images, if it was asked."""
@@ -41,7 +42,7 @@ def section(number: int, run: Run, findings: Findings | None, notes: Sequence[st
         notes=tuple(shown(note) for note in (*run.notes, *notes)),
         command=shown(run.record.get("command") or "Trained from Python."),
         config=_config(run.record),
-        affinity=None if run.hierarchy is None else pictures.affinity(run.hierarchy),
+        figures=tuple((pictures.between_blocks(one), one.caption) for one in run.figures),
         entries=pictures.entries(sets, run.depth) if sets and run.depth else None,
         seen=None if findings is None else findings.shown(sets),
     )

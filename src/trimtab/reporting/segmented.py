@@ -19,8 +19,7 @@ from trimtab.reporting.layout import MAPS, SCALE, Layout
 from trimtab.reporting.parts import Captioned, Card, Gallery, ModelFigures, Table
 from trimtab.reporting.thumbnails import SCENE, classes_over, swatch, thumbnail, wrong_over
 from trimtab.reporting.words import SPLITS, percent
-from trimtab.tasks.segmentation import SegmentationMetrics, masks_of, scores_of
-from trimtab.tasks.sliding import enlarged
+from trimtab.tasks.segmentation import SegmentationMetrics, enlarged, masks_of, scores_of
 
 _PAIRS = 10
 """Confused pairs that are listed."""
@@ -156,7 +155,8 @@ def _window(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _scenes(looked: LoadedRun, rows: Sequence[int]) -> tuple[SegmentedImage, ...]:
     classes, scenes = len(looked.labels), []
-    for row, (pixels, targets, logits) in zip(rows, looked.answers([[row] for row in rows]), strict=True):
+    answers = looked.predictor.answers(looked.store, [[row] for row in rows])
+    for row, (pixels, targets, logits) in zip(rows, answers, strict=True):
         truth, said = targets[0], enlarged(logits, targets.shape[-2:]).argmax(1)[0]
         known = truth != VOID
         pairs = truth[known].long() * classes + said[known]

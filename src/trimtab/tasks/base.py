@@ -1,9 +1,10 @@
-"""What every task answers; the training loop and the evaluation ask nothing else of it."""
+"""What every task answers: all that training, inference and the command line ask of one."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -11,8 +12,12 @@ from torch import Tensor
 
 from trimtab.backbone import Backbone
 from trimtab.data import ImageSet, Part, Preprocess, SegmentationTransform, Store, TrainingData
+from trimtab.errors import ConfigError, nearest
 from trimtab.heads import SegmenterConfig, WeightedLogits
+from trimtab.model import TunedModel
 from trimtab.recipe import Recipe
+from trimtab.tasks.output import CsvOutput, Output
+from trimtab.tasks.predictor import TaskPredictor
 
 AnyPreprocess: TypeAlias = "Preprocess | SegmentationTransform"
 Gather: TypeAlias = Callable[[Tensor], Tensor]
@@ -20,7 +25,7 @@ Gather: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Metrics(abc.ABC):
-    """Counts answers over a whole set."""
+    """Metrics over a whole set, counted batch by batch."""
 
     @abc.abstractmethod
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -28,70 +33,136 @@ class Metrics(abc.ABC):
 
     @abc.abstractmethod
     def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
-        """What was counted, as numbers.
+        """Compute the metrics of all that was counted.
 
         Args:
-            images: How many the set has; processes that share it may have counted some twice, at the end.
-            gather: How the processes' parts come together, if there are several.
+            images: Size of the set; processes that share it may have counted some images twice, at the end.
+            gather: Joins the parts of several processes.
         """
 
 
 class Task(abc.ABC):
-    """A kind of question, with its options."""
+    """What is predicted of an image: targets, loss, metrics, predictions, and the data they come from.
+
+    Subclasses are final and are registered in ``trimtab.tasks``; their options are a frozen dataclass beside them,
+    named as they are with ``Config`` at the end.
+
+    Args:
+        config: The task's options.
+    """
 
     name: ClassVar[str]
     """The word users type."""
+    Config: ClassVar[type]
+    """Frozen dataclass of options; the text under each field is its help."""
     monitor: ClassVar[str]
-    """The metric of the validation images that chooses the epoch; more is better."""
+    """The validation metric that chooses the epoch; more is better."""
     logged_metrics: ClassVar[tuple[str, ...]]
-    """The metrics of the validation images that the history keeps."""
+    """The validation metrics that the history keeps; ``loss`` among them."""
     metric_labels: ClassVar[Mapping[str, str]]
-    """Metrics of 0 to 1 that pages show, with what they are called; first the one that is watched."""
+    """Metrics of 0 to 1 that pages show, with their labels; the monitored one first."""
+    figures: ClassVar[str | None] = None
+    """Where a report finds the pictures of this task's predictions, ``"module:function"``; ``None`` without any."""
+    pipeline_tag: ClassVar[str]
+    """The hub's word for the task."""
+    model_noun: ClassVar[str]
+    """What a tuned model is called, with its article."""
+    out: ClassVar[str] = "predictions.csv"
+    """An example of ``predict``'s ``--out``."""
     eval_batch: ClassVar[int] = 64
-    """Images at once, where nothing is trained."""
+    """Most images in a batch where nothing is trained."""
     even_batches: ClassVar[bool] = True
     """Whether processes that share a set must hold equally many images, so that some are given twice."""
     cache_features: ClassVar[bool] = True
     """Whether features may stand for images, where what is trained does not change them."""
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    # --- options, and what an adapter keeps of them ---
+
     @classmethod
-    @abc.abstractmethod
-    def of_options(cls, options: Mapping[str, Any]) -> Task:
-        """The task of a training run.
+    def from_options(cls, options: Mapping[str, Any]) -> Task:
+        """Make the task of a training run from the fields of its configuration.
 
         Raises:
             ConfigError: If there is no such option, or they cannot work.
         """
+        known = [field.name for field in dataclasses.fields(cls.Config)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"The task {cls.name!r} has no option {name!r}.{nearest(name, known)}")
+        return cls(cls.Config(**options))
 
     @classmethod
     @abc.abstractmethod
-    def of_saved(cls, values: Mapping[str, Any]) -> Task:
-        """The task of an adapter.
+    def from_saved(cls, values: Mapping[str, Any]) -> Task:
+        """Make the task of an adapter from its configuration.
 
         Raises:
-            CheckpointError: If these are not what :meth:`saved` gave.
+            CheckpointError: If that does not hold what :meth:`saved` gave.
         """
 
     @abc.abstractmethod
     def saved(self, images: ImageSet | None) -> dict[str, Any]:
-        """What an adapter has to hold of it besides its name, as JSON values; ``images`` are those trained on."""
+        """Return what an adapter keeps of the task besides its name, as JSON values.
+
+        Args:
+            images: The training images; ``None`` for a task of an adapter.
+        """
 
     def recorded(self) -> dict[str, Any]:
-        """The resolved options of a run, for its record; nothing where there are none."""
+        """Return the resolved options for the record of a run; empty by default."""
         return {}
+
+    def input_files(self) -> Sequence[str]:
+        """List the files that the options name, which a run must not write over."""
+        return ()
+
+    def with_views(self, views: Any) -> Task:
+        """Return this task with other views of an image than the usual one.
+
+        Args:
+            views: Of the dataclass that ``trimtab.tasks.VIEWS`` names; ``None`` for the usual one.
+
+        Raises:
+            ConfigError: If the task has no views to choose.
+        """
+        if views is None:
+            return self
+        names = ", ".join(field.name for field in dataclasses.fields(views))
+        raise ConfigError(f"The adapter is {self.model_noun}, which has no {names}; leave them out.")
+
+    # --- the model and its training ---
 
     @property
     def head(self) -> SegmenterConfig | None:
-        """What :func:`~trimtab.model.build` puts on the backbone."""
+        """The head that :func:`~trimtab.model.build` puts on the backbone; ``None`` for a linear layer."""
         return None
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """A method's own recipe, as it suits this task."""
+        """Adapt a method's own recipe to this task; unchanged by default."""
         return recipe
 
     @abc.abstractmethod
+    def loss(self, logits: Sequence[WeightedLogits], targets: Tensor) -> Tensor:
+        """Compute the training loss of a batch, summed over its images."""
+
+    def logits(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int]) -> Tensor:
+        """Compute the logits of normalised images (B, 3, H, W), as they are measured and predicted.
+
+        Args:
+            forward: Maps images (B, 3, *window) to logits.
+            inputs: The images.
+            window: Height and width of what the model takes.
+        """
+        return forward(inputs)
+
+    # --- data ---
+
+    @abc.abstractmethod
     def open_training(self, path: str | Path, val_fraction: float, seed: int) -> TrainingData:
-        """The training and validation images of a data set.
+        """Open the training and validation images of a data set.
 
         Raises:
             DataError: If it cannot be used.
@@ -99,7 +170,13 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def open_split(self, path: str | Path, split: str, classes: Sequence[str], made: Path) -> ImageSet:
-        """One split of a data set.
+        """Open one split of a data set.
+
+        Args:
+            path: The data set.
+            split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
+            classes: The labels of the adapter.
+            made: The split that training made, if it did.
 
         Raises:
             DataError: If it cannot be used.
@@ -107,7 +184,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def named_splits(self, path: str | Path) -> set[str]:
-        """The splits that a data set itself names."""
+        """Return the splits that a data set itself names."""
 
     @abc.abstractmethod
     def held_out(self, path: str | Path) -> Part:
@@ -115,46 +192,78 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def write_split(self, path: Path, training: TrainingData) -> None:
-        """Record a split that was made."""
+        """Write the record of a split that was made."""
 
     @abc.abstractmethod
     def identity(self, images: ImageSet) -> list[tuple[Any, ...]]:
-        """What tells one set of images from another, without reading them."""
+        """Return what tells one set of images from another, without reading them."""
 
     @abc.abstractmethod
     def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> AnyPreprocess:
-        """Preprocessing, from the fields of :class:`~trimtab.data.Preprocess` but the image size."""
+        """Make the preprocessing from the fields of :class:`~trimtab.data.Preprocess` but the image size."""
 
     @abc.abstractmethod
     def preprocess_of(self, values: Mapping[str, Any]) -> AnyPreprocess:
-        """Saved preprocessing.
+        """Make the preprocessing of an adapter.
 
         Raises:
-            CheckpointError: If it is none.
+            CheckpointError: If the values are none.
         """
 
     @abc.abstractmethod
     def store(
         self, images: ImageSet, preprocess: AnyPreprocess, *, cache_bytes: int, threads: int, whole: bool
     ) -> Store:
-        """Batches of a set: as they are trained on, or whole, as they are measured."""
+        """Make the store of a set: batches of uint8 images with their targets.
 
-    @abc.abstractmethod
-    def loss(self, logits: Sequence[WeightedLogits], targets: Tensor) -> Tensor:
-        """The training loss, summed over images."""
+        Args:
+            images: The set.
+            preprocess: Of this task.
+            cache_bytes: Bytes of decoded images to keep.
+            threads: Threads that decode.
+            whole: Whether images are measured, and not trained on.
+        """
 
-    def logits(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int]) -> Tensor:
-        """Logits of normalised images; ``forward`` takes those of the size ``window``."""
-        return forward(inputs)
-
-    def error(self, value: float, images: int) -> float | None:
-        """One standard error of the watched metric, from its value over so many images, where that tells it."""
-        return None
+    # --- metrics ---
 
     @abc.abstractmethod
     def make_metrics(self, classes: Sequence[str]) -> Metrics:
-        """A fresh count."""
+        """Make fresh metrics."""
+
+    def standard_error(self, value: float, images: int) -> float | None:
+        """Compute one standard error of the monitored metric, where its value over so many images tells it."""
+        return None
 
     @abc.abstractmethod
-    def summary(self, images: ImageSet, classes: Sequence[str], metric: Metrics) -> dict[str, Any]:
-        """What an evaluation of a whole set reports: the metrics, ``images``, and ``classes`` that occur."""
+    def summary(self, images: ImageSet, classes: Sequence[str], metrics: Metrics) -> dict[str, Any]:
+        """Return what an evaluation of a whole set reports: the metrics, ``images``, and ``classes`` that occur."""
+
+    # --- predictions ---
+
+    @abc.abstractmethod
+    def predictor(self, model: TunedModel, labels: tuple[str, ...], preprocess: AnyPreprocess) -> TaskPredictor[Any]:
+        """Make what predicts images by a tuned model, which ``trimtab.load`` returns."""
+
+    def plan_output(
+        self, patterns: Sequence[str], out: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()
+    ) -> Output:
+        """Find the images to predict and make sure that predictions can be written; a CSV by default.
+
+        Args:
+            patterns: Files, folders and globs.
+            out: Where predictions go.
+            overwrite: Whether what is there may be replaced.
+            inputs: Files besides the images that must not be written over.
+
+        Raises:
+            TrimtabError: If nothing matches, ``out`` is in use, or an input would be written over.
+        """
+        return CsvOutput.plan(patterns, out, overwrite=overwrite, inputs=inputs)
+
+    def output_shape(self, image_size: tuple[int, int]) -> list[int | str]:
+        """Return the shape of an exported graph's logits."""
+        return ["batch", "classes"]
+
+    def input_note(self) -> str:
+        """Describe what an exported graph's images are, beside their shape."""
+        return "resized as under preprocessing"

@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.tasks.base import Task
 
 
-def model_card(config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) -> str:
+def model_card(task: Task, config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) -> str:
     """Write a model card in the hub's form.
 
     Args:
+        task: What the adapter predicts.
         config: The adapter's configuration.
-        metrics: What its training came to.
+        metrics: The metrics of its training.
         run: The record of the run, for its command.
     """
     labels = config["labels"]
     shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
     base = _base_model(config["backbone"]["name"])
-    segments = "head" in config
-    measure = metrics.get("val_miou" if segments else "val_accuracy")
-    result = "not measured (no validation images)" if measure is None else f"{measure:.4f}"
+    measured = metrics.get(f"val_{task.monitor}")
+    result = "not measured (no validation images)" if measured is None else f"{measured:.4f}"
     head = ""
-    if segments:
+    if "head" in config:
         head = f"| head | {config['head']['head']}, with {metrics.get('head_parameters')} of the trained parameters |\n"
-    measured = "mIoU" if segments else "accuracy"
-    kind, out = ("segmentation", "FOLDER") if segments else ("classification", "predictions.csv")
+    label = task.metric_labels[task.monitor]
     return f"""---
 library_name: trimtab
-{base}pipeline_tag: image-{kind}
-tags: [image-{kind}, visual-prompt-tuning, {config["method"]}]
+{base}pipeline_tag: {task.pipeline_tag}
+tags: [{task.pipeline_tag}, visual-prompt-tuning, {config["method"]}]
 ---
 
 # {config["method"]} on {config["backbone"]["name"]}
 
-A {"segmenter" if segments else "classifier"} of {len(labels)} classes: {shown}.
+{task.model_noun.capitalize()} of {len(labels)} classes: {shown}.
 
 | | |
 |---|---|
 | method | {config["method"]} |
 | backbone | {config["backbone"]["name"]}, weights {config["backbone"]["fingerprint"][:12]} |
 | image size | {config["backbone"]["image_size"][0]}x{config["backbone"]["image_size"][1]} |
-{head}| validation {measured} | {result} |
+{head}| validation {label} | {result} |
 | trained parameters | {metrics.get("trainable_parameters")} |
 | training images | {metrics.get("train_images")} |
 
-Validation images choose the epoch and the settings, so their {measured} is a little optimistic: measure with
+Validation images choose the epoch and the settings, so their {label} is a little optimistic: measure with
 `trimtab eval` on images that were not used here.
 
 ```
 {run.get("command") or "trained from Python"}
-trimtab predict . IMAGES... --out {out}
+trimtab predict . IMAGES... --out {task.out}
 ```
 """
 

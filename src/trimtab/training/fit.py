@@ -24,8 +24,9 @@ from trimtab.model import TunedModel, build
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.storage.locks import check_free, own, partner
-from trimtab.tasks import Task, make_task
-from trimtab.tasks.base import AnyPreprocess
+from trimtab.tasks import DEFAULT_TASK, make_task
+from trimtab.tasks.base import AnyPreprocess, Task
+from trimtab.tasks.result import FitResult
 from trimtab.training.guard import check_run
 from trimtab.training.inputs import RunCache
 from trimtab.training.loop import Job, Watch
@@ -41,35 +42,13 @@ _MANY_FILES = 20_000
 """Files whose comparison may take longer than one waits without a word."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """What a training run came to."""
-
-    out: Path
-    """The adapter folder."""
-    val_accuracy: float | None
-    """Top-1 accuracy on the validation images, 0 to 1; ``None`` without any."""
-    best_epoch: int
-    """The epoch that was saved, counted from 1."""
-    trainable: int
-    """Trainable parameters, the head's included."""
-    adapter_bytes: int
-    """Size of the saved tensors."""
-    seconds: float
-    """Time taken, over all parts of a resumed run."""
-    peak_memory: int
-    """Most bytes the process (or the GPU) held."""
-    val_miou: float | None = None
-    """Of a segmenter: mean intersection over union on the validation images, 0 to 1."""
-
-
 def fit(
     data: str | Path | TrainingData,
     *,
     out: str | Path,
     method: str | object,
     method_options: Mapping[str, Any] | None = None,
-    task: str = "classification",
+    task: str = DEFAULT_TASK,
     task_options: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -94,7 +73,7 @@ def fit(
         method: A method's name, or its configuration.
         method_options: Fields of the method's configuration, if ``method`` is a name.
         task: ``"classification"`` or ``"segmentation"``.
-        task_options: Fields of :class:`~trimtab.tasks.SegmentationConfig`, for segmentation.
+        task_options: Fields of the task's configuration (:class:`~trimtab.tasks.segmentation.SegmentationConfig`).
         resume: Go on with a run that was stopped in ``out``.
         overwrite: Replace what is in ``out``.
         progress: Who is told how far it is; nobody by default.
@@ -113,8 +92,10 @@ def fit(
     recipe = _recipe(config, asked, method_config)
     accelerator = _accelerator(config, asked)
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
-    check_run(out, data, config.backbone, config.weights, asked.recorded().get("palette"))
+    check_run(out, data, config.backbone, config.weights, *asked.input_files())
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
+        if isinstance(method, str):
+            method_config = folder.configure(method, method_options or {})
         training = _open(data, config, progress, asked, named="backbone" in options)
         backbone = _backbone(config, accelerator.device, shared or RunCache())
         preprocess = preprocess_of_run(config, backbone, asked, training, folder, shared or RunCache(), progress)
@@ -124,13 +105,13 @@ def fit(
         folder.check(run)
         if folder.finished:
             progress.say(f"{out} is finished; nothing is left to do.")
-            return _finished(folder.path)
+            return _finished(folder.path, asked)
         tracking = _tracking(config, accelerator, folder, run, progress)
         job = Job(
             config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
         )
         _go(job, run)
-        return _finished(folder.path)
+        return _finished(folder.path, asked)
 
 
 @contextlib.contextmanager
@@ -324,7 +305,7 @@ def _identity(
     }
 
 
-def _finished(path: Path) -> FitResult:
+def _finished(path: Path, task: Task) -> FitResult:
     described = checkpoint.describe(path)
     metrics = described["metrics"]
     if "best_epoch" not in metrics:
@@ -332,12 +313,12 @@ def _finished(path: Path) -> FitResult:
             f"The adapter in {str(path)!r} has no whole {METRICS}; copy it again, or start anew with --overwrite."
         )
     return FitResult(
-        path,
-        metrics.get("val_accuracy"),
-        metrics["best_epoch"],
-        metrics["trainable_parameters"],
-        described["bytes"]["tensors"],
-        metrics["seconds"],
-        metrics["peak_memory_bytes"],
-        metrics.get("val_miou"),
+        out=path,
+        monitor=task.monitor,
+        validation={name: metrics.get(f"val_{name}") for name in task.logged_metrics},
+        best_epoch=metrics["best_epoch"],
+        trainable=metrics["trainable_parameters"],
+        adapter_bytes=described["bytes"]["tensors"],
+        seconds=metrics["seconds"],
+        peak_memory=metrics["peak_memory_bytes"],
     )

@@ -9,16 +9,17 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from trimtab.data import Preprocess, SegmentationTransform, Store
+from trimtab.data import Store
 from trimtab.errors import ConfigError
 from trimtab.heads import Features
 from trimtab.noise import seed_of
+from trimtab.tasks.base import AnyPreprocess
 
 
 class ImageBatches:
     """Images as the model's input."""
 
-    def __init__(self, store: Store, preprocess: Preprocess | SegmentationTransform, device: torch.device) -> None:
+    def __init__(self, store: Store, preprocess: AnyPreprocess, device: torch.device) -> None:
         self.store, self.preprocess, self.device = store, preprocess, device
 
     def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -28,8 +28,7 @@ from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
 from trimtab.progress import Advance, Progress
 from trimtab.recipe import FitConfig, Recipe
-from trimtab.tasks import Task
-from trimtab.tasks.base import AnyPreprocess
+from trimtab.tasks.base import AnyPreprocess, Task
 from trimtab.training.compiling import compile_whole
 from trimtab.training.inputs import FeatureBatches, ImageBatches, Inputs, RunCache, batched, check_room, join
 from trimtab.training.memory import ActivationBytes, kept_activations, peak_memory, size_of
@@ -119,7 +118,7 @@ class Job:
 
     def _prepare(self, train: ImageBatches) -> None:
         """Let the method look at the training images: in the main process, for all."""
-        wanted = self.model.method.images_wanted(len(self.training.train))
+        wanted = self.model.method.num_prepare_images(len(self.training.train))
         # Where blocks stay as they are, training is nothing but probing.
         probing = self.recipe.probe_epochs > 0 and self.model.method.touches_blocks
         if not wanted and not probing:
@@ -146,7 +145,7 @@ class Job:
                     advance(inputs.shape[0])
 
             self.model.prepare(images())
-        facts = "; ".join(f"{name}: {value}" for name, value in self.model.method.facts().items())
+        facts = "; ".join(f"{name}: {value}" for name, value in self.model.method.summary().items())
         if facts:
             self.progress.say(f"Found {facts}.")
 
@@ -166,12 +165,12 @@ class Job:
             len(self.training.train.classes),
             self.task.head,
         )
-        restored.load_trained(trained)
+        restored.load_adapter_state_dict(trained)
         self.model = restored
         self.objective = Objective(restored, self.config, self.task)
 
     def _trained(self) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone() for name, value in self.model.trained().items()}
+        return {name: value.detach().cpu().clone() for name, value in self.model.adapter_state_dict().items()}
 
     def _shared_features(self, images: ImageBatches) -> FeatureBatches:
         """Those that no training changes."""
@@ -187,7 +186,7 @@ class Job:
         with self.progress.stage("Computing features", total, "images") as advance:
             for inputs, targets in images.batches(batched(range(total), self.task.eval_batch)):
                 with self.objective.autocast(inputs.device):
-                    read = self.model.features(inputs)
+                    read = self.model.forward_features(inputs)
                 features.append(read.float() if isinstance(read, Tensor) else tuple(grid.float() for grid in read))
                 labels.append(targets)
                 if len(features) == 1 and not self.model.head.pooled_only:
@@ -380,7 +379,7 @@ class Job:
                 preprocess=self.preprocess,
                 metrics=metrics,
                 run=run,
-                task=self.task.name,
+                task=self.task,
                 of_task=self.task.saved(self.training.train),
             )
             self.folder.finish()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimtab.model import TunedModel
 from trimtab.noise import Noise
 from trimtab.recipe import FitConfig
-from trimtab.tasks import Task
+from trimtab.tasks.base import Task
 
 
 class Objective(nn.Module):

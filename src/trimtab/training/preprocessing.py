@@ -11,8 +11,8 @@ from trimtab.errors import ConfigError, nearest
 from trimtab.methods import paper_preprocessing
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig
-from trimtab.tasks import Classification, Task
-from trimtab.tasks.base import AnyPreprocess
+from trimtab.tasks import make_task
+from trimtab.tasks.base import AnyPreprocess, Task
 from trimtab.training.inputs import RunCache
 from trimtab.training.run_folder import RunFolder
 
@@ -85,5 +85,5 @@ def make_preprocess(
         )
     if config.augment is not None:
         values["augment"] = config.augment
-    made = (task or Classification()).preprocess(values, backbone)
+    made = (task or make_task()).preprocess(values, backbone)
     return dataclasses.replace(made, bits=bits, background=config.background_colour())

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from trimtab.heads import Features, Head
 from trimtab.recipe import Recipe
-from trimtab.tasks import Classification, Task
+from trimtab.tasks import make_task
+from trimtab.tasks.base import Task
 from trimtab.training.inputs import index
 from trimtab.training.optimizer import make_optimizer
 
@@ -29,7 +30,7 @@ def probe(
         | Fine-Tuning can Distort Pretrained Features (Kumar et al., 2022), section 4
         | https://arxiv.org/abs/2202.10054
     """
-    task = task or Classification()
+    task = task or make_task()
     recipe = task.recipe(Recipe(lr=lr, epochs=epochs))
     steps = math.ceil(labels.shape[0] / recipe.batch_size)
     recipe.check(steps)

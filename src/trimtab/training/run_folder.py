@@ -8,11 +8,13 @@ import importlib.metadata
 import json
 import platform
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoint import CARD, CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.errors import CheckpointError, TrainingError
+from trimtab.methods import METHODS, configure
 from trimtab.storage.checksums import json_digest, seal_of, sealed
 from trimtab.storage.files import DRAFT, json_bytes, parse_json, remove_drafts, write_atomically, write_bytes
 from trimtab.storage.locks import LOCK
@@ -124,7 +126,7 @@ class RunFolder:
         """
         if not self.going_on:
             return
-        before = self.recorded()
+        before = self._upgraded(run["resolved"]["method"])
         # Through JSON, so that tuples and lists compare.
         now = json.loads(json.dumps(run["identity"]))
         differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
@@ -134,6 +136,27 @@ class RunFolder:
                 f"The run in {str(self.path)!r} cannot be resumed with other settings ({changes}); repeat its own "
                 "command, or start anew with --overwrite."
             )
+
+    def configure(self, method: str, options: Mapping[str, Any]) -> Any:
+        """Return a method's configuration; of a run to be resumed, with defaults as they were when it began.
+
+        Raises:
+            ConfigError: If there is no such method or option, or the options cannot work.
+            CheckpointError: If the run's record is broken.
+        """
+        if not self.going_on:
+            return configure(method, options)
+        before, now = self.recorded(), self._upgraded(method)
+        meant = {name.partition(".")[2]: value for name, value in now.items() if name not in before}
+        return configure(method, {**meant, **options})
+
+    def _upgraded(self, method: str) -> dict[str, Any]:
+        """What was recorded, with what the method's options of that time meant without saying it."""
+        before, config = self.recorded(), METHODS[method].Config
+        if before.get("method") != method or not hasattr(config, "upgrade"):
+            return before
+        options = {name.partition(".")[2]: v for name, v in before.items() if name.startswith(f"{method}.")}
+        return before | {f"{method}.{name}": value for name, value in config.upgrade(options).items()}
 
     def recorded(self) -> dict[str, Any]:
         """What made the run in this folder the run it is.

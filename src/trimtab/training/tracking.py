@@ -87,10 +87,9 @@ class Tracking:
             self.log(step + 1, {"train/loss": loss, "train/learning_rate": lr})
 
     def epoch(self, step: int, entry: Mapping[str, float]) -> None:
-        """Tell what an epoch came to, an entry of the history, after ``step`` optimiser steps."""
-        names = {"train_loss": "train/epoch_loss", "val_loss": "val/loss", "val_accuracy": "val/accuracy"}
-        told = {names[key]: value for key, value in entry.items() if key in names}
-        self.log(step, {"epoch": entry["epoch"], **told})
+        """Log an entry of the history after ``step`` optimiser steps: the training loss, and all validation metrics."""
+        measured = {f"val/{key[4:]}": value for key, value in entry.items() if key.startswith("val_")}
+        self.log(step, {"epoch": entry["epoch"], "train/epoch_loss": entry["train_loss"], **measured})
 
     def final(self, values: Mapping[str, Any]) -> None:
         """Tell what the run came to: the numbers among ``values``."""

@@ -14,25 +14,25 @@ from torch.func import functional_call
 from trimtab.backbone.family import Part
 
 
-class _Twins(threading.local):
+class _ThreadCopy(threading.local):
     """A thread's own copy of a module's structure; the tensors are the module's."""
 
-    module: Opened | None = None
+    module: SwappableModule | None = None
 
-    def __deepcopy__(self, memo: object) -> _Twins:
-        return _Twins()
+    def __deepcopy__(self, memo: object) -> _ThreadCopy:
+        return _ThreadCopy()
 
-    def __reduce__(self) -> tuple[type[_Twins], tuple[()]]:
-        return _Twins, ()
+    def __reduce__(self) -> tuple[type[_ThreadCopy], tuple[()]]:
+        return _ThreadCopy, ()
 
 
-def twin(module: nn.Module) -> Any:
+def share_structure(module: nn.Module) -> Any:
     """Another module of the same structure around the same tensors."""
     tensors = (*module.parameters(), *module.buffers())
     return copy.deepcopy(module, {id(value): value for value in tensors})
 
 
-class Opened(nn.Module):
+class SwappableModule(nn.Module):
     """A timm module whose parts are run as calls of it, so that its parameters can be swapped."""
 
     inside: Any
@@ -40,7 +40,7 @@ class Opened(nn.Module):
     def __init__(self, inside: nn.Module) -> None:
         super().__init__()
         self.inside = inside
-        self._twins = _Twins()
+        self._thread_copy = _ThreadCopy()
 
     def forward(self, part: Callable[..., Any], *arguments: Any) -> Any:
         """``part`` of the module."""
@@ -55,22 +55,22 @@ class Opened(nn.Module):
             # What is traced swaps nothing when it runs.
             return functional_call(self, named, (part, *arguments))
         # For the length of a call the tensors are really swapped, which no other thread may see.
-        if self._twins.module is None:
-            self._twins.module = Opened(twin(self.inside))
+        if self._thread_copy.module is None:
+            self._thread_copy.module = SwappableModule(share_structure(self.inside))
         # Moving a module to a device makes new buffers.
         buffers = {f"inside.{name}": value for name, value in self.inside.named_buffers()}
-        return functional_call(self._twins.module, {**buffers, **named}, (part, *arguments))
+        return functional_call(self._thread_copy.module, {**buffers, **named}, (part, *arguments))
 
 
-class OpenedPart:
+class SwappablePart:
     """A block or a merge, and which of the swapped tensors are its."""
 
     def __init__(self, part: Part) -> None:
         self.inside: Any = part.module
-        self._opened = Opened(part.module).eval()
+        self._swappable = SwappableModule(part.module).eval()
         self._before = f"{part.name}."
 
     def run(self, weights: Mapping[str, Tensor], function: Callable[..., Any], *arguments: Any) -> Any:
         """``function`` of the module and the arguments."""
         own = {k.removeprefix(self._before): v for k, v in weights.items() if k.startswith(self._before)}
-        return self._opened.run(own, function, *arguments)
+        return self._swappable.run(own, function, *arguments)

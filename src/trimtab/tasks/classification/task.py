@@ -1,7 +1,8 @@
-"""Classification: which class an image has."""
+"""Classification: the class of an image."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,10 @@ from trimtab.data import (
     stamp,
     write_split,
 )
-from trimtab.errors import ConfigError
 from trimtab.heads import WeightedLogits
+from trimtab.model import TunedModel
 from trimtab.tasks.base import AnyPreprocess, Gather, Metrics, Task
+from trimtab.tasks.classification.predictor import Predictor
 
 
 def classification_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -80,28 +82,31 @@ class ClassificationMetrics(Metrics):
         return dict(classification_metrics(logits[:images], targets[:images]))
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassificationConfig:
+    """Options of classification: none."""
+
+
 class Classification(Task):
-    """One class an image, from folders or a CSV file."""
+    """One class for each image, from folders or a CSV file."""
 
     name = "classification"
+    Config = ClassificationConfig
     monitor = "accuracy"
     logged_metrics = ("accuracy", "loss")
     metric_labels: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
+    figures = "trimtab.reporting.classified:find"
+    pipeline_tag = "image-classification"
+    model_noun = "a classifier"
+
+    def __init__(self, config: ClassificationConfig | None = None) -> None:
+        super().__init__(config or ClassificationConfig())
 
     @classmethod
-    def of_options(cls, options: Mapping[str, Any]) -> Classification:
-        """It has no options."""
-        if options:
-            raise ConfigError(f"Classification has no options of its own; leave {', '.join(options)} out.")
-        return cls()
-
-    @classmethod
-    def of_saved(cls, values: Mapping[str, Any]) -> Classification:
-        """Nothing is saved of it."""
+    def from_saved(cls, values: Mapping[str, Any]) -> Classification:
         return cls()
 
     def saved(self, images: ImageSet | None) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
     def open_training(self, path: str | Path, val_fraction: float, seed: int) -> TrainingData:
@@ -151,14 +156,18 @@ class Classification(Task):
         """Cross-entropy."""
         return classification_loss(logits[0].logits, targets)
 
-    def error(self, value: float, images: int) -> float:
-        """Of independent images."""
+    def standard_error(self, value: float, images: int) -> float:
+        """Compute the standard error of a share of independent images."""
         return math.sqrt(value * (1 - value) / images)
 
     def make_metrics(self, classes: Sequence[str]) -> ClassificationMetrics:
         """Of logits."""
         return ClassificationMetrics()
 
-    def summary(self, images: ImageSet, classes: Sequence[str], metric: Metrics) -> dict[str, Any]:
-        """The metrics, and how many classes occur."""
-        return {**metric.compute(len(images)), "images": len(images), "classes": len(set(images.labels))}
+    def summary(self, images: ImageSet, classes: Sequence[str], metrics: Metrics) -> dict[str, Any]:
+        return {**metrics.compute(len(images)), "images": len(images), "classes": len(set(images.labels))}
+
+    def predictor(self, model: TunedModel, labels: tuple[str, ...], preprocess: AnyPreprocess) -> Predictor:
+        if not isinstance(preprocess, Preprocess):
+            raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with labels.")
+        return Predictor(model, labels, preprocess)

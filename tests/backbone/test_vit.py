@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.families import FAMILIES, images_for, scramble, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.methods.ship import decoupled_attention
-from trimtab.stream import Stream
+from trimtab.stream import BlockHooks, Stream
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -36,7 +37,7 @@ def attention_of(backbone: Backbone, stream: Stream) -> torch.Tensor:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("timm.layers.attention_pool.F.scaled_dot_product_attention", written_out)
-        pool(backbone.normalised(stream))
+        pool(backbone.model.norm(stream.tokens))
     return seen[0]
 
 
@@ -56,13 +57,14 @@ def test_feature_is_the_mean_of_the_tokens_with_the_poolings_weights() -> None:
     backbone = shared_backbone("map-pool")
     stream = backbone.block(0, backbone.embed(images_for(backbone)))
     weights = attention_of(backbone, stream).mean(1)
-    torch.testing.assert_close(backbone.feature(stream), (weights[:, :, None] * stream.tokens).sum(1), **CLOSE)
+    expected = (weights[:, :, None] * stream.tokens).sum(1)
+    torch.testing.assert_close(backbone.pooled_hidden_state(stream), expected, **CLOSE)
 
 
 def test_several_latent_queries_have_their_mean_logits() -> None:
     backbone = made(latent_len=3)
     stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True)
-    pool, normed = backbone.model.attn_pool, backbone.normalised(stream)
+    pool, normed = backbone.model.attn_pool, backbone.model.norm(stream.tokens)
     queries = pool.q(pool.latent)[0].unflatten(-1, (3, 16)).transpose(0, 1)
     keys = pool.kv(normed)[..., :48].unflatten(-1, (3, 16)).transpose(1, 2)
     expected = (queries @ keys.transpose(-2, -1) * pool.scale).mean(2)
@@ -137,7 +139,7 @@ def left(backbone: Backbone, pooled_only: bool, **options: Any) -> Stream:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("how", ["context", "prompts", "decoupled", "beside"])
+@pytest.mark.parametrize("how", ["context", "prompts", "decoupled", "hooks"])
 def test_the_last_block_computes_what_pooling_reads_and_no_more(family: str, how: str) -> None:
     backbone = shared_backbone(family)
     torch.manual_seed(1)
@@ -147,7 +149,14 @@ def test_the_last_block_computes_what_pooling_reads_and_no_more(family: str, how
         "context": {"context": context},
         "prompts": {"prompts": context, "context": torch.randn(2, width)},
         "decoupled": {"prompts": context, "context": context, "attend": decoupled_attention(0.3)},
-        "beside": {"beside_mlp": lambda x: x @ weight},
+        "hooks": {
+            "hooks": BlockHooks(
+                attention=lambda branch: branch.update @ weight,
+                mlp=lambda branch: branch.input @ weight,
+                output=lambda x: x @ weight,
+                tokenwise=True,
+            )
+        },
     }[how]
     whole, part = left(backbone, False, **options), left(backbone, True, **options)
     torch.testing.assert_close(backbone.pool(part), backbone.pool(whole), **CLOSE)
@@ -162,6 +171,11 @@ def test_saliency_of_the_last_block_needs_all_of_it(plain: Backbone) -> None:
     assert asked.saliency is not None
 
 
+def most(count: int, first: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Select the tokens of the largest saliency, from position ``first`` on."""
+    return lambda saliency: saliency.mean(1)[:, first:].topk(count, dim=1).indices + first
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("how", ["context", "decoupled"])
@@ -171,14 +185,14 @@ def test_salient_tokens_and_prompts_leave_the_last_block_as_if_all_did(family: s
         pytest.skip("fewer patches than salient tokens")
     torch.manual_seed(1)
     context, prompts = (torch.randn(2, 3, backbone.widths[-1], requires_grad=True) for _ in range(2))
-    options: dict[str, Any] = {"salient": 3, "salient_prefix": prefix, "context": context}
+    options: dict[str, Any] = {"select": most(3, 0 if prefix else backbone.num_prefix_tokens), "context": context}
     if how == "decoupled":
         options |= {"prompts": prompts, "attend": decoupled_attention(0.3)}
     results = []
     for pooled_only in (False, True):
         stream = left(backbone, pooled_only, **options)
-        assert stream.salient is not None
-        parts = (backbone.pool(stream), stream.salient, stream.prompts)
+        assert stream.selected is not None
+        parts = (backbone.pool(stream), stream.selected, stream.prompts)
         wanted = (context, prompts) if how == "decoupled" else (context,)
         gradients = torch.autograd.grad(sum(part.square().sum() for part in parts), wanted)
         results.append((*parts, *gradients))
@@ -188,7 +202,7 @@ def test_salient_tokens_and_prompts_leave_the_last_block_as_if_all_did(family: s
 
 def test_salient_tokens_cost_no_more_than_they_and_the_first() -> None:
     backbone, flops = FAMILIES["depth-1"].backbone(), []
-    for options in ({"saliency": True}, {"salient": 2}):
+    for options in ({"saliency": True}, {"select": most(2)}):
         stream = backbone.embed(images_for(backbone), pooled_only=True)
         with FlopCounterMode(display=False) as counter:
             left_over = backbone.block(0, stream, **options)
@@ -201,12 +215,13 @@ def test_salient_tokens_cost_no_more_than_they_and_the_first() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_salient_tokens_are_those_with_the_largest_saliency(family: str) -> None:
     backbone = shared_backbone(family)
-    stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True, salient=2, salient_prefix=False)
+    select = most(2, backbone.num_prefix_tokens)
+    stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True, select=select)
     assert stream.saliency is not None
-    assert stream.salient is not None
+    assert stream.selected is not None
     logits = stream.saliency.mean(1)
     logits[:, : backbone.num_prefix_tokens] = -torch.inf
-    for image, (row, tokens) in enumerate(zip(logits, stream.salient, strict=True)):
+    for image, (row, tokens) in enumerate(zip(logits, stream.selected, strict=True)):
         first, second = row.argsort(descending=True)[:2].tolist()
         assert torch.equal(tokens, stream.tokens[image, [first, second]])
 

@@ -181,7 +181,7 @@ def test_context_acts_on_patches_as_full_prompts_do(version: str) -> None:
         stream = backbone.block(i, stream, context=prompts[0])
 
 
-def test_bypass_leaves_the_softmax_core_out(version: str) -> None:
+def test_skip_attention_leaves_the_softmax_core_out(version: str) -> None:
     backbone, prompts = made(version), torch.randn(1, 4, 24)
     block = backbone.model.layers[0].blocks[1]
     if version == "2":
@@ -191,7 +191,7 @@ def test_bypass_leaves_the_softmax_core_out(version: str) -> None:
         expected = prompts + block.attn.proj(block.norm1(prompts))
         expected = expected + block.mlp(block.norm2(expected))
     stream = backbone.embed(images_for(backbone))
-    torch.testing.assert_close(backbone.bypass(1, prompts, stream), expected)
+    torch.testing.assert_close(backbone.skip_attention(1, prompts, stream), expected)
 
 
 @pytest.mark.parametrize("how", ["full", "context"])
@@ -256,7 +256,7 @@ def test_feature_is_of_before_merging(family: str) -> None:
     left = backbone.block(1, stream)
     assert left.tokens.shape[2] == 96
     assert left.unmerged is not None
-    assert torch.equal(backbone.feature(left), left.unmerged.mean(1))
+    assert torch.equal(backbone.pooled_hidden_state(left), left.unmerged.mean(1))
     assert backbone.block(2, left).unmerged is None
 
 

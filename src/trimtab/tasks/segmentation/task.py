@@ -1,19 +1,16 @@
-"""Semantic segmentation: which class every pixel has."""
+"""Semantic segmentation: the class of every pixel."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.backbone import Backbone
 from trimtab.data import (
-    VOID,
     Codes,
     ImageSet,
     MaskSet,
@@ -28,12 +25,16 @@ from trimtab.data import (
     stamp,
     write_scene_split,
 )
-from trimtab.errors import CheckpointError, ConfigError, nearest
+from trimtab.errors import CheckpointError, ConfigError
 from trimtab.heads import WeightedLogits
 from trimtab.heads.segmenter import SegmenterConfig
+from trimtab.model import TunedModel
 from trimtab.recipe import Recipe
-from trimtab.tasks.base import AnyPreprocess, Gather, Metrics, Task
-from trimtab.tasks.sliding import Views, enlarged, look
+from trimtab.tasks.base import AnyPreprocess, Metrics, Task
+from trimtab.tasks.segmentation.metrics import SegmentationMetrics, segmentation_loss
+from trimtab.tasks.segmentation.output import MaskFolder
+from trimtab.tasks.segmentation.predictor import MaskPredictor
+from trimtab.tasks.segmentation.sliding import Views, look
 
 _BATCH = 16
 """Images a step where the user does not say; methods' recipes are for classification."""
@@ -61,76 +62,6 @@ class SegmentationConfig(SegmenterConfig):
             raise ConfigError(f"ignore_label is {self.ignore_label}; give a value of the masks, 0 to 65535.")
 
 
-def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, C, h, w) and classes (B, h, w), summed over images.
-
-    Of an image it is the sum over its pixels that have a class, divided by the number of all its pixels: so every
-    pixel weighs the same, and a batch gives the same gradient whole or in parts.
-    """
-    total = F.cross_entropy(logits.float(), targets.long(), ignore_index=VOID, reduction="sum")
-    return total / (targets.shape[-2] * targets.shape[-1])
-
-
-def scores_of(matrix: Tensor) -> dict[str, Any]:
-    """Metrics of a confusion matrix (C, C), true classes by predicted ones.
-
-    Returns:
-        ``miou`` (mean over the classes that are there or predicted), ``pixel_accuracy``, ``mean_class_accuracy`` (over
-        the classes that are there) and ``iou`` (one a class, None where it is neither there nor predicted), 0 to 1.
-        None where no pixel has a class.
-    """
-    counts = matrix.double()
-    right, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
-    union = true + predicted - right
-    iou = right / union
-    seen, there = union > 0, true > 0
-    some = bool(there.any())
-    return {
-        "miou": float(iou[seen].mean()) if some else None,
-        "pixel_accuracy": float(right.sum() / true.sum()) if some else None,
-        "mean_class_accuracy": float((right[there] / true[there]).mean()) if some else None,
-        "iou": [float(value) if known else None for value, known in zip(iou, seen, strict=True)],
-    }
-
-
-class SegmentationMetrics(Metrics):
-    """A confusion matrix over all pixels of a set, and the metrics of each image.
-
-    Args:
-        classes: C.
-    """
-
-    def __init__(self, classes: int) -> None:
-        self.matrix = torch.zeros(classes, classes, dtype=torch.int64)
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self.images: list[dict[str, float | None]] = []
-        """``miou`` and ``pixel_accuracy`` of each image, in order."""
-
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Logits (B, C, H, W), enlarged to the size of the masks (B, h, w)."""
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-        logits, targets = logits.float(), targets.long()
-        logits = enlarged(logits, targets.shape[-2:])
-        self.loss += F.cross_entropy(logits, targets, ignore_index=VOID, reduction="sum").double().cpu()
-        predicted = logits.argmax(1)
-        for one, mask in zip(predicted, targets, strict=True):
-            matrix = multiclass_confusion_matrix(
-                one, mask, num_classes=self.matrix.shape[0], ignore_index=VOID, validate_args=False
-            ).cpu()
-            self.matrix += matrix
-            scores = scores_of(matrix)
-            self.images.append({name: scores[name] for name in ("miou", "pixel_accuracy")})
-
-    def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
-        """As :func:`scores_of`, and ``loss``, the mean over pixels; an image is never counted twice here."""
-        matrix, loss = self.matrix, self.loss
-        if gather is not None:
-            matrix, loss = gather(matrix[None]).sum(0), gather(loss[None]).sum(0)
-        pixels = int(matrix.sum())
-        return {**scores_of(matrix), "loss": float(loss) / pixels if pixels else None}
-
-
 class Segmentation(Task):
     """A class for every pixel, from images with masks.
 
@@ -141,29 +72,25 @@ class Segmentation(Task):
     """
 
     name = "segmentation"
+    Config = SegmentationConfig
     monitor = "miou"
     logged_metrics = ("miou", "pixel_accuracy", "loss")
     metric_labels: ClassVar[Mapping[str, str]] = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+    figures = "trimtab.reporting.segmented:find"
+    pipeline_tag = "image-segmentation"
+    model_noun = "a segmenter"
+    out = "MASKS"
     eval_batch = 8
     even_batches = False
     # Windows of whole images are more than one for each image.
     cache_features = False
 
     def __init__(self, config: SegmentationConfig, codes: Codes | None = None, views: Views | None = None) -> None:
-        self.config, self.codes, self.views = config, codes, views or Views()
+        super().__init__(config)
+        self.codes, self.views = codes, views or Views()
 
     @classmethod
-    def of_options(cls, options: Mapping[str, Any]) -> Segmentation:
-        """From the fields of :class:`SegmentationConfig`."""
-        known = [field.name for field in dataclasses.fields(SegmentationConfig)]
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"Segmentation has no option {name!r}.{nearest(name, known)}")
-        return cls(SegmentationConfig(**options))
-
-    @classmethod
-    def of_saved(cls, values: Mapping[str, Any]) -> Segmentation:
-        """From what :meth:`saved` gave."""
+    def from_saved(cls, values: Mapping[str, Any]) -> Segmentation:
         try:
             head: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values["head"].items()}
             return cls(SegmentationConfig(**head), Codes.from_dict(values["masks"]))
@@ -181,8 +108,13 @@ class Segmentation(Task):
         return {"head": dataclasses.asdict(self.head), "masks": codes.to_dict()}
 
     def recorded(self) -> dict[str, Any]:
-        """All options."""
         return dataclasses.asdict(self.config)
+
+    def input_files(self) -> Sequence[str]:
+        return () if self.config.palette is None else (self.config.palette,)
+
+    def with_views(self, views: Views | None) -> Segmentation:
+        return Segmentation(self.config, self.codes, views)
 
     @property
     def head(self) -> SegmenterConfig:
@@ -262,20 +194,37 @@ class Segmentation(Task):
         """Of pixels."""
         return SegmentationMetrics(len(classes))
 
-    def summary(self, images: ImageSet, classes: Sequence[str], metric: Metrics) -> dict[str, Any]:
+    def summary(self, images: ImageSet, classes: Sequence[str], metrics: Metrics) -> dict[str, Any]:
         """The metrics, each class's by its name, each image's by its path."""
-        if not isinstance(metric, SegmentationMetrics):
-            raise TypeError(f"{type(metric).__name__} counts no pixels.")
-        metrics = metric.compute(len(images))
+        if not isinstance(metrics, SegmentationMetrics):
+            raise TypeError(f"{type(metrics).__name__} counts no pixels.")
+        values = metrics.compute(len(images))
         return {
-            **metrics,
-            "iou": dict(zip(classes, metrics["iou"], strict=True)),
+            **values,
+            "iou": dict(zip(classes, values["iou"], strict=True)),
             "images": len(images),
-            "classes": int((metric.matrix.sum(1) > 0).sum()),
+            "classes": int((metrics.matrix.sum(1) > 0).sum()),
             "per_image": [
-                {"path": str(path), **scores} for path, scores in zip(images.paths, metric.images, strict=True)
+                {"path": str(path), **scores} for path, scores in zip(images.paths, metrics.images, strict=True)
             ],
         }
+
+    def predictor(self, model: TunedModel, labels: tuple[str, ...], preprocess: AnyPreprocess) -> MaskPredictor:
+        if self.codes is None or not isinstance(preprocess, SegmentationTransform):
+            raise TypeError("It is not known how masks are written.")
+        return MaskPredictor(model, labels, preprocess, self.codes, self.views)
+
+    def plan_output(
+        self, patterns: Sequence[str], out: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()
+    ) -> MaskFolder:
+        """Find the images to predict and make sure that their masks can be written into a folder."""
+        return MaskFolder.plan(patterns, out, overwrite=overwrite, inputs=inputs)
+
+    def output_shape(self, image_size: tuple[int, int]) -> list[int | str]:
+        return ["batch", "classes", *image_size]
+
+    def input_note(self) -> str:
+        return "resized as under preprocessing; larger images by windows of this size, whose logits are averaged"
 
 
 def masks_of(images: ImageSet) -> MaskSet:

@@ -15,15 +15,15 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BlockInputs, Family, Keep, Merge, Part, half_precision, run_mlp
-from trimtab.backbone.plain import project_fused
+from trimtab.backbone.family import BlockInputs, Family, Keep, Merge, Part, add_hooked, half_precision, run_mlp
+from trimtab.backbone.vit import project_fused
 from trimtab.errors import BackboneError
-from trimtab.stream import AttentionInputs, KeysValues
+from trimtab.stream import AttentionInputs, BlockHooks, KeysValues, ResidualHook
 
 _LARGEST_LOGIT_SCALE = 4.605170185988092  # log(1 / 0.01), as in timm
 
 
-class Windows(Family):
+class SwinFamily(Family):
     r"""Swin and Swin-V2: every window of patches attends to itself and to all prompts.
 
     Context and full prompts are beside every window, without position bias and unmasked; what the windows of an
@@ -101,51 +101,49 @@ class Windows(Family):
         return model.patch_embed(images).flatten(1, 2), None
 
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One block over the windows of the patches, each beside the full prompts."""
-        tokens, prompts = inputs.tokens, inputs.prompts
-        attended, saliency = self._attention(block, inputs)
+        """Run one block over the windows of the patches, each beside the full prompts."""
+        tokens, prompts = inputs.tokens, inputs.prompts  # (B, T, D), (B, P, D)
+        attended, saliency = self._attention(block, inputs)  # (B, T + P, D), (B, H, T)
         x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
-        x = _residuals(block, x, attended, inputs.keep)
-        update = _mlp(block, x)
-        beside = None if inputs.beside_mlp is None else inputs.beside_mlp(x)
-        x = x + (update if inputs.keep is None else update * inputs.keep[1])
-        x = x if beside is None else x + beside
+        x = _residuals(block, x, attended, inputs.keep, inputs.hooks)  # (B, T + P, D)
         return x[:, : tokens.shape[1]], x[:, tokens.shape[1] :], saliency
 
     def _attention(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor | None]:
-        """What the softmax cores of all windows give (B, T + P, D), and the saliency."""
+        """Return the output (B, T + P, D) of the softmax cores of all windows, and the saliency (B, H, T).
+
+        W windows of A patches; shapes inside the windows are (B * W, H, A, d), with full prompts A + P.
+        """
         attn, batch, added = block.attn, inputs.tokens.shape[0], inputs.prompts.shape[1]
-        cut = _Cut.of(block, inputs.grid_size)
-        queries, keys, values = _project(attn, cut.windows(_before_attention(block, inputs.tokens)))
-        saliency = None if inputs.pooled is None else _mean_query_logits(attn, cut, queries, keys)
-        mask = _position_bias(attn, cut, block, batch)
+        partition = WindowPartition.of(block, inputs.grid_size)
+        windows = partition.windows(_before_attention(block, inputs.tokens))  # (B * W, A, D)
+        queries, keys, values = _project(attn, windows)  # each (B * W, H, A, d)
+        saliency = None if inputs.pooled is None else _mean_query_logits(attn, partition, queries, keys)
+        mask = _position_bias(attn, partition, block, batch)  # (1 or B * W, H, A, A)
         if added:
-            of_prompts = _project(attn, _before_attention(block, inputs.prompts))
-            beside = [part.repeat_interleave(cut.count, 0) for part in of_prompts]
+            of_prompts = _project(attn, _before_attention(block, inputs.prompts))  # each (B, H, P, d)
+            beside = [part.repeat_interleave(partition.count, 0) for part in of_prompts]  # each (B * W, H, P, d)
             queries, keys, values = (torch.cat(pair, 2) for pair in zip((queries, keys, values), beside, strict=True))
             mask = F.pad(mask, (0, added, 0, added))
         context = self.join(block, inputs.context)
         if context is not None and context.keys.shape[0] > 1:
-            context = KeysValues(*(x.repeat_interleave(cut.count, 0) for x in (context.keys, context.values)))
+            context = KeysValues(*(x.repeat_interleave(partition.count, 0) for x in (context.keys, context.values)))
         own = KeysValues(keys, values)
-        seen = AttentionInputs(queries, own, context, cut.area, cut.area, scale=_scale(attn), mask=mask)
-        left = inputs.attend(seen).transpose(1, 2).flatten(2)
-        attended = cut.back(left[:, : cut.area])
+        seen = AttentionInputs(queries, own, context, partition.area, partition.area, scale=_scale(attn), mask=mask)
+        left = inputs.attend(seen).transpose(1, 2).flatten(2)  # (B * W, A + P, D)
+        attended = partition.back(left[:, : partition.area])  # (B, T, D)
         if added:
             # The mean over an image's windows.
-            mean = left[:, cut.area :].unflatten(0, (batch, cut.count)).mean(1)
+            mean = left[:, partition.area :].unflatten(0, (batch, partition.count)).mean(1)  # (B, P, D)
             attended = torch.cat([attended, mean], 1)
         return attended, saliency
 
-    def in_place(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
+    def to_token_order(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
         """From windows back to images."""
-        return _Cut.of(block, grid_size).back(rows)
+        return WindowPartition.of(block, grid_size).back(rows)
 
-    def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
-        """What would be attended over goes straight to the output projection, then the MLP."""
-        x = _residuals(block, prompts, _before_attention(block, prompts), keep)
-        update = _mlp(block, x)
-        return x + (update if keep is None else update * keep[1])
+    def skip_attention(self, block: Any, tokens: Tensor, keep: Keep) -> Tensor:
+        """Send what attention would read straight to the output projection, then through the MLP."""
+        return _residuals(block, tokens, _before_attention(block, tokens), keep, BlockHooks())
 
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
         """Keys and values of prompts, without position bias."""
@@ -175,8 +173,8 @@ class Windows(Family):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cut:
-    """How a block cuts a grid of patches into windows, after padding and a cyclic shift."""
+class WindowPartition:
+    """Partition of a grid of patches into a block's windows, after padding and a cyclic shift."""
 
     grid_size: tuple[int, int]
     window: tuple[int, int]
@@ -184,10 +182,11 @@ class _Cut:
     padded: tuple[int, int]
 
     @staticmethod
-    def of(block: Any, grid_size: tuple[int, int]) -> _Cut:
+    def of(block: Any, grid_size: tuple[int, int]) -> WindowPartition:
+        """Return the partition of a block."""
         window = tuple(block.window_size)
         padded = [-(-size // w) * w for size, w in zip(grid_size, window, strict=True)]
-        return _Cut(grid_size, window, tuple(block.shift_size), (padded[0], padded[1]))
+        return WindowPartition(grid_size, window, tuple(block.shift_size), (padded[0], padded[1]))
 
     @property
     def area(self) -> int:
@@ -201,6 +200,7 @@ class _Cut:
 
     @property
     def pads(self) -> bool:
+        """Whether the grid is padded to whole windows."""
         return self.padded != self.grid_size
 
     def windows(self, x: Tensor) -> Tensor:
@@ -231,18 +231,23 @@ def _before_attention(block: Any, x: Tensor) -> Tensor:
     return normed
 
 
-def _residuals(block: Any, x: Tensor, attended: Tensor, keep: Keep) -> Tensor:
+def _residuals(block: Any, x: Tensor, attended: Tensor, keep: Keep, hooks: BlockHooks) -> Tensor:
+    """Run the block from the softmax cores' output on: projection, residuals, MLP; all (B, T + P, D)."""
+    norm_last = isinstance(block, SwinTransformerV2Block)
     update = block.attn.proj(attended)
-    if isinstance(block, SwinTransformerV2Block):
-        update = block.norm1(update)
-    return x + (update if keep is None else update * keep[0])
+    update = block.norm1(update) if norm_last else update
+    normed = x if hooks.attention is None else _before_attention(block, x)
+    x = _add(x, normed, update, None if keep is None else keep[0], hooks.attention)
+    normed = x if norm_last else block.norm2(x)
+    update = run_mlp(block.mlp, normed)
+    update = block.norm2(update) if norm_last else update
+    x = _add(x, normed, update, None if keep is None else keep[1], hooks.mlp)
+    return x if hooks.output is None else x + hooks.output(x)
 
 
-def _mlp(block: Any, x: Tensor) -> Tensor:
-    if isinstance(block, SwinTransformerV2Block):
-        update: Tensor = block.norm2(run_mlp(block.mlp, x))
-        return update
-    return run_mlp(block.mlp, block.norm2(x))
+def _add(x: Tensor, normed: Tensor, update: Tensor, keep: Tensor | None, hook: ResidualHook | None) -> Tensor:
+    update = update if keep is None else update * keep
+    return x + update if hook is None else add_hooked(x, normed, update, hook)
 
 
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,28 +268,29 @@ def _scale(attn: Any) -> float:
     return 1.0 if isinstance(attn, WindowAttentionV2) else float(attn.scale)
 
 
-def _position_bias(attn: Any, cut: _Cut, block: Any, batch: int) -> Tensor:
+def _position_bias(attn: Any, partition: WindowPartition, block: Any, batch: int) -> Tensor:
     """(1 or B * count, H, area, area) to be added to the logits: bias by relative position, and the shift's mask."""
     if isinstance(attn, WindowAttentionV2):
         table = 16 * attn.cpb_mlp(attn.relative_coords_table).flatten(0, 2).sigmoid()
     else:
         table = attn.relative_position_bias_table
-    bias = table[attn.relative_position_index.flatten()].unflatten(0, (cut.area, cut.area)).permute(2, 0, 1)[None]
-    if not any(cut.shift):
+    entries = table[attn.relative_position_index.flatten()]
+    bias = entries.unflatten(0, (partition.area, partition.area)).permute(2, 0, 1)[None]
+    if not any(partition.shift):
         return bias.contiguous()
     hidden = block.attn_mask
     if hidden is None:
-        hidden = block.get_attn_mask(bias.new_empty(1, *cut.padded, 1))
+        hidden = block.get_attn_mask(bias.new_empty(1, *partition.padded, 1))
     masked = bias + hidden[:, None].to(bias.dtype)  # (count, H, area, area)
     return masked.expand(batch, -1, -1, -1, -1).flatten(0, 1)
 
 
-def _mean_query_logits(attn: Any, cut: _Cut, queries: Tensor, keys: Tensor) -> Tensor:
+def _mean_query_logits(attn: Any, partition: WindowPartition, queries: Tensor, keys: Tensor) -> Tensor:
     """(B, H, T): logits of the mean query of an image's patches over all of them."""
-    each = queries.unflatten(0, (-1, cut.count))  # (B, count, H, area, d)
-    if cut.pads:
-        ones = queries.new_ones(1, cut.grid_size[0] * cut.grid_size[1], 1)
-        each = each * cut.windows(ones)[:, None]
-    mean = each.sum((1, 3)) / (cut.grid_size[0] * cut.grid_size[1])  # (B, H, d)
-    logits = torch.einsum("bhd,bwhad->bwah", mean * _scale(attn), keys.unflatten(0, (-1, cut.count)))
-    return cut.back(logits.flatten(0, 1)).transpose(1, 2)
+    each = queries.unflatten(0, (-1, partition.count))  # (B, count, H, area, d)
+    if partition.pads:
+        ones = queries.new_ones(1, partition.grid_size[0] * partition.grid_size[1], 1)
+        each = each * partition.windows(ones)[:, None]
+    mean = each.sum((1, 3)) / (partition.grid_size[0] * partition.grid_size[1])  # (B, H, d)
+    logits = torch.einsum("bhd,bwhad->bwah", mean * _scale(attn), keys.unflatten(0, (-1, partition.count)))
+    return partition.back(logits.flatten(0, 1)).transpose(1, 2)

@@ -14,14 +14,14 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from trimtab.backbone.family import BesideMLP, BlockInputs, Family, Keep, Part, gathered, half_precision, run_mlp
-from trimtab.stream import AttentionInputs, KeysValues
+from trimtab.backbone.family import BlockInputs, Family, Keep, Part, add_hooked, gathered, half_precision, run_mlp
+from trimtab.stream import AttentionInputs, BlockHooks, KeysValues, ResidualHook
 
 # Younger than timm 1.0.
 _ATTENTION_ROPE = getattr(timm.layers, "AttentionRope", EvaAttention)
 
 
-class Plain(Family):
+class ViTFamily(Family):
     """VisionTransformer and Eva, with pre-norm blocks in sequence."""
 
     inside = "blocks."
@@ -91,36 +91,37 @@ class Plain(Family):
         return rope[i] if rope is not None and getattr(self.model, "rope_mixed", False) else rope
 
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One pre-norm block over tokens and full prompts in one sequence."""
-        tokens, prompts = inputs.tokens, inputs.prompts
+        """Run one pre-norm block over tokens and full prompts in one sequence of S = T + P rows."""
+        tokens, prompts = inputs.tokens, inputs.prompts  # (B, T, D), (B, P, D)
         attn, count = block.attn, tokens.shape[1]
-        x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens
-        normed = block.norm1(x)
-        context = self.join(block, inputs.context)
-        if inputs.salient is not None:
-            return self._run_salient(block, inputs, x, normed, context)
+        x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens  # (B, S, D)
+        normed = block.norm1(x)  # (B, S, D)
+        context = self.join(block, inputs.context)  # each (B or 1, H, P', d)
+        if inputs.select is not None:
+            return self._run_selected(block, inputs, x, normed, context)
         # Joined with a context, keys and values are copied; apart from the queries, the originals need not be kept.
         apart = context is not None and torch.is_grad_enabled()
+        # (B, H, R, d) for the R rows that are read, mostly all; keys and values (B, H, S, d).
         queries, own = _heads(attn, normed, inputs.rope, count, inputs.num_read, apart=apart)
         read = slice(None, inputs.num_read)
         num_queries = count if inputs.num_read is None else inputs.num_read
         seen = AttentionInputs(queries, own, context, num_tokens=count, num_queries=num_queries, scale=attn.scale)
-        attended = inputs.attend(seen).transpose(1, 2).flatten(2)
-        x = _residuals(block, x[:, read], normed[:, read], attended, inputs.keep, inputs.beside_mlp)
-        saliency = (
+        attended = inputs.attend(seen).transpose(1, 2).flatten(2)  # (B, R, D)
+        x = _residuals(block, x[:, read], normed[:, read], attended, inputs.keep, inputs.hooks)  # (B, R, D)
+        saliency = (  # (B, H, T)
             None if inputs.pooled is None else _pooled_logits(queries[:, :, :num_queries][:, :, inputs.pooled], seen)
         )
         return x[:, :count], x[:, count:], saliency
 
-    def _run_salient(
+    def _run_selected(
         self, block: Any, inputs: BlockInputs, x: Tensor, normed: Tensor, context: KeysValues | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As :meth:`run` where besides the first tokens the salient ones and the full prompts are read, and no others.
+        """Run as :meth:`run` where only the first tokens, the selected ones and the full prompts are read.
 
-        Which they are is known from one row of logits, so the others ask no queries and have no MLP.
+        They are selected by one row of logits, so the others ask no queries and have no MLP.
         """
         attn, count, first = block.attn, inputs.tokens.shape[1], inputs.num_read
-        if inputs.salient is None or first is None:
+        if inputs.select is None or first is None:
             raise RuntimeError("Everything of this block is read.")
         keys, values = _project(attn, normed, "keys values")
         own = _repeat_groups(attn, KeysValues(_qk_norm(attn, "k_norm", keys).to(values.dtype), values))
@@ -128,19 +129,20 @@ class Plain(Family):
         def queries(rows: Tensor) -> Tensor:
             return _qk_norm(attn, "q_norm", _project(attn, rows, "queries")[0]).to(values.dtype)
 
-        seen = AttentionInputs(keys, own, context, count, first + inputs.salient.count, attn.scale)
+        seen = AttentionInputs(keys, own, context, count, count, attn.scale)
         saliency = _pooled_logits(queries(normed[:, inputs.pooled]), seen)
-        places = inputs.salient.places(saliency)
+        places = inputs.select(saliency)  # (B, k)
+        read = first + places.shape[1]
         x, normed = (torch.cat([v[:, :first], gathered(v, places), v[:, count:]], 1) for v in (x, normed))
-        seen = dataclasses.replace(seen, queries=queries(normed))
+        seen = dataclasses.replace(seen, queries=queries(normed), num_queries=read)
         attended = inputs.attend(seen).transpose(1, 2).flatten(2)
-        x = _residuals(block, x, normed, attended, inputs.keep, inputs.beside_mlp)
-        return x[:, : seen.num_queries], x[:, seen.num_queries :], saliency
+        x = _residuals(block, x, normed, attended, inputs.keep, inputs.hooks)
+        return x[:, :read], x[:, read:], saliency
 
-    def bypass(self, block: Any, prompts: Tensor, keep: Keep) -> Tensor:
-        """Normalised prompts to the output projection, then the MLP."""
-        normed = block.norm1(prompts)
-        return _residuals(block, prompts, normed, normed, keep)
+    def skip_attention(self, block: Any, tokens: Tensor, keep: Keep) -> Tensor:
+        """Send the normalised tokens to the output projection, then through the MLP."""
+        normed = block.norm1(tokens)
+        return _residuals(block, tokens, normed, normed, keep, BlockHooks())
 
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
         """Keys and values of prompts: no position, rotary or otherwise."""
@@ -181,21 +183,25 @@ class Plain(Family):
         return pooled
 
 
-def _residuals(
-    block: Any, x: Tensor, normed: Tensor, attended: Tensor, keep: Keep, beside_mlp: BesideMLP | None = None
-) -> Tensor:
-    """The block from the softmax core's output on: projection, layer scale, residuals, MLP."""
+def _residuals(block: Any, x: Tensor, normed: Tensor, attended: Tensor, keep: Keep, hooks: BlockHooks) -> Tensor:
+    """Run the block from the softmax core's output on: projection, layer scale, residuals, MLP; all (B, S, D)."""
     attn = block.attn
     if getattr(attn, "norm", None) is not None:
         attended = attn.norm(attended)
     if getattr(attn, "gate", None) is not None:
         attended = attended * attn.gate(normed).sigmoid()
     update = _layer_scale(block, 1, attn.proj(attended))
-    x = x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep[0])
-    update = _layer_scale(block, 2, run_mlp(block.mlp, block.norm2(x)))
-    beside = None if beside_mlp is None else beside_mlp(x)
-    x = x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep[1])
-    return x if beside is None else x + beside
+    x = _add(x, normed, update, None if keep is None else keep[0], hooks.attention)
+    normed = block.norm2(x)
+    update = _layer_scale(block, 2, run_mlp(block.mlp, normed))
+    x = _add(x, normed, update, None if keep is None else keep[1], hooks.mlp)
+    return x if hooks.output is None else x + hooks.output(x)
+
+
+def _add(x: Tensor, normed: Tensor, update: Tensor, keep: Tensor | None, hook: ResidualHook | None) -> Tensor:
+    if hook is not None:
+        return add_hooked(x, normed, update if keep is None else update * keep, hook)
+    return x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep)
 
 
 def _layer_scale(block: Any, which: int, update: Tensor) -> Tensor:

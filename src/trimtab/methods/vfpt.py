@@ -1,0 +1,183 @@
+"""Visual Fourier prompt tuning (VFPT): some of VPT's prompts go through a Fourier transform."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.backbone import Backbone
+from trimtab.errors import ConfigError
+from trimtab.methods.base import FoldedMethod, Method, PromptSet
+from trimtab.methods.prompts import Prompts, dropped
+from trimtab.methods.vpt import VPT, paper_head_
+from trimtab.recipe import Recipe
+from trimtab.stream import Stream
+from trimtab.validation import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class VFPTConfig:
+    """Options of visual Fourier prompt tuning."""
+
+    num_prompts: int = 10
+    """Prompts per block (deep) or in all (shallow)."""
+    fourier_share: float = 0.5
+    """Share of the prompts that is transformed, rounded down to whole prompts: the first ones. 0 is plain VPT.
+    The paper searched 0, 0.3, 0.5, 0.7 and 1."""
+    deep: bool = True
+    """Fresh prompts at every block; otherwise the first block's are carried through."""
+    fourier_dimension: Literal["all", "sequence", "hidden"] = "all"
+    """Transform over the prompts and the width (all), over the prompts (sequence), or over the width (hidden)."""
+    fourier_location: Literal["prepend", "append"] = "prepend"
+    """Put the transformed prompts before the others, or after them."""
+    fourier_blocks: tuple[int, ...] | None = None
+    """Blocks whose prompts are transformed, counted from 0. Default: all."""
+    dropout: float = 0.0
+    """Probability of zeroing a prompt entry before the transform, drawn for every image."""
+    projection: int | None = None
+    """Width of prompts that a shared linear layer maps to the backbone's width. Default: no such layer."""
+    head_init: Literal["small", "paper"] = "small"
+    """Start of the classifier: small weights and no bias, or the official Kaiming-normal with bias -log(99)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.num_prompts < 1:
+            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
+        if not 0 <= self.fourier_share <= 1:
+            raise ConfigError(f"fourier_share is {self.fourier_share}; use 0 to 1.")
+        if self.fourier_share > 0 and self.num_fourier == 0:
+            raise ConfigError(
+                f"fourier_share is {self.fourier_share}, which is less than one of {self.num_prompts} prompts; use "
+                f"{math.ceil(100 / self.num_prompts) / 100:g} or more, more prompts, or 0 for plain VPT."
+            )
+        if self.fourier_blocks is not None and not all(block >= 0 for block in self.fourier_blocks):
+            raise ConfigError(f"fourier_blocks is {self.fourier_blocks}; blocks are counted from 0.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
+        if self.projection is not None and self.projection < 1:
+            raise ConfigError(f"projection is {self.projection}; use a width of at least 1, or leave it out.")
+
+    @property
+    def num_fourier(self) -> int:
+        """k, the number of transformed prompts of a block."""
+        return math.floor(self.fourier_share * self.num_prompts)
+
+
+class VFPT(Method[VFPTConfig]):
+    r"""VPT whose first prompts are fed as the real part of their discrete Fourier transform.
+
+    Of the P learned prompts of a block, the first :math:`k = \lfloor \alpha P \rfloor` are a matrix
+    :math:`X \in R^{k \times D}`, of which the block is fed
+
+    .. math::
+        F(X)_{mn} = \sum_{u < k} \sum_{v < D} X_{uv} \cos(2 \pi (m u / k + n v / D))
+
+    and the others as they are. Everything else is VPT's (:class:`~trimtab.methods.vpt.VPT`). The transform has no
+    parameters: adds ``depth * num_prompts * width`` (deep) or ``num_prompts * width`` (shallow); with a projection of
+    width ``d``, ``d`` takes the place of ``width`` and ``(d + 1) * width`` come on top.
+
+    No transformed prompt depends on an image, and :meth:`fold` stores them: the folded model is VPT's. The transform is
+    summed in float32 at least. Where a backbone has stages (Swin), prompts are transformed over their block's width.
+
+    Departs: the classifier starts small unless ``head_init`` is ``"paper"``. Prompts start uniform as the paper's and
+    VPT's, not from patches, since what is fed is not what is learned. Left out of the official options: extra Fourier
+    prompts (broken: the sequence grows from block to block), a random choice of prompts at every forward pass
+    (evaluation would be random), and the linear maps in place of the transform, which were ablations.
+
+    References:
+        | Visual Fourier Prompt Tuning (Zeng et al., NeurIPS 2024), section 3.2
+        | https://arxiv.org/abs/2411.01327
+    """
+
+    name = "vfpt"
+    Config = VFPTConfig
+    recipe = Recipe(lr=1.5e-3, epochs=15, warmup_epochs=3)
+    paper_recipes = {"vfpt": VPT.paper_recipes["vpt"]}
+    paper_preprocessing = {"vfpt": VPT.paper_preprocessing["vpt"], "vfpt-fgvc": VPT.paper_preprocessing["vpt-fgvc"]}
+
+    def __init__(self, config: VFPTConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        blocks = backbone.depth if config.deep else 1
+        self.prompts = Prompts(backbone, config.num_prompts, blocks=blocks, width=config.projection)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection is not None:
+            self.projection = nn.Linear(config.projection, backbone.width)
+            nn.init.kaiming_normal_(self.projection.weight, a=0, mode="fan_out")
+
+    @classmethod
+    def unsupported(cls, config: VFPTConfig, backbone: Backbone) -> list[str]:
+        """List a projection to several widths, and transformed blocks that have no prompts of their own."""
+        reasons = []
+        if config.projection is not None and config.deep and len(backbone.stages) > 1:
+            reasons.append(f"a projection maps prompts to one width and its stages have {len(backbone.stages)}")
+        blocks = backbone.depth if config.deep else 1
+        if config.fourier_blocks is not None and max(config.fourier_blocks, default=0) >= blocks:
+            reasons.append(f"fourier_blocks {config.fourier_blocks} goes beyond the {blocks} blocks that have prompts")
+        return reasons
+
+    def initialise_head(self, head: nn.Linear) -> None:
+        """Start small, or as the official code does."""
+        if self.config.head_init == "small":
+            super().initialise_head(head)
+        else:
+            paper_head_(head)
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many prompts of a block are transformed."""
+        return {"transformed prompts": self.config.num_fourier}
+
+    def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
+        """Return the prompts of every block (deep), or those of the first, carried on."""
+        own, rest = range(len(self.prompts)), range(len(self.prompts), backbone.depth)
+        return [PromptSet("prompts", self.config.num_prompts, tuple(own), tuple(rest))]
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        """Run block ``i`` with its own prompts as context (deep), or with those that flow along."""
+        if self.config.deep:
+            return backbone.block(i, stream, context=self.fed(i, stream))
+        if i == 0:
+            stream = stream.with_prompts(self.fed(0, stream))
+        return backbone.block(i, stream)
+
+    def fold(self, backbone: Backbone) -> Method[Any]:
+        """Store deep prompts as keys and values, shallow ones as they are fed to the first block."""
+        if not self.config.deep:
+            return FoldedMethod(self, backbone, prompts=self.fed(0))
+        contexts = [backbone.keys_values(i, self.fed(i)) for i in range(len(self.prompts))]
+        return FoldedMethod(self, backbone, contexts=contexts)
+
+    def fed(self, i: int, stream: Stream | None = None) -> Tensor:
+        """Return the prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images.
+
+        Args:
+            i: A block that has prompts of its own.
+            stream: What enters it; needed in training, whose dropout is drawn for its images.
+        """
+        prompts: Tensor = self.projection(self.prompts[i])  # (P, D)
+        if self.training and stream is not None:
+            prompts = dropped(prompts, self.config.dropout, stream)  # (P, D) or (B, P, D)
+        count, blocks = self.config.num_fourier, self.config.fourier_blocks
+        if not count or (blocks is not None and i not in blocks):
+            return prompts
+        transformed = fourier(prompts[..., :count, :], self.config.fourier_dimension)
+        others = prompts[..., count:, :].to(transformed)
+        order = [transformed, others] if self.config.fourier_location == "prepend" else [others, transformed]
+        return torch.cat(order, -2)
+
+
+def fourier(prompts: Tensor, dimension: Literal["all", "sequence", "hidden"] = "all") -> Tensor:
+    """Return the real part of the unnormalised discrete Fourier transform of prompts (..., k, D).
+
+    Args:
+        prompts: Transformed in float32 where they are of half precision: the sums have up to k * D terms.
+        dimension: Over k and D, over k, or over D.
+    """
+    dims = {"all": (-2, -1), "sequence": (-2,), "hidden": (-1,)}[dimension]
+    values = prompts if prompts.dtype == torch.float64 else prompts.float()
+    transformed: Tensor = torch.fft.fftn(values, dim=dims).real
+    return transformed

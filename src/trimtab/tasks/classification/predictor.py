@@ -1,0 +1,68 @@
+"""Prediction of classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from trimtab.data import Preprocess
+from trimtab.tasks.predictor import TablePredictor, path_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The predicted class of one image."""
+
+    path: str | None
+    """The file, or the name of a built-in image."""
+    label: str | None
+    """The most probable class; ``None`` if the image could not be read."""
+    probability: float | None
+    """Its probability."""
+    probabilities: tuple[float, ...] | None
+    """One a class, in the order of the labels."""
+    error: str | None = None
+    """Why the image could not be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor(TablePredictor[Prediction]):
+    """A tuned classifier with its labels and its preprocessing.
+
+    Example:
+        ::
+
+            predictor = trimtab.load("runs/flowers")
+            for prediction in predictor.predict(["a.jpg", "b.jpg"]):
+                print(prediction.label, prediction.probability)
+    """
+
+    preprocess: Preprocess
+
+    def predict_batch(self, images: Sequence[Any], read: Sequence[Tensor | str]) -> Iterator[Prediction]:
+        good = [image for image in read if isinstance(image, Tensor)]
+        rows: Iterator[Tensor] = iter(())
+        if good:
+            rows = iter(self.logits(self.preprocess.finish(good)).softmax(-1))
+        for image, pixels in zip(images, read, strict=True):
+            if isinstance(pixels, str):
+                yield self.unread(path_of(image), pixels)
+                continue
+            probabilities = tuple(next(rows).tolist())
+            best = max(range(len(probabilities)), key=probabilities.__getitem__)
+            yield Prediction(path_of(image), self.labels[best], probabilities[best], probabilities)
+
+    def unread(self, path: str | None, reason: str) -> Prediction:
+        return Prediction(path, None, None, None, reason)
+
+    def columns(self) -> list[str]:
+        return ["path", "label", "probability", "error", *(f"probability of {label}" for label in self.labels)]
+
+    def row(self, prediction: Prediction) -> list[Any]:
+        if prediction.probabilities is None:
+            return [prediction.path, "", "", prediction.error, *("" for _ in self.labels)]
+        values = [f"{value:.6f}" for value in prediction.probabilities]
+        return [prediction.path, prediction.label, f"{prediction.probability:.6f}", "", *values]

@@ -1,0 +1,201 @@
+"""Predictors: a tuned model with its labels and its preprocessing, from images to predictions."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trimtab.data import BuiltInImage, Store, list_images, named_images, unreadable
+from trimtab.errors import ConfigError, DataError
+from trimtab.model import TunedModel
+from trimtab.progress import Progress
+
+
+class AnyPrediction(Protocol):
+    """A prediction of one image."""
+
+    @property
+    def path(self) -> str | None:
+        """The file, or the name of a built-in image."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the image could not be read."""
+
+
+class _Reader(Protocol):
+    """A preprocessing, as far as images are read by it."""
+
+    def read(self, source: Any) -> Tensor: ...
+
+    def from_image(self, image: Image.Image) -> Tensor: ...
+
+    def normalise(self, images: Tensor) -> Tensor: ...
+
+
+PredictionT = TypeVar("PredictionT", bound=AnyPrediction)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPredictor(abc.ABC, Generic[PredictionT]):
+    """A tuned model with its labels and its preprocessing; each task has its own."""
+
+    largest_batch: ClassVar[int | None] = None
+    """Most images that :meth:`iterate` puts into one batch."""
+
+    model: TunedModel
+    labels: tuple[str, ...]
+    preprocess: Any
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Compute the logits of stored images on the CPU, whatever the device of the model.
+
+        Args:
+            images: (B, 3, H, W) uint8, as ``preprocess`` reads them.
+        """
+        with torch.inference_mode():
+            reader: _Reader = self.preprocess
+            return self.forward(reader.normalise(images.to(self.model.backbone.device))).float().cpu()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute the logits of normalised images; the model's own by default."""
+        logits: Tensor = self.model(inputs)
+        return logits
+
+    def answers(self, store: Store, plan: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield pixels, targets and logits of a store's images, a batch for each entry of ``plan``.
+
+        This is the one loop that decodes, normalises and runs a tuned model on labelled images.
+        """
+        for pixels, targets in store.batches(plan):
+            yield pixels, targets, self.logits(pixels)
+
+    def predict(
+        self, images: Any, *, batch_size: int = 64, threads: int = 2, progress: Progress | None = None
+    ) -> list[PredictionT]:
+        """Predict one image or many.
+
+        Args:
+            images: A path of an image or of a folder of images, the name of a built-in set, a PIL image, or a
+                sequence of these.
+                Unreadable images get a prediction with an ``error`` and nothing else; the rest are done.
+            batch_size: Images a forward pass, at the most.
+            threads: Threads that decode.
+            progress: Reports progress.
+
+        Raises:
+            ConfigError: If something else is given, or no number of images or threads.
+            DataError: If a folder holds no images.
+        """
+        found = list(itertools.chain.from_iterable(map(_images_of, _each(images))))
+        return list(self.iterate(found, batch_size=batch_size, threads=threads, progress=progress))
+
+    def iterate(
+        self, images: Sequence[Any], *, batch_size: int = 64, threads: int = 2, progress: Progress | None = None
+    ) -> Iterator[PredictionT]:
+        """Predict paths and PIL images one after another; the next batch is decoded meanwhile."""
+        if self.largest_batch is not None:
+            batch_size = min(batch_size, self.largest_batch)
+        batches, submitted = batches_of(len(images), batch_size, threads), 0
+        waiting: deque[Future[Tensor | str]] = deque()
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            (progress or Progress()).stage("Predicting", len(images), "images") as advance,
+        ):
+            for rows in batches:
+                submitted = self._submit(pool, waiting, images, submitted, rows.stop)
+                read = [waiting.popleft().result() for _ in rows]
+                submitted = self._submit(pool, waiting, images, submitted, rows.stop + max(len(rows), threads))
+                yield from self.predict_batch(images[rows.start : rows.stop], read)
+                advance(len(rows))
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, waiting: deque[Future[Tensor | str]], images: Sequence[Any], done: int, end: int
+    ) -> int:
+        """Have the images up to the position ``end`` read; returns how many are by now."""
+        waiting += [pool.submit(self._read, image) for image in images[done:end]]
+        return max(done, min(end, len(images)))
+
+    @abc.abstractmethod
+    def predict_batch(self, images: Sequence[Any], read: Sequence[Tensor | str]) -> Iterator[PredictionT]:
+        """Yield a prediction for each image of a batch.
+
+        Args:
+            images: Paths and PIL images.
+            read: For each its pixels as ``preprocess`` reads them, or why it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def unread(self, path: str | None, reason: str) -> PredictionT:
+        """Make the prediction of an image that could not be read."""
+
+    def _read(self, image: Any) -> Tensor | str:
+        """Read an image; the reason where it cannot be read."""
+        reader: _Reader = self.preprocess
+        try:
+            if not isinstance(image, Image.Image):
+                return reader.read(image)
+        except DataError as error:
+            return str(error)
+        # Pillow reads the file only now, and a damaged one can fail in any way.
+        try:
+            return reader.from_image(image)
+        except Exception as error:  # noqa: BLE001
+            return unreadable("An image", error)
+
+
+class TablePredictor(TaskPredictor[PredictionT]):
+    """A predictor whose predictions can be written as a table."""
+
+    @abc.abstractmethod
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+
+    @abc.abstractmethod
+    def row(self, prediction: PredictionT) -> list[Any]:
+        """Return a prediction as a row of the table."""
+
+
+def batches_of(count: int, batch_size: int, threads: int) -> list[range]:
+    """Return the positions of every batch.
+
+    Raises:
+        ConfigError: If these are no numbers of images and threads.
+    """
+    if batch_size < 1 or threads < 1:
+        raise ConfigError(f"batch_size is {batch_size} and threads is {threads}; use at least 1 of each.")
+    return [range(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+
+
+def path_of(image: Any) -> str | None:
+    """Return the path of an image that is given as one."""
+    return None if isinstance(image, Image.Image) else str(image)
+
+
+def _each(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, Iterable) and not isinstance(images, (str, bytes)) else [images]
+
+
+def _images_of(image: Any) -> Sequence[Any]:
+    """Return the image itself, or those of a folder or of a built-in set."""
+    if isinstance(image, (Image.Image, BuiltInImage)):
+        return [image]
+    if not isinstance(image, (str, os.PathLike)):
+        raise ConfigError(
+            f"An image is given as {type(image).__name__}; give a path, a PIL image (Image.fromarray makes one of "
+            "an array), or a sequence of these."
+        )
+    if os.fspath(image) and Path(image).is_dir():
+        return list_images([Path(image)])
+    return named_images(os.fspath(image)) or [image]

@@ -1,0 +1,23 @@
+"""Semantic segmentation: the class of every pixel."""
+
+from __future__ import annotations
+
+from trimtab.tasks.segmentation.metrics import SegmentationMetrics, scores_of, segmentation_loss
+from trimtab.tasks.segmentation.predictor import MaskPrediction, MaskPredictor
+from trimtab.tasks.segmentation.sliding import Views, enlarged, look, slide
+from trimtab.tasks.segmentation.task import Segmentation, SegmentationConfig, masks_of
+
+__all__ = [
+    "MaskPrediction",
+    "MaskPredictor",
+    "Segmentation",
+    "SegmentationConfig",
+    "SegmentationMetrics",
+    "Views",
+    "enlarged",
+    "look",
+    "masks_of",
+    "scores_of",
+    "segmentation_loss",
+    "slide",
+]

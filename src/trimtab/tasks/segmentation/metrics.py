@@ -1,0 +1,83 @@
+"""Loss and metrics of segmentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtab.data import VOID
+from trimtab.tasks.base import Gather, Metrics
+from trimtab.tasks.segmentation.sliding import enlarged
+
+
+def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C, h, w) and classes (B, h, w), summed over images.
+
+    Of an image it is the sum over its pixels that have a class, divided by the number of all its pixels: so every
+    pixel weighs the same, and a batch gives the same gradient whole or in parts.
+    """
+    total = F.cross_entropy(logits.float(), targets.long(), ignore_index=VOID, reduction="sum")
+    return total / (targets.shape[-2] * targets.shape[-1])
+
+
+def scores_of(matrix: Tensor) -> dict[str, Any]:
+    """Metrics of a confusion matrix (C, C), true classes by predicted ones.
+
+    Returns:
+        ``miou`` (mean over the classes that are there or predicted), ``pixel_accuracy``, ``mean_class_accuracy`` (over
+        the classes that are there) and ``iou`` (one a class, None where it is neither there nor predicted), 0 to 1.
+        None where no pixel has a class.
+    """
+    counts = matrix.double()
+    right, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+    union = true + predicted - right
+    iou = right / union
+    seen, there = union > 0, true > 0
+    some = bool(there.any())
+    return {
+        "miou": float(iou[seen].mean()) if some else None,
+        "pixel_accuracy": float(right.sum() / true.sum()) if some else None,
+        "mean_class_accuracy": float((right[there] / true[there]).mean()) if some else None,
+        "iou": [float(value) if known else None for value, known in zip(iou, seen, strict=True)],
+    }
+
+
+class SegmentationMetrics(Metrics):
+    """A confusion matrix over all pixels of a set, and the metrics of each image.
+
+    Args:
+        classes: C.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.matrix = torch.zeros(classes, classes, dtype=torch.int64)
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self.images: list[dict[str, float | None]] = []
+        """``miou`` and ``pixel_accuracy`` of each image, in order."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Logits (B, C, H, W), enlarged to the size of the masks (B, h, w)."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        logits, targets = logits.float(), targets.long()
+        logits = enlarged(logits, targets.shape[-2:])
+        self.loss += F.cross_entropy(logits, targets, ignore_index=VOID, reduction="sum").double().cpu()
+        predicted = logits.argmax(1)
+        for one, mask in zip(predicted, targets, strict=True):
+            matrix = multiclass_confusion_matrix(
+                one, mask, num_classes=self.matrix.shape[0], ignore_index=VOID, validate_args=False
+            ).cpu()
+            self.matrix += matrix
+            scores = scores_of(matrix)
+            self.images.append({name: scores[name] for name in ("miou", "pixel_accuracy")})
+
+    def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
+        """As :func:`scores_of`, and ``loss``, the mean over pixels; an image is never counted twice here."""
+        matrix, loss = self.matrix, self.loss
+        if gather is not None:
+            matrix, loss = gather(matrix[None]).sum(0), gather(loss[None]).sum(0)
+        pixels = int(matrix.sum())
+        return {**scores_of(matrix), "loss": float(loss) / pixels if pixels else None}
