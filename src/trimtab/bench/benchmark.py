@@ -1,4 +1,4 @@
-"""What ``trimtab bench`` does: opens everything, checks that it fits what was done before, and runs."""
+"""The function :func:`bench`: opens suite, rows and backbone, checks them against earlier results, and runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bench(
     pool: Pool | None = None,
     **options: Any,
 ) -> Outcome:
-    """Run a benchmark; the same call again goes on where it was stopped, and does nothing twice.
+    """Run a benchmark; the same call again resumes it and repeats nothing.
 
     Args:
         suite: ``"vtab1k"``, ``"fgvc"``, a CSV file with the columns task and data, perhaps group, or a study, which is
@@ -55,9 +55,9 @@ def bench(
             ``"vpt:deep=false,num_prompts=20"``, ``"linear:epochs=50"``. Of a study the names of rows, by default all.
         out: Folder for the results. One with results takes more methods, tasks and seeds of the same setup.
         tasks: Only these of the suite.
-        progress: Who is told how far it is.
+        progress: Reports progress.
         command: The command line, for the record.
-        pool: Who works; by default processes of this machine, or the Ray cluster that the options name.
+        pool: Runs the trials; by default processes of this machine, or the Ray cluster that the options name.
         options: Fields of :class:`~trimtab.bench.config.BenchConfig`.
 
     Raises:
@@ -131,7 +131,7 @@ def _check_out(out: Path) -> None:
 
 
 def _is_left(entry: Path) -> bool:
-    """Whether a file may be what a benchmark left that was killed before its first line was whole."""
+    """Tell whether a file may be left of a benchmark that was killed before its first line was complete."""
     if entry.name == LOCK:
         return True
     if not entry.is_file():
@@ -142,7 +142,7 @@ def _is_left(entry: Path) -> bool:
 
 
 def read_row(text: str) -> Row:
-    """A row of the table, from ``METHOD`` or ``METHOD:option=value,option=value``.
+    """Parse a row of the table from ``METHOD`` or ``METHOD:option=value,option=value``.
 
     Raises:
         ConfigError: If there is no such method or option, or a value is none of the option's.
@@ -194,7 +194,7 @@ def _image_size(config: BenchConfig) -> tuple[int, int] | None:
 def _check_setup(
     results: Results, config: BenchConfig, tasks: Sequence[SuiteTask], fingerprint: str, out: Path
 ) -> None:
-    """Refuse to mix, in one folder, what does not belong into one table."""
+    """Refuse results of another setup or other data in the same folder."""
     before = results.last("setup")
     if before is None:
         return
@@ -228,7 +228,7 @@ def _setup(config: BenchConfig, tasks: Sequence[SuiteTask], fingerprint: str) ->
 
 
 def _shows_transparency(results: Results) -> bool:
-    """Whether transparent pixels are shown over a background; earlier versions dropped transparency."""
+    """Tell whether transparent pixels are composited over a background; earlier versions dropped transparency."""
     before = results.last("setup")
     return before is None or _BACKGROUND in before["setup"]
 
@@ -241,7 +241,7 @@ def _begin(
     fingerprint: str,
     command: str | None,
 ) -> None:
-    """Write down what is run, on what, by which versions and machine."""
+    """Record setup, tasks, command, versions and machine."""
     if results.last("setup") is None:
         results.append("setup", {"setup": _setup(config, tasks, fingerprint)})
     for task in tasks:

@@ -1,4 +1,4 @@
-"""The report of a benchmark as files."""
+"""The function :func:`bench_report`, which writes the report of a benchmark."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bench_report(
     baselines: Sequence[str] = (),
     overwrite: bool = False,
 ) -> BenchReport:
-    """Write tables and pictures of what ``bench`` measured; an earlier report in the same place is replaced.
+    """Write tables and figures of recorded results; an earlier report in the same place is replaced.
 
     Args:
         folders: Result folders of ``bench``, of one suite.
@@ -67,12 +67,12 @@ def bench_report(
 
 
 def _names(summary: Record) -> list[str]:
-    """The files of a report."""
+    """List the files of a report."""
     return [_SUMMARY, "report.txt", "report.html", *csv_names(summary)]
 
 
 def _check_out(out: Path, summary: Record, folders: Sequence[str | Path], *, overwrite: bool) -> None:
-    """Refuse to write over what is read, and, unasked, over anything but an earlier report."""
+    """Refuse to overwrite inputs, and without ``overwrite`` anything but an earlier report."""
     check_folder(out, "a folder with --out")
     ours = set(_names(summary) if overwrite else _earlier(out))
     for name in _names(summary):
@@ -88,7 +88,7 @@ def _check_out(out: Path, summary: Record, folders: Sequence[str | Path], *, ove
 
 
 def _earlier(out: Path) -> list[str]:
-    """The files of the report that is in a folder."""
+    """List the files of the report in a folder."""
     try:
         summary = parse_json((out / _SUMMARY).read_bytes())
     except (OSError, ValueError):
@@ -97,7 +97,7 @@ def _earlier(out: Path) -> list[str]:
 
 
 def _inputs(folders: Sequence[str | Path]) -> Iterator[str | Path]:
-    """What is reported on: results and models, and the suite and data that they are of."""
+    """Yield the input files of a report: results, models, suite and data."""
     for folder in map(Path, folders):
         yield folder / RESULTS
         yield from (folder / "models").rglob("*")

@@ -1,4 +1,4 @@
-"""What was measured: one JSON line for each thing that happened, appended at once and never changed.
+"""Recorded results: one JSON line for each event, appended at once and never changed.
 
 | kind | what |
 |---|---|
@@ -64,7 +64,7 @@ _NAMES = (("key",), ("row", "task"))
 
 
 class Results:
-    """The lines of ``path``; another process of ours must not write them at the same time.
+    """The records of a file; only one process may write it at a time.
 
     Args:
         path: The file; there need be none.
@@ -84,7 +84,7 @@ class Results:
             self._take(record)
 
     def append(self, kind: str, values: Mapping[str, Any]) -> Record:
-        """Write a line and make sure that it is on the disk.
+        """Append a line and flush it to the disk.
 
         Raises:
             DataError: If somebody else has written to the file since the last one.
@@ -107,7 +107,7 @@ class Results:
         return self.records[kind][-1]
 
     def find(self, kind: str, **values: Any) -> list[Record]:
-        """The lines of a kind with these values, oldest first."""
+        """Find the lines of a kind with these values, oldest first."""
         return [
             record
             for record in self._among(kind, values)
@@ -115,7 +115,7 @@ class Results:
         ]
 
     def last(self, kind: str, **values: Any) -> Record | None:
-        """The newest such line."""
+        """Find the newest such line; ``None`` if there is none."""
         found = self.find(kind, **values)
         return found[-1] if found else None
 
@@ -167,7 +167,7 @@ def best(trials: Iterable[Record]) -> Record:
 
 
 def repair(path: Path, fields: Fields = ANY) -> None:
-    """Finish the last line where only its line break is missing, and remove half of one that a killed run left.
+    """Complete a last line without its line break, and remove a partial line of a killed run.
 
     Raises:
         DataError: If a line is no record of ours; the file is left as it is.
@@ -203,7 +203,7 @@ def _read(path: Path, fields: Fields) -> tuple[list[Record], int]:
 
 
 def is_half(line: bytes, fields: Fields) -> bool:
-    """Whether a line may be the beginning of one of ours."""
+    """Tell whether a line may be the beginning of a record."""
     starts = [b'{"kind": "'] if fields is ANY else [f'{{"kind": "{kind}", "time": "'.encode() for kind in fields]
     return any(line.startswith(start) or start.startswith(line) for start in starts)
 

@@ -1,4 +1,4 @@
-"""One training, or one measurement of a model, as a worker process does it."""
+"""Trials as workers run them: a training, or an evaluation on test images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PATIENCE = 60
 
 @dataclass(frozen=True)
 class Trial:
-    """Everything that decides a trained model."""
+    """All inputs of a training; equal trials give equal models."""
 
     protocol: str
     part: str
@@ -57,13 +57,13 @@ class Trial:
     """After which epochs the test images are read, where the protocol chooses the epoch on them."""
 
     def inputs(self) -> Record:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         values: Record = json.loads(json.dumps(dataclasses.asdict(self)))
         return values
 
     @functools.cached_property
     def key(self) -> str:
-        """The trial's name: the same inputs are never trained twice."""
+        """The digest of the inputs, by which a trial is found in the results and never repeated."""
         text = json.dumps(self.inputs(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -96,7 +96,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What changes where and how fast a trial runs, and not what comes out."""
+    """Options that change where and how fast a trial runs, and not its result."""
 
     weights: str | None = None
     device: str = "auto"
@@ -137,7 +137,7 @@ class _PrunedError(Exception):
 
 
 def run_trial(trial: Trial, place: TrialFiles) -> Record:
-    """Train, and measure on the validation images if there are any; the record for the results.
+    """Train, evaluate on the validation images if there are any, and return the record.
 
     A training that diverged has the score 0, so that it is never chosen, and the reason beside it.
     """
@@ -236,7 +236,7 @@ def _measured(place: TrialFiles, result: FitResult) -> Record:
 
 
 def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSettings) -> Record:
-    """Measure a trained model on the test images that the ledger gave for it."""
+    """Evaluate a trained model on the test images that the ledger opened for it."""
     from trimtab.checkpoint import task_of
     from trimtab.inference.evaluate import load
 
@@ -277,7 +277,7 @@ def _measure(
 
 
 class _EpochWatcher:
-    """Follows a training: keeps its curve, stops it where it is behind, reads test images where that is asked."""
+    """Follows a training after each epoch: keeps its curve, prunes it, and evaluates on test images if asked."""
 
     def __init__(self, trial: Trial, place: TrialFiles) -> None:
         self._trial, self._place = trial, place
