@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(arguments)
-    setattr(trimtab.loop, "ImageBatches", Watched)  # noqa: B010 - a name that mypy knows as a class
+    setattr(trimtab.training.loop, "ImageBatches", Watched)  # noqa: B010 - a name that mypy knows as a class
     options: dict[str, Any] = {
         name: getattr(args, name) for name in ("backbone", "weights", "augment", "image_size", "cache_gb", "limit")
     }

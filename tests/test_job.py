@@ -230,7 +230,7 @@ def test_micro_batches_in_processes(tmp_path: Path) -> None:
     assert job.farthest(job.tensors(tmp_path / "a"), job.tensors(job.finished("ship", select="last"))) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_accelerates_launcher_does_it_too(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

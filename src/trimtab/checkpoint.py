@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -85,7 +86,7 @@ def save(
     run: dict[str, Any],
     task: Task,
     of_task: dict[str, Any],
-) -> int:
+) -> dict[str, Any]:
     """Write an adapter folder; the config comes last, so that an interrupted save is seen as none.
 
     Args:
@@ -101,15 +102,15 @@ def save(
         of_task: What the task keeps in an adapter (:meth:`~trimtab.tasks.base.Task.saved`).
 
     Returns:
-        Bytes of the tensors' file.
+        The metrics as written, with the bytes of the tensors' file among them.
     """
     from safetensors.torch import save as to_bytes
 
-    model.load_adapter_state_dict(tensors)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     raw = to_bytes(plain, {"format": "pt"})
     write_bytes(directory / TENSORS, raw)
-    config = _config(model, labels, weights, hashlib.sha256(raw).hexdigest()) | {"task": task.name, **of_task}
+    config = _config(model, tensors, labels, weights, hashlib.sha256(raw).hexdigest())
+    config |= {"task": task.name, **of_task}
     preprocessor = preprocess.to_dict()
     config["checksum"] = checksums(config, preprocessor)
     metrics = {**metrics, "adapter_bytes": len(raw)}
@@ -117,18 +118,23 @@ def save(
     write_json(directory / METRICS, metrics)
     write_text(directory / CARD, model_card(task, config, metrics, run))
     write_json(directory / CONFIG, config)
-    return len(raw)
+    return metrics
 
 
-def _config(model: TunedModel, labels: tuple[str, ...], weights: str | None, sha256: str) -> dict[str, Any]:
+def _config(
+    model: TunedModel, tensors: dict[str, Tensor], labels: tuple[str, ...], weights: str | None, sha256: str
+) -> dict[str, Any]:
     backbone = model.backbone
+    # The model may have been trained on since: what is said of the method is said of what is saved.
+    method = copy.deepcopy(model.method)
+    method.load_state_dict(part_of(tensors, "method."))
     return {
         "format_version": FORMAT_VERSION,
         "library": "trimtab",
         "task": DEFAULT_TASK,
         "method": model.method.name,
         "method_config": dataclasses.asdict(model.method.config),
-        "facts": model.method.summary(),
+        "facts": method.summary(),
         "labels": list(labels),
         "backbone": {
             "name": backbone.name,
@@ -142,34 +148,106 @@ def _config(model: TunedModel, labels: tuple[str, ...], weights: str | None, sha
     }
 
 
+def _is_part(path: Path) -> bool:
+    return path.is_file() and path.name != LOCK
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, by the rest of their names."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFiles:
+    """The files of an adapter folder, each read once and checked; nothing is unpickled."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: bytes
+    preprocessor: dict[str, Any]
+    metrics: dict[str, Any]
+    """Empty where their file is gone, or they were not asked for."""
+    folder_bytes: int
+
+    @classmethod
+    def read(cls, directory: str | Path, *, metrics: bool = True) -> AdapterFiles:
+        """Read and check an adapter folder.
+
+        Args:
+            directory: The folder.
+            metrics: Whether to read the metrics, too; a model can be had without.
+
+        Raises:
+            CheckpointError: If a file is missing, broken, from another program, or of a newer format.
+        """
+        directory = Path(directory)
+        with reading(directory):
+            config = _checked_config(directory)
+            return cls(
+                directory,
+                config,
+                tensors=_tensors(directory, config),
+                preprocessor=_preprocessor(directory, config),
+                metrics=_json(directory / METRICS) if metrics and (directory / METRICS).is_file() else {},
+                folder_bytes=sum(path.stat().st_size for path in directory.iterdir() if _is_part(path)),
+            )
+
+    def load(self) -> SavedAdapter:
+        """Return what the model is made of.
+
+        Raises:
+            CheckpointError: If the files do not fit together.
+        """
+        from safetensors.torch import load as load_tensors
+
+        config, backbone = self.config, self.config["backbone"]
+        task = _task_of(self.directory, config)
+        height, width = backbone["image_size"]
+        return SavedAdapter(
+            method=config["method"],
+            method_config=config["method_config"],
+            labels=tuple(config["labels"]),
+            backbone=backbone["name"],
+            fingerprint=backbone["fingerprint"],
+            weights=backbone.get("weights"),
+            image_size=(height, width),
+            preprocess=task.preprocess_of(self.preprocessor),
+            tensors=load_tensors(self.tensors),
+            task=task,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what there is to know of the adapter, as :func:`describe` has it."""
+        config = self.config
+        header = json.loads(self.tensors[8 : 8 + int.from_bytes(self.tensors[:8], "little")])
+        header.pop("__metadata__", None)
+        counts: dict[str, dict[str, int]] = {"parameters": {}, "fixed": {}}
+        for name, entry in sorted(header.items()):
+            kind = counts["parameters" if name in config["trained"] else "fixed"]
+            # What all hierarchies, blocks or layers have is one part.
+            part = ".".join(name.split(".")[:2])
+            kind[part] = kind.get(part, 0) + math.prod(entry["shape"])
+        with_head = {name: config[name] for name in ("task", "head") if "head" in config}
+        return {
+            **with_head,
+            "method": config["method"],
+            "method_config": config["method_config"],
+            "facts": config.get("facts", {}),
+            "labels": config["labels"],
+            "backbone": config["backbone"],
+            **counts,
+            "bytes": {"tensors": len(self.tensors), "folder": self.folder_bytes},
+            "metrics": self.metrics,
+        }
+
+
 def read(directory: str | Path) -> SavedAdapter:
     """Read and check an adapter folder; nothing is unpickled.
 
     Raises:
         CheckpointError: If a file is missing, broken, from another program, or of a newer format.
     """
-    from safetensors.torch import load as load_tensors
-
-    directory = Path(directory)
-    with reading(directory):
-        config = _checked_config(directory)
-        task = _task_of(directory, config)
-        raw = _tensors(directory, config)
-        preprocessor = _preprocessor(directory, config)
-    backbone = config["backbone"]
-    height, width = backbone["image_size"]
-    return SavedAdapter(
-        method=config["method"],
-        method_config=config["method_config"],
-        labels=tuple(config["labels"]),
-        backbone=backbone["name"],
-        fingerprint=backbone["fingerprint"],
-        weights=backbone.get("weights"),
-        image_size=(height, width),
-        preprocess=task.preprocess_of(preprocessor),
-        tensors=load_tensors(raw),
-        task=task,
-    )
+    return AdapterFiles.read(directory, metrics=False).load()
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -218,6 +296,9 @@ def _changed(directory: Path, name: str) -> CheckpointError:
 
 def _preprocessor(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What the preprocessor's file holds, checked to be what was saved."""
+    if "checksum" not in config and not (directory / PREPROCESSOR).exists():
+        # What earlier versions saved can be described without.
+        return {}
     values = _json(directory / PREPROCESSOR)
     if not is_kept_by(config, values):
         raise _changed(directory, PREPROCESSOR)
@@ -315,7 +396,7 @@ def config_from_json(config: type, values: dict[str, Any]) -> Any:
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
-    """What there is to know of an adapter folder, read without torch.
+    """Return what there is to know of an adapter folder, read without torch.
 
     Returns:
         ``method``, ``method_config``, ``facts``, ``labels``, ``backbone``, ``parameters`` (trained) and ``fixed``
@@ -324,37 +405,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: As :func:`read`.
     """
-    directory = Path(directory)
-    with reading(directory):
-        return _described(directory)
-
-
-def _described(directory: Path) -> dict[str, Any]:
-    config = _checked_config(directory)
-    raw = _tensors(directory, config)
-    if "checksum" in config:
-        _preprocessor(directory, config)
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    header.pop("__metadata__", None)
-    counts: dict[str, dict[str, int]] = {"parameters": {}, "fixed": {}}
-    for name, entry in sorted(header.items()):
-        kind = counts["parameters" if name in config["trained"] else "fixed"]
-        # What all hierarchies, blocks or layers have is one part.
-        part = ".".join(name.split(".")[:2])
-        kind[part] = kind.get(part, 0) + math.prod(entry["shape"])
-    files = [path for path in directory.iterdir() if path.is_file() and path.name != LOCK]
-    segments = {name: config[name] for name in ("task", "head") if "head" in config}
-    return {
-        **segments,
-        "method": config["method"],
-        "method_config": config["method_config"],
-        "facts": config.get("facts", {}),
-        "labels": config["labels"],
-        "backbone": config["backbone"],
-        **counts,
-        "bytes": {"tensors": len(raw), "folder": sum(path.stat().st_size for path in files)},
-        "metrics": _json(directory / METRICS) if (directory / METRICS).is_file() else {},
-    }
+    return AdapterFiles.read(directory).describe()
 
 
 def _tensors(directory: Path, config: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tests import job
 from tests.methods.cases import main_cases, unprepared
-from tests.test_fit import Heard
+from tests.training.test_fit import Heard
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.backbone import weights as weights_room

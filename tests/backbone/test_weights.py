@@ -613,7 +613,7 @@ class TestLists:
             assert set(names) <= set(architectures())
             assert any(not weights_room.reasons_not_to_open(meta_model(name)) for name in names[:3])
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_no_other_module_has_a_model_that_can_be_opened(self) -> None:
         others = sorted(set(timm.list_modules()) - set(MODULES))
         names = [name for module in others for name in timm.list_models(module=module)[:1]]

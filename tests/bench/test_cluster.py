@@ -97,7 +97,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = LIMIT) ->
 # --- the same table ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_local_ray_comes_to_the_table_of_processes(suite: Path, tmp_path: Path, of_processes: dict[str, Any]) -> None:
     pytest.importorskip("ray")
     before = signal.getsignal(signal.SIGTERM)
@@ -144,7 +144,7 @@ def working(process: psutil.Process) -> bool:
     return any("_Worker.work" in word for word in words_of(process))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_worker_that_is_killed_on_a_cluster_changes_no_number(
     suite: Path, tmp_path: Path, of_processes: dict[str, Any], two_machines: str
 ) -> None:
@@ -175,7 +175,7 @@ def interrupted(child: subprocess.Popen[bytes]) -> str:
     raise TimeoutError("Ctrl-C does not end it.")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ctrl_c_leaves_no_ray_behind(suite: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     words = ["bench", str(suite), "--methods", *METHODS, "--out", str(tmp_path / "out"), "--ray", "local"]

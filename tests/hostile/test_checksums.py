@@ -238,7 +238,7 @@ def test_another_seeds_state_is_not_gone_on_with(tmp_path: Path) -> None:
     assert job.bits(job.run("linear", tmp_path / "0", overwrite=True)) == job.bits(job.finished("linear"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_a_checksum_costs(tmp_path: Path) -> None:
     """Of all of a ViT-Tiny: twice its tensors and two moments of AdamW."""
     from trimtab.storage.checksums import sealed

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from tests import job, scenes
-from tests.test_segment import finished as segmenter
+from tests.inference.test_segment import finished as segmenter
 from trimtab.cli.commands import main
 from trimtab.errors import CheckpointError, ConfigError, TrainingError
 from trimtab.inference.evaluate import predict_to

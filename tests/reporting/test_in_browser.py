@@ -17,7 +17,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="needs chromium and chromedriver"),
 ]
 PAGES = ("one", "compared", "hostile", "many", "segmenter", "segmenters", "hostile-scenes", "many-scenes")

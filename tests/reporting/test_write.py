@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 
 import trimtab
 from tests import job
+from trimtab.checkpoint import CONFIG, METRICS, PREPROCESSOR, RUN, TENSORS
 from trimtab.errors import CheckpointError, DataError
 from trimtab.progress import Progress
 from trimtab.reporting import report
+from trimtab.storage.locks import LOCK
 
 
 class Heard(Progress):
@@ -119,3 +123,19 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="There is no folder"):
         report(tmp_path / "nowhere", out=tmp_path / "r.html")
+
+
+def test_every_file_of_a_run_is_read_once(tmp_path: Path) -> None:
+    run, opened = job.finished("vpt"), Counter[str]()
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        # A hook stays to the end of the process; without a page to write it counts nothing.
+        if event == "open" and counting and Path(str(arguments[0])).parent == run:
+            opened[Path(str(arguments[0])).name] += 1
+
+    counting = True
+    sys.addaudithook(count)
+    report(run, out=tmp_path / "page.html")
+    counting = False
+    assert {TENSORS, CONFIG, PREPROCESSOR, METRICS, RUN} <= opened.keys()
+    assert {name: times for name, times in opened.items() if times > 1 and name != LOCK} == {}

@@ -19,6 +19,8 @@ from scripts.micro.train import Recipe
 from trimtab.backbone.embedded import embedded_model, embedded_weights
 from trimtab.backbone.weights import load_backbone
 
+pytestmark = pytest.mark.nightly
+
 CURVE = {
     "class_token_loss": 0.2,
     "patches_loss": 0.3,

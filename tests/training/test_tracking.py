@@ -16,7 +16,7 @@ from trimtab.errors import ConfigError
 from trimtab.progress import Progress
 from trimtab.training import tracking
 from trimtab.training.fit import fit
-from trimtab.training.loop import Job
+from trimtab.training.loop import Trainer
 from trimtab.training.tracking import Tracking, check_trackers
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "probe_epochs": 0}
@@ -192,15 +192,15 @@ def test_other_trackers_are_refused(tmp_path: Path) -> None:
 
 def _interrupt(monkeypatch: pytest.MonkeyPatch, out: Path, *names: str) -> None:
     """A run that is stopped in its second epoch."""
-    epoch, validate = iter(range(10)), Job._validate
+    epoch, validate = iter(range(10)), Trainer._validate
 
-    def stopping(self: Job, val: Any) -> dict[str, float]:
+    def stopping(self: Trainer, val: Any) -> dict[str, float]:
         if next(epoch) == 1:
             raise KeyboardInterrupt
         return validate(self, val)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "_validate", stopping)
+        patch.setattr(Trainer, "_validate", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(out, *names)
 

@@ -46,8 +46,8 @@ def bench_report(
 
     Args:
         folders: Result folders of ``bench``, of one suite.
-        out: Folder for ``report.txt``, ``report.html``, SVG and CSV files and ``summary.json``; by default ``report`` in
-            the first of ``folders``.
+        out: Folder for ``report.txt``, ``report.html``, SVG and CSV files and ``summary.json``; by default ``report``
+            in the first of ``folders``.
         baselines: Rows that the others are compared with, in place of all pairs: names, ``"previous"`` (the row before)
             or ``"same"`` (the row of the same name in the first folder).
         overwrite: Replace files of these names that are not of an earlier report, too.

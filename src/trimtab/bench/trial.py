@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.bench.provenance import computer, finite, head_parameters, model_digest, provenance
 from trimtab.bench.results import Record, metric_of
 from trimtab.bench.search import is_behind
+from trimtab.tasks import make_task, saved_task
 
 if TYPE_CHECKING:
     from trimtab.data import ImageSet, Store, TrainingData
@@ -106,12 +107,6 @@ class WorkerSettings:
     """Images at once where nothing is trained."""
 
 
-def _default_task() -> Task:
-    from trimtab.tasks import make_task
-
-    return make_task()
-
-
 @dataclass(frozen=True)
 class TrialFiles:
     """Where a trial finds its images and leaves its model."""
@@ -123,7 +118,7 @@ class TrialFiles:
     """Validation scores by epoch of earlier trials, where a trial is to be stopped that is behind their median."""
     test: ImageSet | None = None
     """The test images, where the ledger gave them for choosing the epoch."""
-    kind: Task = field(default_factory=_default_task)
+    kind: Task = field(default_factory=make_task)
     """What is asked of the images."""
 
     @property
@@ -298,8 +293,6 @@ class _EpochWatcher:
             raise _PrunedError
 
     def _read(self, model: Any) -> float:
-        from trimtab.tasks import saved_task
-
         train, test = self._place.training.train, self._place.test
         if test is None:
             raise TypeError("There are no test images.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,28 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.noise import drop
+from trimtab.recipe import Recipe
 from trimtab.stream import Stream
 
 PATCH_IMAGES = 64
 """Training images that prompts may start from."""
+
+PAPER_RECIPE = Recipe(
+    optimizer="sgd",
+    lr=1.0,
+    lr_batch=256,
+    weight_decay=1e-3,
+    epochs=100,
+    warmup_epochs=10,
+    batch_size=64,
+    per_epoch=True,
+)
+"""How VPT's official code trains, and others that are built on it."""
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
+PAPER_VTAB: Mapping[str, Any] = {**_IMAGENET, "resize": "squash"}
+"""Its preprocessing of VTAB-1k."""
+PAPER_FGVC: Mapping[str, Any] = {**_IMAGENET, "resize": "shorter", "crop_pct": 224 / 256, "augment": "crop-flip"}
+"""Its preprocessing of the five fine-grained sets."""
 
 
 class Prompts(nn.Module):
@@ -90,6 +109,12 @@ def patch_directions_(prompts: Prompts, backbone: Backbone, batches: Iterable[Te
 def uniform_bound(patch_size: tuple[int, int], width: int) -> float:
     """VPT's bound on prompts at the start: sqrt(6 / (3 * patch height * patch width + D))."""
     return math.sqrt(6.0 / (3 * math.prod(patch_size) + width))
+
+
+def paper_head_(head: nn.Linear) -> None:
+    """Start a classifier as VPT's official code: Kaiming-normal over the outputs, bias -log(99) for every class."""
+    nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
+    nn.init.constant_(head.bias, -4.59511985013459)
 
 
 def dropped(prompts: Tensor, rate: float, stream: Stream) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.methods.base import FoldedMethod, Method, PromptSet
-from trimtab.methods.prompts import Prompts, dropped
-from trimtab.methods.vpt import VPT, paper_head_
+from trimtab.methods.prompts import PAPER_FGVC, PAPER_RECIPE, PAPER_VTAB, Prompts, dropped, paper_head_
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
 from trimtab.validation import check_fields
@@ -97,8 +96,8 @@ class VFPT(Method[VFPTConfig]):
     name = "vfpt"
     Config = VFPTConfig
     recipe = Recipe(lr=1.5e-3, epochs=15, warmup_epochs=3)
-    paper_recipes = {"vfpt": VPT.paper_recipes["vpt"]}
-    paper_preprocessing = {"vfpt": VPT.paper_preprocessing["vpt"], "vfpt-fgvc": VPT.paper_preprocessing["vpt-fgvc"]}
+    paper_recipes = {"vfpt": PAPER_RECIPE}
+    paper_preprocessing = {"vfpt": PAPER_VTAB, "vfpt-fgvc": PAPER_FGVC}
 
     def __init__(self, config: VFPTConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -119,6 +118,14 @@ class VFPT(Method[VFPTConfig]):
         if config.fourier_blocks is not None and max(config.fourier_blocks, default=0) >= blocks:
             reasons.append(f"fourier_blocks {config.fourier_blocks} goes beyond the {blocks} blocks that have prompts")
         return reasons
+
+    @staticmethod
+    def num_parameters(config: VFPTConfig, backbone: Backbone) -> int:
+        """Return the number of trainable parameters: VPT's."""
+        blocks = backbone.depth if config.deep else 1
+        if config.projection is None:
+            return config.num_prompts * sum(backbone.widths[:blocks])
+        return blocks * config.num_prompts * config.projection + (config.projection + 1) * backbone.width
 
     def initialise_head(self, head: nn.Linear) -> None:
         """Start small, or as the official code does."""

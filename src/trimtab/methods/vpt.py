@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.methods.base import FoldedMethod, Method, PromptSet
-from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
+from trimtab.methods.prompts import (
+    PAPER_FGVC,
+    PAPER_RECIPE,
+    PAPER_VTAB,
+    PATCH_IMAGES,
+    Prompts,
+    dropped,
+    paper_head_,
+    patch_directions_,
+)
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
 from trimtab.validation import check_fields
-
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +87,8 @@ class VPT(Method[VPTConfig]):
     name = "vpt"
     Config = VPTConfig
     recipe = Recipe(lr=1.5e-3, epochs=15, warmup_epochs=3)
-    paper_recipes = {
-        "vpt": Recipe(
-            optimizer="sgd",
-            lr=1.0,
-            lr_batch=256,
-            weight_decay=1e-3,
-            epochs=100,
-            warmup_epochs=10,
-            batch_size=64,
-            per_epoch=True,
-        )
-    }
-    paper_preprocessing = {
-        "vpt": {**_IMAGENET, "resize": "squash"},
-        "vpt-fgvc": {**_IMAGENET, "resize": "shorter", "crop_pct": 224 / 256, "augment": "crop-flip"},
-    }
+    paper_recipes = {"vpt": PAPER_RECIPE}
+    paper_preprocessing = {"vpt": PAPER_VTAB, "vpt-fgvc": PAPER_FGVC}
 
     def __init__(self, config: VPTConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -159,9 +152,3 @@ class VPT(Method[VPTConfig]):
         """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
         prompts: Tensor = self.projection(self.prompts[i])
         return dropped(prompts, self.dropout, stream) if self.training else prompts
-
-
-def paper_head_(head: nn.Linear) -> None:
-    """Start a classifier as VPT's official code: Kaiming-normal over the outputs, bias -log(99) for every class."""
-    nn.init.kaiming_normal_(head.weight, a=0, mode="fan_out")
-    nn.init.constant_(head.bias, -4.59511985013459)

@@ -114,7 +114,7 @@ def open_run(run: Run, asked: EvaluationOptions) -> LoadedRun:
     Raises:
         TrimtabError: If the images, the backbone or the adapter cannot be used.
     """
-    saved = checkpoint.read(run.folder)
+    saved = run.saved
     source, images = _images(run, saved.task, asked, saved.labels)
     model = checkpoint.restore(saved, weights=asked.weights, device=resolve_device(asked.device))
     store = saved.task.store(images, saved.preprocess, cache_bytes=0, threads=asked.threads, whole=True)

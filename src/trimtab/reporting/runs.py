@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.backbone.weights import meta_model, resolve
-from trimtab.checkpoint import RUN
+from trimtab.checkpoint import RUN, SavedAdapter, part_of
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.methods import METHODS
 from trimtab.methods.base import BlockFigure, PromptSet
@@ -28,7 +27,7 @@ class Run:
     folder: Path
     name: str
     """What it is called on the page, no two alike."""
-    task: Task
+    saved: SavedAdapter
     described: dict[str, Any]
     """As :func:`trimtab.checkpoint.describe` has it."""
     record: dict[str, Any]
@@ -39,6 +38,11 @@ class Run:
     figures: tuple[BlockFigure, ...]
     notes: tuple[str, ...]
     """What could not be had, in sentences."""
+
+    @property
+    def task(self) -> Task:
+        """The task of its adapter."""
+        return self.saved.task
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -80,27 +84,26 @@ def read_runs(folders: Iterable[str | Path]) -> list[Run]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    described = checkpoint.describe(folder)
-    task = checkpoint.task_of(folder)
+    files = checkpoint.AdapterFiles.read(folder)
+    described, saved = files.describe(), files.load()
     notes: list[str] = []
     try:
-        record = parse_json((folder / RUN).read_bytes())
-    except (OSError, ValueError) as error:
+        record = dict(parse_json((folder / RUN).read_bytes()))
+    except (OSError, TypeError, ValueError) as error:
         record = {}
         notes.append(f"The run's configuration is missing: {RUN} cannot be read ({type(error).__name__}).")
     depth: int | None = None
     sets: tuple[PromptSet, ...] = ()
     figures: tuple[BlockFigure, ...] = ()
     try:
-        depth, sets, figures = _structure(folder)
+        depth, sets, figures = _structure(saved)
     except (TrimtabError, RuntimeError, TypeError, ValueError) as error:
         notes.append(f"Where prompts enter is missing: {error}")
-    return Run(folder, name, task, described, record, depth, sets, figures, tuple(notes))
+    return Run(folder, name, saved, described, record, depth, sets, figures, tuple(notes))
 
 
-def _structure(folder: Path) -> tuple[int, tuple[PromptSet, ...], tuple[BlockFigure, ...]]:
+def _structure(saved: SavedAdapter) -> tuple[int, tuple[PromptSet, ...], tuple[BlockFigure, ...]]:
     """Return depth, prompt sets and figures: what a method knows of itself on a backbone without weights."""
-    saved = checkpoint.read(folder)
     name = resolve(saved.backbone)
     backbone = Backbone(meta_model(name), name)
     backbone.set_image_size(*saved.image_size)
@@ -108,12 +111,8 @@ def _structure(folder: Path) -> tuple[int, tuple[PromptSet, ...], tuple[BlockFig
     with torch.device("meta"):
         method = METHODS[saved.method](config, backbone)
         # Keeps the tensors as they are; the backbone's stay without memory.
-        method.load_state_dict(_named(saved.tensors, "method."), assign=True)
+        method.load_state_dict(part_of(saved.tensors, "method."), assign=True)
     return backbone.depth, tuple(method.prompt_layout(backbone)), tuple(method.figures())
-
-
-def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def _names(paths: list[Path]) -> list[str]:

@@ -72,8 +72,8 @@ def report(
     out, progress = Path(out), progress or Progress()
     check_file(out, "HTML file", overwrite=overwrite)
     folders = [directories] if isinstance(directories, (str, Path)) else directories
-    refuse_inputs([out], report_files(folders, data, weights))
     runs = read_runs(folders)
+    refuse_inputs([out], report_files([(run.folder, run.described, run.record) for run in runs], data, weights))
     asked = EvaluationOptions(data, split or "val", weights, batch_size, threads, device)
     # What is asked for by name must be there.
     strict = data is not None or split is not None or weights is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,27 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 
-from trimtab import __version__, checkpoint
+from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.backbone.weights import load_backbone
-from trimtab.checkpoint import METRICS, RUN
-from trimtab.data import ImageSet, TrainingData, find_leaks, note_of_turns
+from trimtab.checkpoint import METRICS
+from trimtab.data import ImageSet, TrainingData, find_leaks
 from trimtab.errors import CheckpointError, ConfigError, TrimtabError, nearest
 from trimtab.methods import configure, method_of, paper_recipe
-from trimtab.model import TunedModel, build
+from trimtab.model import build
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.storage.locks import check_free, own, partner
 from trimtab.tasks import DEFAULT_TASK, make_task
-from trimtab.tasks.base import AnyPreprocess, Task
+from trimtab.tasks.base import Task
 from trimtab.tasks.result import FitResult
 from trimtab.training.guard import check_run
 from trimtab.training.inputs import RunCache
-from trimtab.training.loop import Job, Watch
+from trimtab.training.loop import Trainer, Watch
 from trimtab.training.preprocessing import preprocess_of_run
-from trimtab.training.run_folder import SPLIT, RunFolder, digest, machine
-from trimtab.training.tracking import Tracking, check_trackers
+from trimtab.training.run import TrainingRun
+from trimtab.training.run_folder import RunFolder
+from trimtab.training.tracking import check_trackers
 
 _UNNAMED = (
     "No backbone is named, so {} is tuned: small, in this package, to try things out. "
@@ -76,7 +76,7 @@ def fit(
         task_options: Fields of the task's configuration (:class:`~trimtab.tasks.segmentation.SegmentationConfig`).
         resume: Go on with a run that was stopped in ``out``.
         overwrite: Replace what is in ``out``.
-        progress: Who is told how far it is; nobody by default.
+        progress: Reports progress; none by default.
         command: The command line, for the record.
         watch: Called after every epoch with the history and the model, in a resumed run first for the epochs that are
             done; what it raises ends the run.
@@ -87,31 +87,27 @@ def fit(
         TrimtabError: If anything about the options, the data, the backbone or the output cannot work, or if
             the loss is no longer finite.
     """
-    config, asked = _fit_config(options), make_task(task, task_options)
+    config, of_task = _fit_config(options), make_task(task, task_options)
     method_config = configure(method, method_options)
-    recipe = _recipe(config, asked, method_config)
-    accelerator = _accelerator(config, asked)
+    recipe = _recipe(config, of_task, method_config)
+    accelerator, shared = _accelerator(config, of_task), shared or RunCache()
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
-    check_run(out, data, config.backbone, config.weights, *asked.input_files())
+    check_run(out, data, config.backbone, config.weights, *of_task.input_files())
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
-        if isinstance(method, str):
-            method_config = folder.configure(method, method_options or {})
-        training = _open(data, config, progress, asked, named="backbone" in options)
-        backbone = _backbone(config, accelerator.device, shared or RunCache())
-        preprocess = preprocess_of_run(config, backbone, asked, training, folder, shared or RunCache(), progress)
+        method_config = folder.configure(method, method_options)
+        training = _open(data, config, progress, of_task, named="backbone" in options)
+        backbone = _backbone(config, accelerator.device, shared)
+        preprocess = preprocess_of_run(config, backbone, of_task, training, folder, shared, progress)
+        run = TrainingRun(config, recipe, of_task, training, preprocess, accelerator, folder, progress, shared)
         torch.manual_seed(config.seed)
-        model = build(backbone, method_config, len(training.train.classes), asked.head)
-        run = _record(config, recipe, model, training, preprocess, command, data, accelerator.num_processes, asked)
-        folder.check(run)
+        model = build(backbone, method_config, len(training.train.classes), of_task.head)
+        source = data.train.name if isinstance(data, TrainingData) else str(data)
+        record = run.record(model, source, command)
+        folder.check(record)
         if folder.finished:
             progress.say(f"{out} is finished; nothing is left to do.")
-            return _finished(folder.path, asked)
-        tracking = _tracking(config, accelerator, folder, run, progress)
-        job = Job(
-            config, recipe, accelerator, folder, model, training, preprocess, progress, asked, tracking, watch, shared
-        )
-        _go(job, run)
-        return _finished(folder.path, asked)
+            return _finished(folder.path, of_task)
+        return _result(folder.path, of_task, Trainer(run, model, record, watch).train())
 
 
 @contextlib.contextmanager
@@ -144,15 +140,6 @@ def _folder(
         accelerator.wait_for_everyone()
     # Nobody goes on to read it before it is free.
     accelerator.wait_for_everyone()
-
-
-def _go(job: Job, run: dict[str, Any]) -> None:
-    # Broken images are found before anything that was in the folder is replaced.
-    if turned := note_of_turns(*(part.store for part in job.decode())):
-        job.progress.say(turned)
-    run = _begin(job.folder, run, job.training, job.accelerator, job.task)
-    with job.tracking:
-        job.finish(job.train(), run)
 
 
 def _fit_config(options: dict[str, Any]) -> FitConfig:
@@ -198,26 +185,6 @@ def _accelerator(config: FitConfig, task: Task) -> Accelerator:
     return accelerator
 
 
-def _tracking(
-    config: FitConfig, accelerator: Accelerator, folder: RunFolder, run: dict[str, Any], progress: Progress
-) -> Tracking:
-    trackers = config.tracker if accelerator.is_main_process else ()
-    return Tracking(trackers, folder.path, run, resumed=folder.going_on, progress=progress)
-
-
-def _begin(
-    folder: RunFolder, run: dict[str, Any], training: TrainingData, accelerator: Accelerator, task: Task
-) -> dict[str, Any]:
-    """Start the folder, in the main process; the record of a resumed run is the first one's."""
-    if accelerator.is_main_process:
-        folder.begin(run)
-        if training.split_made:
-            task.write_split(folder.path / SPLIT, training)
-        run = json.loads((folder.path / RUN).read_text(encoding="utf-8"))
-    accelerator.wait_for_everyone()
-    return run
-
-
 def _open(
     data: str | Path | TrainingData, config: FitConfig, progress: Progress, task: Task, *, named: bool
 ) -> TrainingData:
@@ -248,77 +215,25 @@ def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
     return images.select(sorted(order[:limit].tolist()))
 
 
-def _record(
-    config: FitConfig,
-    recipe: Recipe,
-    model: TunedModel,
-    training: TrainingData,
-    preprocess: AnyPreprocess,
-    command: str | None,
-    data: str | Path | TrainingData,
-    processes: int,
-    task: Task,
-) -> dict[str, Any]:
-    """The resolved configuration; ``identity`` is what a resumed run must share with the first."""
-    resolved = {
-        "recipe": dataclasses.asdict(recipe),
-        "method": model.method.name,
-        "method_config": dataclasses.asdict(model.method.config),
-        "preprocessing": preprocess.to_dict(),
-        **_of_task(task),
-    }
-    return {
-        "trimtab": __version__,
-        "command": command,
-        "data": data.train.name if isinstance(data, TrainingData) else str(data),
-        "options": dataclasses.asdict(config),
-        "train_images": len(training.train),
-        "val_images": len(training.val),
-        "split_made": training.split_made,
-        "resolved": resolved,
-        "identity": _identity(config, resolved, model.backbone.fingerprint, training, task),
-        "machine": {**machine(), "processes": processes},
-    }
-
-
-def _of_task(task: Task) -> dict[str, Any]:
-    """The task with its options, where it is not the one that runs had before there were others."""
-    options = task.recorded()
-    return {"task": task.name, "task_options": options} if options else {}
-
-
-def _identity(
-    config: FitConfig, resolved: dict[str, Any], fingerprint: str, training: TrainingData, task: Task
-) -> dict[str, Any]:
-    """By name, what decides the bits of the result."""
-    files = [entry for images in (training.train, training.val) for entry in task.identity(images)]
-    free = ("weights", "cache_gb", "threads", "device", "tracker", "background")
-    return {
-        **{name: value for name, value in dataclasses.asdict(config).items() if name not in free and value is not None},
-        **resolved["recipe"],
-        "method": resolved["method"],
-        **{f"{resolved['method']}.{name}": value for name, value in resolved["method_config"].items()},
-        "preprocessing": resolved["preprocessing"],
-        **_of_task(task),
-        "weights": fingerprint,
-        "images": digest(files),
-    }
-
-
 def _finished(path: Path, task: Task) -> FitResult:
+    """Read the result of a run that was finished before."""
     described = checkpoint.describe(path)
     metrics = described["metrics"]
     if "best_epoch" not in metrics:
         raise CheckpointError(
             f"The adapter in {str(path)!r} has no whole {METRICS}; copy it again, or start anew with --overwrite."
         )
+    return _result(path, task, {**metrics, "adapter_bytes": described["bytes"]["tensors"]})
+
+
+def _result(path: Path, task: Task, metrics: Mapping[str, Any]) -> FitResult:
     return FitResult(
         out=path,
         monitor=task.monitor,
         validation={name: metrics.get(f"val_{name}") for name in task.logged_metrics},
         best_epoch=metrics["best_epoch"],
         trainable=metrics["trainable_parameters"],
-        adapter_bytes=described["bytes"]["tensors"],
+        adapter_bytes=metrics["adapter_bytes"],
         seconds=metrics["seconds"],
         peak_memory=metrics["peak_memory_bytes"],
     )

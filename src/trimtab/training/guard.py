@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
 from trimtab.backbone.weights import FOLDER
-from trimtab.checkpoint import CONFIG, RUN
+from trimtab.checkpoint import CONFIG
 from trimtab.data import MaskSet, TrainingData, files_of
 from trimtab.errors import ConfigError
 from trimtab.storage.files import check_folder, parse_json, refuse_inputs
 from trimtab.training.run_folder import EVENTS, OURS
 
 
-def adapter_files(directory: str | Path, weights: str | Path | None = None) -> Iterator[Path]:
+def adapter_files(
+    directory: str | Path, weights: str | Path | None = None, config: Mapping[str, object] | None = None
+) -> Iterator[Path]:
     """List the files that an adapter is read from: its own, and those of its backbone.
 
     Args:
         directory: The adapter's folder; it need not be whole.
         weights: Where the backbone's weights lie now; by default where they were in training.
+        config: The adapter's configuration, where it was read already.
     """
     yield from _run_files(Path(directory))
-    backbone = _read_json(Path(directory) / CONFIG).get("backbone")
+    backbone = (_read_json(Path(directory) / CONFIG) if config is None else config).get("backbone")
     recorded = [backbone.get("weights"), backbone.get("name")] if isinstance(backbone, dict) else []
     for place in (weights, *recorded):
         if isinstance(place, (str, Path)) and place:
@@ -40,12 +43,20 @@ def weights_files(place: str | Path) -> Iterator[Path]:
 
 
 def report_files(
-    directories: Iterable[str | Path], data: str | Path | None, weights: str | Path | None
+    runs: Iterable[tuple[Path, Mapping[str, object], Mapping[str, object]]],
+    data: str | Path | None,
+    weights: str | Path | None,
 ) -> Iterator[Path]:
-    """List the files that a report on runs is made from: the runs, their backbones, and the images looked at."""
-    for directory in directories:
-        yield from adapter_files(directory, weights)
-        looked_at = _read_json(Path(directory) / RUN).get("data") if data is None else data
+    """List the files that a report on runs is made from: the runs, their backbones, and the images looked at.
+
+    Args:
+        runs: For each its folder, the configuration of its adapter, and its record.
+        data: Images to look at in place of those of the runs.
+        weights: Where the backbone's weights lie now.
+    """
+    for folder, config, record in runs:
+        yield from adapter_files(folder, weights, config)
+        looked_at = record.get("data") if data is None else data
         if isinstance(looked_at, (str, Path)):
             yield from files_of(looked_at)
 

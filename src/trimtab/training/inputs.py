@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -108,3 +109,33 @@ def check_room(batch: Features, images: int, room: float) -> None:
 def batched(rows: Sequence[int], size: int) -> list[list[int]]:
     """Positions, ``size`` at a time."""
     return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
+
+
+class MicroBatch(NamedTuple):
+    """The part of a batch that a process computes at once."""
+
+    rows: list[int]
+    """Positions of its images in the training set."""
+    first: int
+    """Position of the first of them in the batch."""
+    weight: float
+    """0 where a process has nothing to do and repeats an image."""
+
+
+def micro_batches(batch: list[int], accumulate: int, rank: int, processes: int) -> list[MicroBatch]:
+    """Split a batch for one process; the same images belong together wherever they are computed.
+
+    Args:
+        batch: Positions in the training set.
+        accumulate: Micro-batches of each process.
+        rank: The process, from 0.
+        processes: How many there are.
+    """
+    size = math.ceil(len(batch) / (processes * accumulate))
+    parts = []
+    for m in range(accumulate):
+        first = (rank * accumulate + m) * size
+        rows = batch[first : first + size]
+        # Every process has to take part in every backward pass, if only with nothing.
+        parts.append(MicroBatch(rows, first, 1.0) if rows else MicroBatch(batch[:1], 0, 0.0))
+    return parts

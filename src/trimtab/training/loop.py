@@ -17,25 +17,32 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from trimtab import checkpoint
-from trimtab.data import TrainingData
+from trimtab.data import note_of_turns
 from trimtab.errors import TrainingError
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
-from trimtab.progress import Advance, Progress
-from trimtab.recipe import FitConfig, Recipe
-from trimtab.tasks.base import AnyPreprocess, Task
+from trimtab.progress import Advance
 from trimtab.training.compiling import compile_whole
-from trimtab.training.inputs import FeatureBatches, ImageBatches, Inputs, RunCache, batched, check_room, join
+from trimtab.training.inputs import (
+    FeatureBatches,
+    ImageBatches,
+    Inputs,
+    MicroBatch,
+    batched,
+    check_room,
+    join,
+    micro_batches,
+)
 from trimtab.training.memory import ActivationBytes, kept_activations, peak_memory, size_of
 from trimtab.training.objective import Objective
 from trimtab.training.optimizer import make_optimizer
 from trimtab.training.probe import probe
-from trimtab.training.run_folder import RunFolder, TrainState, restore_optimizer
+from trimtab.training.run import TrainingRun
+from trimtab.training.run_folder import TrainState, restore_optimizer
 from trimtab.training.tracking import Tracking
 
 Watch: TypeAlias = Callable[[Sequence[dict[str, float]], TunedModel], None]
@@ -43,78 +50,113 @@ Watch: TypeAlias = Callable[[Sequence[dict[str, float]], TunedModel], None]
 far, an entry an epoch, and the model."""
 
 
-class Job:
-    """One training run: what the steps of the loop share."""
+class Trainer:
+    """The loop of one training run.
 
-    def __init__(
-        self,
-        config: FitConfig,
-        recipe: Recipe,
-        accelerator: Accelerator,
-        folder: RunFolder,
-        model: TunedModel,
-        training: TrainingData,
-        preprocess: AnyPreprocess,
-        progress: Progress,
-        task: Task,
-        tracking: Tracking | None = None,
-        watch: Watch | None = None,
-        shared: RunCache | None = None,
-    ) -> None:
-        self.config, self.recipe, self.accelerator = config, recipe, accelerator
-        self.folder, self.model, self.training = folder, model, training
-        self.preprocess, self.progress, self.task = preprocess, progress, task
-        self.tracking = tracking or Tracking((), folder.path, {}, resumed=False, progress=progress)
-        self.watch, self.shared = watch or (lambda history, model: None), shared or RunCache()
+    Args:
+        run: What is trained on, how, and where to.
+        model: The model to train.
+        record: The run's record.
+        watch: Called after every epoch.
+
+    Raises:
+        ConfigError: If the learning rate would be 0 at every step.
+    """
+
+    def __init__(self, run: TrainingRun, model: TunedModel, record: dict[str, Any], watch: Watch | None = None) -> None:
+        self.run, self.model, self.record = run, model, record
+        self.config, self.recipe, self.accelerator = run.config, run.recipe, run.accelerator
+        self.training, self.task, self.progress = run.training, run.task, run.progress
+        trackers = self.config.tracker if self.accelerator.is_main_process else ()
+        self.tracking = Tracking(trackers, run.folder.path, record, resumed=run.folder.going_on, progress=self.progress)
+        self.watch = watch or (lambda history, model: None)
         self.started = time.monotonic()
-        self.objective = Objective(model, config, task)
-        self._decoded: tuple[ImageBatches, ImageBatches] | None = None
+        self.steps = run.steps_per_epoch
+        self.objective = Objective(model, self.config, self.task)
         self.memory: dict[str, int] = {}
         """Bytes by what they are for, where a report is wanted."""
-        recipe.check(self._steps())
+        self.recipe.check(self.steps)
+
+    def train(self) -> dict[str, Any]:
+        """Train, save the adapter and return its metrics, the same in every process.
+
+        Raises:
+            TrimtabError: If images cannot be read, the loss is no longer finite, or the folder cannot be written.
+        """
+        # Broken images are found before anything that was in the folder is replaced.
+        train, val = self.decode()
+        if turned := note_of_turns(train.store, val.store):
+            self.progress.say(turned)
+        self.record = self.run.begin(self.record)
+        with self.tracking:
+            if self.accelerator.num_processes > 1:
+                self.progress.say(f"Training in {self.accelerator.num_processes} processes.")
+            state = self._start(train)
+            inputs, held_out = self._inputs(train, val)
+            objective, optimizer = self._accelerated(state)
+            epochs, spent = self.recipe.epochs, state.seconds
+            self.tracking.start(state.epoch * self.steps)
+            total, done = epochs * self.steps, state.epoch * self.steps
+            with self.progress.stage("Training", total, "steps", done=done) as advance:
+                for epoch in range(state.epoch, epochs):
+                    entry = self._epoch(epoch, objective, optimizer, inputs, advance)
+                    entry |= self._validate(held_out)
+                    self._end_epoch(state, entry, optimizer, spent)
+            return self._finish(state)
 
     # --- before the loop ---
 
-    def train(self) -> TrainState:
-        """Everything up to the saved adapter."""
-        decoded, held_out = self.decode()
-        train: Inputs = decoded
-        val: Inputs = held_out
-        if self.accelerator.num_processes > 1:
-            self.progress.say(f"Training in {self.accelerator.num_processes} processes.")
-        state = self.folder.load_state()
-        if state is None:
-            self._prepare(decoded)
-        else:
+    def _start(self, train: ImageBatches) -> TrainState:
+        """Load the state of a run that was stopped, or prepare a fresh one."""
+        state = self.run.folder.load_state()
+        if state is not None:
             self._adopt(state.method_config, state.trained)
             self.progress.say(f"Resuming after epoch {state.epoch} of {self.recipe.epochs}.")
-        fixed = not self.model.method.touches_blocks and self.preprocess.augment == "none"
-        if fixed and self.task.cache_features:
-            train, val = self._shared_features(decoded), self._shared_features(held_out)
-            self.objective.from_features = True
-        return self._loop(train, val, state)
+            return state
+        self._prepare(train)
+        return TrainState(0, dataclasses.asdict(self.model.method.config), {}, {}, 0, [], {}, 0.0, 0)
+
+    def _inputs(self, train: ImageBatches, val: ImageBatches) -> tuple[Inputs, Inputs]:
+        """Return what the loop reads: images, or their features where training does not change them."""
+        fixed = not self.model.method.touches_blocks and self.run.preprocess.augment == "none"
+        if not (fixed and self.task.cache_features):
+            return train, val
+        self.objective.from_features = True
+        return self._shared_features(train), self._shared_features(val)
+
+    def _accelerated(self, state: TrainState) -> tuple[nn.Module, Any]:
+        """Return the objective and the optimizer of this process, compiled and restored as far as wanted."""
+        if self.config.compile and not self.objective.from_features:
+            self.progress.say("Compiling the training step; the first step takes a minute or more.")
+            compile_whole(self.objective, self.accelerator.device)
+        objective, optimizer = self.accelerator.prepare(
+            self.objective, make_optimizer(self.recipe, self.model.parameters())
+        )
+        if state.epoch:
+            restore_optimizer(optimizer, state.optimizer)
+            # It may have been killed after it had saved the epoch and before this.
+            self.watch(state.history, self.model)
+        return objective, optimizer
 
     def decode(self) -> tuple[ImageBatches, ImageBatches]:
-        """Training and validation images, each read once.
+        """Decode the training and validation images, each once.
 
         Raises:
             DataError: If some cannot be read.
         """
-        if self._decoded is not None:
-            return self._decoded
         budget = int(self.config.cache_gb * 1e9)
         stores = []
         for images, whole in ((self.training.train, False), (self.training.val, True)):
             settings = {"cache_bytes": budget, "threads": self.config.threads}
-            make = partial(self.task.store, images, self.preprocess, whole=whole, **settings)
-            store = self.shared.once(("store", images, self.preprocess, whole), make)
+            make = partial(self.task.store, images, self.run.preprocess, whole=whole, **settings)
+            store = self.run.shared.once(("store", images, self.run.preprocess, whole), make)
             if len(images):
                 with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
                     store.fill(advance)
             budget -= store.cached_bytes
-            stores.append(ImageBatches(store, self.preprocess, self.accelerator.device))
-        self._decoded = stores[0], stores[1]
-        return self._decoded
+            stores.append(ImageBatches(store, self.run.preprocess, self.accelerator.device))
+        self.cached_bytes = sum(part.store.cached_bytes for part in stores)
+        return stores[0], stores[1]
 
     def _prepare(self, train: ImageBatches) -> None:
         """Let the method look at the training images: in the main process, for all."""
@@ -175,8 +217,8 @@ class Job:
     def _shared_features(self, images: ImageBatches) -> FeatureBatches:
         """Those that no training changes."""
         of_model = self.model.backbone.fingerprint, repr(self.task.head), self.config.precision
-        key = ("features", *of_model, images.store.images, self.preprocess, str(images.device))
-        return self.shared.once(key, partial(self._features, images))
+        key = ("features", *of_model, images.store.images, self.run.preprocess, str(images.device))
+        return self.run.shared.once(key, partial(self._features, images))
 
     @torch.no_grad()
     def _features(self, images: ImageBatches) -> FeatureBatches:
@@ -198,58 +240,16 @@ class Job:
 
     # --- the loop ---
 
-    def _loop(self, train: Inputs, val: Inputs, state: TrainState | None) -> TrainState:
-        if self.config.compile and not self.objective.from_features:
-            self.progress.say("Compiling the training step; the first step takes a minute or more.")
-            compile_whole(self.objective, self.accelerator.device)
-        objective, optimizer = self.accelerator.prepare(
-            self.objective, make_optimizer(self.recipe, self.model.parameters())
-        )
-        if state is None:
-            state = TrainState(0, dataclasses.asdict(self.model.method.config), {}, {}, 0, [], {}, 0.0, 0)
-        else:
-            restore_optimizer(optimizer, state.optimizer)
-            # It may have been killed after it had saved the epoch and before this.
-            self.watch(state.history, self.model)
-        spent = state.seconds
-        steps, epochs = self._steps(), self.recipe.epochs
-        self.tracking.start(state.epoch * steps)
-        with self.progress.stage("Training", epochs * steps, "steps", done=state.epoch * steps) as advance:
-            for epoch in range(state.epoch, epochs):
-                entry = self._epoch(epoch, objective, optimizer, train, advance)
-                entry |= self._validate(val)
-                state.epoch = epoch + 1
-                state.history.append(entry)
-                self.tracking.epoch(state.epoch * steps, entry)
-                state.trained = self._trained()
-                finite = all(bool(value.isfinite().all()) for value in state.trained.values())
-                # The last step of a run has no next loss that would tell.
-                if not finite or not math.isfinite(entry.get("val_loss", 0.0)):
-                    raise self._diverged("A trained tensor or the validation loss is not finite", epoch, steps - 1)
-                if self._is_best(state.history):
-                    state.best, state.best_epoch = state.trained, state.epoch
-                state.optimizer = optimizer.state_dict()["state"]
-                state.seconds = spent + time.monotonic() - self.started
-                state.peak_memory = max(state.peak_memory, peak_memory(self.accelerator.device))
-                if self.accelerator.is_main_process:
-                    self.folder.save_state(state)
-                self.watch(state.history, self.model)
-        return state
-
-    def _steps(self) -> int:
-        images = len(self.training.train)
-        full = images // self.recipe.batch_size
-        return max(full, 1) if self.recipe.drop_last else math.ceil(images / self.recipe.batch_size)
-
     def _epoch(
         self, epoch: int, objective: nn.Module, optimizer: Any, train: Inputs, advance: Advance
     ) -> dict[str, float]:
         self.model.train()
-        steps, accumulate = self._steps(), self.config.grad_accum
+        steps, accumulate = self.steps, self.config.grad_accum
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
         order = torch.randperm(len(self.training.train), generator=generator).tolist()
         batches = batched(order, self.recipe.batch_size)[:steps]
-        parts = [part for batch in batches for part in self._parts(batch)]
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        parts = [part for batch in batches for part in micro_batches(batch, accumulate, rank, processes)]
         inputs = train.batches([part.rows for part in parts], seed_of(self.config.seed, "augment", epoch))
         total = torch.zeros((), device=self.accelerator.device)
         for k in range(steps):
@@ -282,7 +282,7 @@ class Job:
             advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
         return {"epoch": epoch + 1, "train_loss": float(total) / steps, "lr": lr}
 
-    def _noise(self, step: int, part: _Part, batch: list[int]) -> Noise:
+    def _noise(self, step: int, part: MicroBatch, batch: list[int]) -> Noise:
         seed = seed_of(self.config.seed, "noise", step)
         return Noise(seed, first=part.first, total=len(batch), device=self.accelerator.device)
 
@@ -299,24 +299,12 @@ class Job:
             "trained tensors": size_of(trained),
             "gradients": size_of(value.grad for value in trained if value.grad is not None),
             "optimizer": size_of(value for value in states if isinstance(value, Tensor)),
-            "decoded images": sum(decoded.store.cached_bytes for decoded in self.decode()),
+            "decoded images": self.cached_bytes,
         }
 
-    def _parts(self, batch: list[int]) -> list[_Part]:
-        """This process's share of a batch, in micro-batches; the same images wherever they are computed."""
-        accumulate = self.config.grad_accum
-        size = math.ceil(len(batch) / (self.accelerator.num_processes * accumulate))
-        parts = []
-        for m in range(accumulate):
-            first = (self.accelerator.process_index * accumulate + m) * size
-            rows = batch[first : first + size]
-            # Every process has to take part in every backward pass, if only with nothing.
-            parts.append(_Part(rows, first, 1.0) if rows else _Part(batch[:1], 0, 0.0))
-        return parts
-
     def _diverged(self, what: str, epoch: int, step_of_epoch: int) -> TrainingError:
-        step = epoch * self._steps() + step_of_epoch
-        lr = self.recipe.learning_rate(step, self._steps())
+        step = epoch * self.steps + step_of_epoch
+        lr = self.recipe.learning_rate(step, self.steps)
         return TrainingError(
             f"{what} at step {step + 1} (epoch {epoch + 1}, learning rate {lr:.3g}): training has diverged. "
             "Try a lower --lr (a tenth), more --warmup-epochs"
@@ -340,6 +328,27 @@ class Job:
     def _gather(self, part: Tensor) -> Any:
         return self.accelerator.gather(part.to(self.accelerator.device))
 
+    def _end_epoch(self, state: TrainState, entry: dict[str, float], optimizer: Any, spent: float) -> None:
+        """Check and save what an epoch came to; ``spent`` are the seconds of earlier parts of the run."""
+        state.epoch += 1
+        state.history.append(entry)
+        self.tracking.epoch(state.epoch * self.steps, entry)
+        state.trained = self._trained()
+        finite = all(bool(value.isfinite().all()) for value in state.trained.values())
+        # The last step of a run has no next loss that would tell.
+        if not finite or not math.isfinite(entry.get("val_loss", 0.0)):
+            raise self._diverged(
+                "A trained tensor or the validation loss is not finite", state.epoch - 1, self.steps - 1
+            )
+        if self._is_best(state.history):
+            state.best, state.best_epoch = state.trained, state.epoch
+        state.optimizer = optimizer.state_dict()["state"]
+        state.seconds = spent + time.monotonic() - self.started
+        state.peak_memory = max(state.peak_memory, peak_memory(self.accelerator.device))
+        if self.accelerator.is_main_process:
+            self.run.folder.save_state(state)
+        self.watch(state.history, self.model)
+
     def _is_best(self, history: list[dict[str, float]]) -> bool:
         """Whether the last epoch is the one to keep; of equal accuracies the lower loss wins."""
         watched = f"val_{self.task.monitor}"
@@ -349,15 +358,15 @@ class Job:
 
     # --- after the loop ---
 
-    def finish(self, state: TrainState, run: dict[str, Any]) -> None:
-        """Save the adapter."""
+    def _finish(self, state: TrainState) -> dict[str, Any]:
+        """Save the adapter and return its metrics, the same in every process."""
         kept = state.history[state.best_epoch - 1]
         metrics = {
             **{f"val_{name}": kept.get(f"val_{name}") for name in self.task.logged_metrics},
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
-            "train_images": run["train_images"],
-            "val_images": run["val_images"],
+            "train_images": self.record["train_images"],
+            "val_images": self.record["val_images"],
             "trainable_parameters": self.model.num_trainable(),
             "seconds": round(state.seconds, 1),
             "peak_memory_bytes": state.peak_memory,
@@ -370,30 +379,22 @@ class Job:
             told = ", ".join(f"{name} {value / 2**20:,.1f} MiB" for name, value in metrics["memory_bytes"].items())
             self.progress.say(f"Memory: {told}.")
         if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.folder.kept(),
+            metrics = checkpoint.save(
+                self.run.folder.kept(),
                 self.model,
                 state.best,
                 labels=self.training.train.classes,
                 weights=None if self.config.weights is None else str(Path(self.config.weights).resolve()),
-                preprocess=self.preprocess,
+                preprocess=self.run.preprocess,
                 metrics=metrics,
-                run=run,
+                run=self.record,
                 task=self.task,
                 of_task=self.task.saved(self.training.train),
             )
-            self.folder.finish()
-        self.tracking.final(metrics)
-        self.accelerator.wait_for_everyone()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """A micro-batch of one process."""
-
-    rows: list[int]
-    """Positions of its images in the training set."""
-    first: int
-    """Position of the first of them in the batch."""
-    weight: float
-    """0 where a process has nothing to do and repeats an image."""
+            self.run.folder.finish()
+        self.tracking.final({name: value for name, value in metrics.items() if name != "adapter_bytes"})
+        if self.accelerator.num_processes > 1:
+            shared = [metrics]
+            broadcast_object_list(shared)
+            return shared[0]
+        return metrics

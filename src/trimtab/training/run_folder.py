@@ -126,7 +126,7 @@ class RunFolder:
         """
         if not self.going_on:
             return
-        before = self._upgraded(run["resolved"]["method"])
+        before = self._upgraded(run["identity"].get("method"))
         # Through JSON, so that tuples and lists compare.
         now = json.loads(json.dumps(run["identity"]))
         differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
@@ -137,26 +137,29 @@ class RunFolder:
                 "command, or start anew with --overwrite."
             )
 
-    def configure(self, method: str, options: Mapping[str, Any]) -> Any:
+    def configure(self, method: str | object, options: Mapping[str, Any] | None) -> Any:
         """Return a method's configuration; of a run to be resumed, with defaults as they were when it began.
 
         Raises:
             ConfigError: If there is no such method or option, or the options cannot work.
             CheckpointError: If the run's record is broken.
         """
-        if not self.going_on:
+        if not self.going_on or not isinstance(method, str):
             return configure(method, options)
         before, now = self.recorded(), self._upgraded(method)
         meant = {name.partition(".")[2]: value for name, value in now.items() if name not in before}
-        return configure(method, {**meant, **options})
+        return configure(method, {**meant, **(options or {})})
 
-    def _upgraded(self, method: str) -> dict[str, Any]:
-        """What was recorded, with what the method's options of that time meant without saying it."""
-        before, config = self.recorded(), METHODS[method].Config
-        if before.get("method") != method or not hasattr(config, "upgrade"):
+    def _upgraded(self, method: str | None) -> dict[str, Any]:
+        """Return what was recorded, with what the method's options of that time meant without saying it."""
+        before = self.recorded()
+        if method is None or before.get("method") != method:
+            return before
+        upgrade = getattr(METHODS[method].Config, "upgrade", None)
+        if upgrade is None:
             return before
         options = {name.partition(".")[2]: v for name, v in before.items() if name.startswith(f"{method}.")}
-        return before | {f"{method}.{name}": value for name, value in config.upgrade(options).items()}
+        return before | {f"{method}.{name}": value for name, value in upgrade(options).items()}
 
     def recorded(self) -> dict[str, Any]:
         """What made the run in this folder the run it is.
