@@ -78,6 +78,11 @@ def test_rows_are_made_of_defaults_and_their_own(home: Path) -> None:
         ({"rows": [{"name": "a", "method": "vpt", "search": {"lr": []}}]}, ConfigError, "no value"),
         ({"rows": [], "row": 1}, ConfigError, "has 'row'"),
         ({"rows": []}, ConfigError, "No method is named"),
+        (
+            {"rows": [{"name": "a", "method": "vpt", "search": {"lr": 1}}], "options": {"protocol": "paper-vpt"}},
+            ConfigError,
+            "'a' says what is searched, and paper-vpt has a search of its own",
+        ),
         ({"rows": [{"name": "a", "method": "vpt"}], "options": {"sedes": 1}}, ConfigError, "no option 'sedes'"),
     ],
 )

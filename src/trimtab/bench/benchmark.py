@@ -14,7 +14,7 @@ from trimtab.bench.cluster import MARK, MARK_SIZE
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.plan import Trials
 from trimtab.bench.pools import Pool
-from trimtab.bench.protocols import Row
+from trimtab.bench.protocols import PROTOCOLS, Ours, Row
 from trimtab.bench.provenance import computer, provenance
 from trimtab.bench.results import BENCH, Record, Results, repair
 from trimtab.bench.scheduler import Outcome, Scheduler
@@ -111,6 +111,12 @@ def _open(
     found = open_suite(study.suite, config.root, tasks, kind)
     rows = study.make_rows([task.name for task in found], methods)
     _check_rows(rows)
+    searched = next((row.name for row in rows if row.spaces), None)
+    if searched is not None and not isinstance(PROTOCOLS[config.protocol], Ours):
+        raise ConfigError(
+            f"The row {searched!r} says what is searched, and {config.protocol} has a search of its own; leave search "
+            "out, or take another --protocol."
+        )
     return rows, found
 
 
