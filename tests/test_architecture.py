@@ -57,7 +57,6 @@ TIMM = {"backbone"}
 
 OF_TASKS = {
     "__init__.py": "the public names of the package",
-    "bench/catalog.py": "the groups of its data sets",
     "bench/task_table.py": "groups of published tables, one of which is called as a task",
     "reporting/classified.py": "the pictures of one task, which its class names",
     "reporting/segmented.py": "the pictures of one task, which its class names",

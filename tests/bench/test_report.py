@@ -98,6 +98,10 @@ def test_the_page_holds_its_pictures_and_loads_nothing(out: Path, tmp_path: Path
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "default-src 'none'" in page
     assert page.count("[strict]") > 10
+    for name in ("means", "parameters"):
+        drawn = (tmp_path / f"{name}.svg").read_text()
+        assert drawn.startswith("<svg")
+        assert drawn.rstrip().endswith("</svg>")
     again = page
     bench_report([out], out=tmp_path)
     assert (tmp_path / "report.html").read_text() == again

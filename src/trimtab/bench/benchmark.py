@@ -1,4 +1,4 @@
-"""What ``trimtab bench`` does: opens everything, checks that it fits what was done before, and runs."""
+"""The function :func:`bench`: opens suite, rows and backbone, checks them against earlier results, and runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.bench.cluster import MARK, MARK_SIZE
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.plan import Trials
 from trimtab.bench.pools import Pool
-from trimtab.bench.protocols import PROTOCOLS, Row
+from trimtab.bench.protocols import PROTOCOLS, Ours, Row
 from trimtab.bench.provenance import computer, provenance
 from trimtab.bench.results import BENCH, Record, Results, repair
 from trimtab.bench.scheduler import Outcome, Scheduler
@@ -27,7 +27,7 @@ from trimtab.methods import METHODS
 from trimtab.options import read_options
 from trimtab.progress import Progress
 from trimtab.storage.locks import LOCK
-from trimtab.tasks import DEFAULT_TASK, make_task
+from trimtab.tasks import make_task
 from trimtab.training.guard import check_bench
 
 RESULTS = "results.jsonl"
@@ -46,7 +46,7 @@ def bench(
     pool: Pool | None = None,
     **options: Any,
 ) -> Outcome:
-    """Run a benchmark; the same call again goes on where it was stopped, and does nothing twice.
+    """Run a benchmark; the same call again resumes it and repeats nothing.
 
     Args:
         suite: ``"vtab1k"``, ``"fgvc"``, a CSV file with the columns task and data, perhaps group, or a study, which is
@@ -55,9 +55,9 @@ def bench(
             ``"vpt:deep=false,num_prompts=20"``, ``"linear:epochs=50"``. Of a study the names of rows, by default all.
         out: Folder for the results. One with results takes more methods, tasks and seeds of the same setup.
         tasks: Only these of the suite.
-        progress: Who is told how far it is.
+        progress: Reports progress.
         command: The command line, for the record.
-        pool: Who works; by default processes of this machine, or the Ray cluster that the options name.
+        pool: Runs the trials; by default processes of this machine, or the Ray cluster that the options name.
         options: Fields of :class:`~trimtab.bench.config.BenchConfig`.
 
     Raises:
@@ -111,9 +111,12 @@ def _open(
     found = open_suite(study.suite, config.root, tasks, kind)
     rows = study.make_rows([task.name for task in found], methods)
     _check_rows(rows)
-    protocol = PROTOCOLS[config.protocol]
-    if protocol.epoch_on_test and kind.name != DEFAULT_TASK:
-        raise ConfigError(f"{protocol.name} reads test images after an epoch, which it can only to classify.")
+    searched = next((row.name for row in rows if row.spaces), None)
+    if searched is not None and not isinstance(PROTOCOLS[config.protocol], Ours):
+        raise ConfigError(
+            f"The row {searched!r} says what is searched, and {config.protocol} has a search of its own; leave search "
+            "out, or take another --protocol."
+        )
     return rows, found
 
 
@@ -134,7 +137,7 @@ def _check_out(out: Path) -> None:
 
 
 def _is_left(entry: Path) -> bool:
-    """Whether a file may be what a benchmark left that was killed before its first line was whole."""
+    """Tell whether a file may be left of a benchmark that was killed before its first line was complete."""
     if entry.name == LOCK:
         return True
     if not entry.is_file():
@@ -145,7 +148,7 @@ def _is_left(entry: Path) -> bool:
 
 
 def read_row(text: str) -> Row:
-    """A row of the table, from ``METHOD`` or ``METHOD:option=value,option=value``.
+    """Parse a row of the table from ``METHOD`` or ``METHOD:option=value,option=value``.
 
     Raises:
         ConfigError: If there is no such method or option, or a value is none of the option's.
@@ -197,7 +200,7 @@ def _image_size(config: BenchConfig) -> tuple[int, int] | None:
 def _check_setup(
     results: Results, config: BenchConfig, tasks: Sequence[SuiteTask], fingerprint: str, out: Path
 ) -> None:
-    """Refuse to mix, in one folder, what does not belong into one table."""
+    """Refuse results of another setup or other data in the same folder."""
     before = results.last("setup")
     if before is None:
         return
@@ -231,7 +234,7 @@ def _setup(config: BenchConfig, tasks: Sequence[SuiteTask], fingerprint: str) ->
 
 
 def _shows_transparency(results: Results) -> bool:
-    """Whether transparent pixels are shown over a background; earlier versions dropped transparency."""
+    """Tell whether transparent pixels are composited over a background; earlier versions dropped transparency."""
     before = results.last("setup")
     return before is None or _BACKGROUND in before["setup"]
 
@@ -244,7 +247,7 @@ def _begin(
     fingerprint: str,
     command: str | None,
 ) -> None:
-    """Write down what is run, on what, by which versions and machine."""
+    """Record setup, tasks, command, versions and machine."""
     if results.last("setup") is None:
         results.append("setup", {"setup": _setup(config, tasks, fingerprint)})
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Who works: processes of a Ray cluster, each with one processor core and its share of a GPU."""
+"""Workers of a Ray cluster, each with one core and its share of a GPU."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ class Cluster:
         self._made = self._ray.remote(**options)(_Worker)
 
     def fit(self, peak: int) -> int:
-        """As many as the machines have cores and GPU shares for; memory is Ray's to watch."""
+        """Return how many cores and GPU shares the machines have; Ray watches their memory."""
         room = self._slots()
         # All machines may be gone for the moment; what is submitted waits.
         return max(1, room if self._workers is None else min(room, self._workers))
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """To a worker that is idle, or a new one; the future has a :class:`WorkerDiedError` if that one dies."""
+        """Submit to an idle worker or a new one; the future has a :class:`WorkerDiedError` if it dies."""
         worker = self._idle.pop() if self._idle else self._started()
         future: Future[Any] = Future()
 
@@ -99,10 +99,10 @@ class Cluster:
         return future
 
     def renew(self) -> None:
-        """Nothing: the next job starts another worker."""
+        """Do nothing: the next job starts another worker."""
 
     def close(self) -> None:
-        """End the workers, and leave the cluster; a local one ends."""
+        """Terminate the workers and disconnect; a local cluster ends."""
         for worker in self._all:
             with contextlib.suppress(Exception):
                 self._ray.kill(worker)
@@ -136,7 +136,7 @@ def _has(node: dict[str, float], what: str) -> float:
 
 
 class _SharedFiles:
-    """Lets a worker tell whether it has the parent's files.
+    """Lets a worker check that it sees the parent's files.
 
     Args:
         work: The result folder. A file with a number that nobody else has is put there.
@@ -173,7 +173,7 @@ class _Worker:
         self._sees, self._ready = sees, False
 
     def work(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Do something, with one thread."""
+        """Run a function with one thread."""
         if not self._ready:
             import torch
 
@@ -195,7 +195,7 @@ def _imported() -> Any:
 
 
 def _check_address(address: str) -> None:
-    """Make sure that somebody answers, which Ray itself would try for many minutes.
+    """Check that a cluster answers; Ray itself would retry for minutes.
 
     Raises:
         ConfigError: If nobody does, or the address is none.

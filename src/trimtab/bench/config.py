@@ -11,7 +11,7 @@ from trimtab.validation import check_fields
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
-    """How a benchmark chooses, and what it may spend."""
+    """The protocol, search, budget and resources of a benchmark."""
 
     protocol: Literal[
         "strict",
@@ -29,9 +29,9 @@ class BenchConfig:
     training images, measured on validation images. test-epoch, test-setting: the epoch, or epoch and setting, chosen
     on test images, to show what that is worth. paper-...: as that paper's code did."""
     seeds: int | None = None
-    """How many final models a method and task has. Default: 5; of paper-ship 1, of paper-adapter-plus 3."""
+    """Number of final models for each method and task. Default: 5; paper-ship: 1; paper-adapter-plus: 3."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
-    """Where settings to try come from: the method's grid, random points between its ends, or Optuna's TPE there (its
+    """Source of the settings to try: the method's grid, random points within it, or Optuna's TPE (its
     package has to be installed)."""
     trials: int | None = None
     """Settings to try for each method and task. Default: as many as the grid has."""
@@ -40,16 +40,16 @@ class BenchConfig:
     root: str | None = None
     """The folder of `trimtab data prepare`, for vtab1k and fgvc."""
     workers: int | None = None
-    """Processes at work, of one thread each. Default: as many as memory and processor hold, or as a cluster has room
-    for."""
+    """Number of worker processes, of one thread each. Default: as many as fit into memory and cores, or as a cluster
+    has room for."""
     ray: str | None = None
     """A Ray cluster to train on, instead of processes of this machine: HOST:PORT, auto, ray://HOST:PORT, or local to
     start one here. --out, data and weights have to be in a file system that all its machines share, and trimtab[ray]
     installed on each."""
     gpus_per_trial: float = 1.0
-    """On a Ray cluster, the part of a GPU that each training takes, from above 0 to 1."""
+    """Share of a GPU for each training on a Ray cluster, above 0 and up to 1."""
     keep_models: bool = False
-    """Keep the final adapters, in DIR/models; by default they are removed once they are measured."""
+    """Keep the final adapters in DIR/models; by default they are removed after their evaluation."""
     backbone: str = "trimtab-micro"
     """What to tune, as for fit."""
     weights: str | None = None
@@ -71,14 +71,14 @@ class BenchConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass."""
     val_fraction: float = 0.2
-    """Part of the training images to choose on where a set names no validation images."""
+    """Fraction of the training images held out for validation where a set names no validation images."""
     duplicates: Literal["refuse", "keep"] = "refuse"
     """What to do where a set of your own has the same image in two of training, validation and test: refuse the set, or
     keep it as it is and say so. Published splits (vtab1k, fgvc) are always kept."""
     limit: int | None = None
     """Use only the first N training and validation images of a shuffled list, to try things out."""
     cache_gb: float = 2.0
-    """Memory for decoded images, in GB, of each worker."""
+    """Memory for decoded images in each worker, in GB."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
 

@@ -1,4 +1,4 @@
-"""The pictures of a benchmark's report."""
+"""Figures of a benchmark's report: bars, score against parameters, ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = 44
 
 
 def tasks(summary: Record, group: str) -> Drawing:
-    """A bar for each row on each task of a group, with its interval, and published figures of the same methods."""
+    """Draw a bar for each row on each task of a group, with its interval and published values of the same method."""
     names = [name for name, task in summary["tasks"].items() if task["group"] == group]
     published = [
         {name: one["values"][name] for name in names if name in one["values"]}
@@ -28,7 +28,7 @@ def tasks(summary: Record, group: str) -> Drawing:
 
 
 def means(summary: Record) -> Drawing:
-    """A bar for each row and group, and for both overall means."""
+    """Draw a bar for each row and group, and for both overall means."""
     over = {"of groups": "mean_of_groups", "of tasks": "mean_of_tasks"}
     found = [{**row["groups"], **{name: row[key] for name, key in over.items()}} for row in summary["rows"]]
     names = [*summary["groups"], *over]
@@ -47,7 +47,7 @@ def _bars(
     published: Sequence[Mapping[str, float]],
     measure: str,
 ) -> Drawing:
-    """Bars side by side in groups of ``names``, best read from the left."""
+    """Draw horizontal bars in groups, one group for each of ``names``."""
     many = len(rows)
     made, axes = figure(0.9 + 0.13 * (many + 1) * len(names) + 0.17 * many)
     for k, (row, own, theirs) in enumerate(zip(rows, values, published, strict=True)):
@@ -83,7 +83,7 @@ def _bars(
 
 
 def against_parameters(summary: Record) -> Drawing | None:
-    """Mean accuracy against trainable parameters; nothing where fewer than two rows have all tasks."""
+    """Draw the mean score against trainable parameters; ``None`` where fewer than two rows have all tasks."""
     points = []
     for row in summary["rows"]:
         trained = [one["trainable"] for one in row["tasks"].values() if one["trainable"] is not None]
@@ -94,7 +94,7 @@ def against_parameters(summary: Record) -> Drawing | None:
 
 
 def ranks(summary: Record) -> Drawing | None:
-    """Each row's rank on each task, and the mean of these; nothing where fewer than two rows have all tasks."""
+    """Draw the rank of each row on each task and the mean rank; ``None`` where fewer than two rows have all tasks."""
     from scipy.stats import rankdata
 
     rows = [row for row in summary["rows"] if row["whole"]]

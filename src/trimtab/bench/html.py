@@ -1,4 +1,4 @@
-"""The report of a benchmark as one page of HTML."""
+"""A benchmark's report as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEMPLATE = Path(__file__).parent / "report.html"
 
 
 def page(summary: Record) -> str:
-    """The whole page."""
+    """Render the page."""
     with looks():
         drawn = _drawn(summary)
     tables = [
@@ -40,7 +40,7 @@ def page(summary: Record) -> str:
 
 
 def _drawn(summary: Record) -> list[tuple[Drawing, str]]:
-    """Pictures, with what is written under them."""
+    """Draw the figures, each with its caption."""
     found = [(figures.means(summary), "Means over the tasks of each group, over the groups, and over all tasks.")]
     for group in summary["groups"]:
         under = f"{shown(group)}: the bar's line is the 95 % interval over seeds."
@@ -75,7 +75,7 @@ def _facts(summary: Record, row: Record) -> list[tuple[str, str]]:
 
 
 def _each(values: Iterable[str]) -> str:
-    """Each value once: a run that was gone on with may have come from several machines and versions."""
+    """Join the distinct values: a resumed run may have several machines and versions."""
     return "; ".join(dict.fromkeys(values)) or NONE
 
 

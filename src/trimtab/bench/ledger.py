@@ -1,4 +1,4 @@
-"""The test images: who may see them, and once only; every opening is written down before it happens."""
+"""Access to test images: to chosen models only, once each, and recorded before it happens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class LedgerError(TrimtabError):
-    """Somebody asked for the test images who may not see them."""
+    """Test images were requested for a model that may not read them."""
 
 
 class Ledger:
-    """Hands out a task's test images to the chosen models: once to each, one for each row and seed.
+    """Hands out test images to chosen models, once to each: one model for each row, task and seed.
 
     Nothing else of a benchmark can open them: tuning and training get lists of images that hold none of them.
 
@@ -31,7 +31,7 @@ class Ledger:
         self._results, self._tests = results, tests
 
     def open(self, trial: Trial, model: str) -> ImageSet:
-        """The test images, for a final model.
+        """Open the test images for a final model.
 
         A measurement that was interrupted may be made again, of the same model.
 
@@ -52,7 +52,7 @@ class Ledger:
         return self._opened(trial, {"model": model})
 
     def open_to_select(self, trial: Trial) -> ImageSet:
-        """The test images, for a training whose protocol chooses its epoch on them; every such row says so.
+        """Open the test images for a training whose protocol chooses its epoch on them; every such row says so.
 
         Raises:
             LedgerError: If its protocol does not, or it was measured before.
@@ -63,11 +63,11 @@ class Ledger:
         return self._opened(trial, {"selects": True, "epochs": list(trial.test_epochs)})
 
     def enter(self, trial: Trial, measured: Record) -> Record:
-        """Record what was measured."""
+        """Record an evaluation on test images."""
         return self._results.append("test", {**trial.place, "key": trial.key, **measured})
 
     def measured(self, trial: Trial) -> Record | None:
-        """The reading of this trial."""
+        """Find the recorded evaluation of a trial; ``None`` if there is none."""
         return self._results.last("test", key=trial.key)
 
     def _check(self, trial: Trial) -> None:

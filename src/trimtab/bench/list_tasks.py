@@ -1,4 +1,4 @@
-"""The table of tasks in words, for the command line and the documentation."""
+"""The table of tasks as text, for the command line and the documentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COLUMNS = ("task", "group", "classes", "train", "val", "test", "source", "labels
 
 
 def rows(suite: str | None = None) -> list[tuple[str, ...]]:
-    """A row of `COLUMNS` for each task of a suite, or of all.
+    """Make a row of `COLUMNS` for each task of a suite, or of all suites.
 
     Raises:
         ConfigError: There is no such suite.
@@ -22,14 +22,14 @@ def rows(suite: str | None = None) -> list[tuple[str, ...]]:
 
 
 def lines(suite: str | None = None) -> list[str]:
-    """The rows under their columns' names, one a line, lined up."""
+    """Align the rows under their column names, one a line."""
     table = [COLUMNS, *rows(suite)]
     widths = [max(len(row[column]) for row in table) for column in range(len(COLUMNS))]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def source_in_words(task: BenchmarkTask) -> str:
-    """Where a task's images come from unless the user has them."""
+    """Name the source of a task's images."""
     if task.archive is None:
         return f"hub {task.hub}"
     if task.archive.hub:

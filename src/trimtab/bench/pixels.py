@@ -1,4 +1,4 @@
-"""What an image file shows, as a number: its decoded pixels and its label, whatever the file's format."""
+"""Digests of decoded pixels and labels, which do not depend on the file format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "PPM": ".ppm", "TIFF":
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """What was seen in an image file: its format, and the digest of its pixels and label."""
+    """The format of an image file and the digest of its pixels and label."""
 
     format: str
     sha256: str
@@ -54,7 +54,7 @@ def look_at(content: bytes, label: str, where: str, mask: bytes | None = None) -
 
 
 def format_of(content: bytes, where: str) -> str:
-    """The format of an image file, as Pillow names it; its pixels are not decoded.
+    """Find the format of an image file, as Pillow names it, without decoding its pixels.
 
     Raises:
         DataError: It is no image of a format that is known here.
@@ -70,5 +70,5 @@ def format_of(content: bytes, where: str) -> str:
 
 
 def together(digests: Iterable[str]) -> str:
-    """The digest of a split: SHA-256 over the digests of its images in order, one a line."""
+    """Compute the digest of a split: SHA-256 over the digests of its images in order, one a line."""
     return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is to be done next, worked out anew from what has been done: so a stopped run goes on where it was."""
+"""What to run next, derived from the recorded results alone, so that a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.bench.config import BenchConfig
 from trimtab.bench.ledger import Ledger
 from trimtab.bench.protocols import PROTOCOLS, Row
-from trimtab.bench.results import Record, Results, score
+from trimtab.bench.results import Record, Results, reading, score
 from trimtab.bench.search import propose, settings_count
 from trimtab.bench.suites import Parts, SuiteTask, open_parts
 from trimtab.bench.trial import Trial
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkItem:
-    """Something for a worker."""
+    """A training, or an evaluation on test images, for a worker."""
 
     unit: Unit
     trial: Trial
     measures: bool = False
-    """Whether to measure on the test images what was trained before."""
+    """Whether to evaluate the trained model on the test images."""
 
 
 class Trials:
-    """Makes the trials of one setup, and knows the images they train on.
+    """Makes the trials of a setup and opens the images they train on.
 
     Args:
         config: The options of the benchmark.
@@ -54,7 +54,7 @@ class Trials:
         self._resolved: dict[str, Record] = {}
 
     def parts(self, task: SuiteTask) -> Parts:
-        """The images of a task to tune and train on."""
+        """Open the training and validation images of a task."""
         if task.name not in self._parts:
             self._parts[task.name] = open_parts(task, self.config.val_fraction)
         return self._parts[task.name]
@@ -65,7 +65,7 @@ class Trials:
         return parts.final if part == "final" and self.protocol.trains_on_val else parts.tuning
 
     def make(self, row: Row, task: SuiteTask, part: str, seed: int, setting: Record) -> Trial:
-        """The trial of a setting, with what replaces a recipe's values in all rows."""
+        """Make the trial of a setting, with the options that replace recipe values in all rows."""
         fit = {**setting["fit"], **self.config.overrides, **row.fit}
         final = part == "final"
         bits = self._bits_of(task, part, fit.get("limit"), seed)
@@ -87,7 +87,7 @@ class Trials:
         )
 
     def _bits_of(self, task: SuiteTask, part: str, limit: int | None, seed: int) -> int:
-        """How many bits the 16-bit images use that a part trains on, as the training finds it."""
+        """Find how many bits the 16-bit training images of a part use, as the training does."""
         from trimtab.training.fit import limited
 
         key = task.name, part, None if limit is None else seed
@@ -115,7 +115,7 @@ class Trials:
 
 
 class Unit:
-    """One row on one task: searches, trains the final models with what was chosen, and has them measured."""
+    """One row on one task: searches settings, trains final models with the chosen one, and has them evaluated."""
 
     def __init__(
         self, row: Row, task: SuiteTask, trials: Trials, results: Results, ledger: Ledger, models: Path
@@ -138,7 +138,7 @@ class Unit:
         return self.row.name, self.task.name
 
     def ready(self, room: int, flying: Collection[str] = ()) -> list[WorkItem]:
-        """The work that can be done now; records what is decided.
+        """List the work that can start now; records what is decided.
 
         Args:
             room: How many more jobs can be begun; a search decides no more than these.
@@ -156,9 +156,7 @@ class Unit:
                 jobs.append(WorkItem(self, trial))
             elif record["failed"]:
                 # A model that diverged is right about nothing, and needs no images to be so.
-                self._ledger.enter(
-                    trial, {"failed": record["failed"], f"test_{self.task.kind.monitor}": 0.0, "test_images": 0}
-                )
+                self._ledger.enter(trial, {"failed": record["failed"], **reading(record, 0.0), "test_images": 0})
             elif trial.test_epochs:
                 self._enter_selected(trial, record)
             elif not (self._models / trial.key / "adapter_config.json").is_file():
@@ -168,7 +166,7 @@ class Unit:
         return jobs
 
     def choice(self) -> list[Record] | None:
-        """The settings of the final models, once they are decided."""
+        """Find or decide the settings of the final models; ``None`` while the search runs."""
         recorded = self._results.last("choice", **self._where)
         if recorded is not None:
             settings: list[Record] = recorded["settings"]
@@ -183,7 +181,7 @@ class Unit:
         return self._decide([{"options": chosen["options"], "fit": chosen["fit"]}], keys, chosen["key"])
 
     def left(self) -> Iterator[tuple[str, str]]:
-        """For every training that is missing, the method and the part."""
+        """Yield method and part of every training that is missing."""
         choice = self.choice()
         if choice is None:
             done = sum(self._done(trial) for trial in self._tried())
@@ -195,19 +193,19 @@ class Unit:
                 yield self.row.method, "final"
 
     def total(self) -> int:
-        """How many trainings there are in all."""
+        """Count all trainings."""
         if self._protocol.setting_on_test:
             return self._count * len(self._seeds)
         return (self._count if self._count > 1 else 0) + len(self._seeds)
 
     def wanted(self) -> set[str]:
-        """Keys of the final models that are still to be measured."""
+        """Collect the keys of final models that are still to be evaluated."""
         choice = self.choice()
         finals = self._finals(choice) if choice is not None else ()
         return {trial.key for trial in finals if self._open(trial)}
 
     def images(self, trial: Trial) -> Any:
-        """What a trial trains on."""
+        """Return the images of a trial."""
         return self._trials.images(self.task, trial.part)
 
     def earlier(self, trial: Trial) -> tuple[tuple[float, ...], ...]:
@@ -245,7 +243,7 @@ class Unit:
         return trial.key in self._results.trials
 
     def _searching(self, room: int, flying: Collection[str]) -> Iterator[Trial]:
-        """Trials of the search that are not done: those decided before, and new ones while there is room."""
+        """Yield trials of the search that are not done: those decided before, and new ones while there is room."""
         tried = self._tried()
         for trial in tried:
             if not self._done(trial):
@@ -255,7 +253,7 @@ class Unit:
             yield self._ask(number)
 
     def _tried(self) -> list[Trial]:
-        """The trials of the search that were decided; after an interruption they are the same ones."""
+        """List the decided trials of the search; after an interruption they are the same."""
         while len(self._asked) < self._count:
             line = self._results.last("asked", **self._where, number=len(self._asked))
             if line is None:
@@ -278,6 +276,6 @@ class Unit:
         return found
 
     def _enter_selected(self, trial: Trial, record: Record) -> None:
-        epoch, accuracy = max(record["test_history"], key=lambda entry: entry[1])
-        size = record["test_images"]
-        self._ledger.enter(trial, {"failed": None, "test_accuracy": accuracy, "test_epoch": epoch, "test_images": size})
+        epoch, value = max(record["test_history"], key=lambda entry: entry[1])
+        more = {"test_epoch": epoch, "test_images": record["test_images"]}
+        self._ledger.enter(trial, {"failed": None, **reading(record, value), **more})

@@ -1,4 +1,4 @@
-"""Who works: processes of this machine; :mod:`trimtab.bench.cluster` has those of others."""
+"""Worker pools: processes of this machine; those of a Ray cluster are in :mod:`trimtab.bench.cluster`."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from trimtab.errors import ConfigError
 
 
 class WorkerDiedError(BrokenExecutor):
-    """The worker of this job died, and no other."""
+    """The worker of this job died; other jobs are not affected."""
 
 
 class PoolError(ConfigError):
-    """No job can be worked on, and the run ends."""
+    """No worker can run any job; the run ends."""
 
 
 class Pool(Protocol):
-    """Works on functions, several at a time.
+    """Runs functions in workers, several at a time.
 
     A job whose worker dies has a ``BrokenExecutor`` in its future: a ``BrokenProcessPool`` where all jobs end with it.
     """
 
     def fit(self, peak: int) -> int:
-        """How many may run at once.
+        """Return how many jobs may run at once.
 
         Args:
             peak: Most bytes that one has held so far; 0 if none has run.
         """
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have a worker do something."""
+        """Run a function in a worker."""
 
     def renew(self) -> None:
-        """After a worker has died."""
+        """Replace workers after one has died."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Shut down after the last job."""
 
     def kill(self) -> None:
-        """End everything at once."""
+        """Terminate all workers."""
 
 
 class Processes:
@@ -66,7 +66,7 @@ class Processes:
         return ProcessPoolExecutor(self._workers or cores(), mp_context=context, initializer=set_up_worker)
 
     def fit(self, peak: int) -> int:
-        """The number that was asked for, or as many as fit."""
+        """Return the given number, or as many as fit into memory."""
         if self._workers is not None:
             return self._workers
         if not peak:
@@ -76,7 +76,7 @@ class Processes:
         return fitting(peak, self._gpu and torch.cuda.is_available())
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """To the next free process."""
+        """Submit to the next free process."""
         try:
             return self._pool.submit(work, *arguments)
         except BrokenProcessPool as error:
@@ -86,7 +86,7 @@ class Processes:
             return failed
 
     def renew(self) -> None:
-        """New processes for the old ones."""
+        """Start new processes if the pool is broken."""
         try:
             self._pool.submit(os.getpid)
         except BrokenProcessPool:
@@ -94,10 +94,10 @@ class Processes:
             self._pool = self._made()
 
     def close(self) -> None:
-        """Let them end."""
+        """Wait for the processes to end."""
         self._pool.shutdown()
 
     def kill(self) -> None:
-        """End them."""
+        """Terminate the processes."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         kill_workers()

@@ -1,4 +1,4 @@
-"""Benchmarks' images brought into one form: fetched, written, measured, and described by a manifest."""
+"""Prepare benchmark data: download, write, digest, and describe it by a manifest."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _SPARE = 200_000_000
 
 @dataclass(frozen=True)
 class PreparedSuite:
-    """What became of a suite.
+    """The result of preparing a suite.
 
     Attributes:
         folders: The prepared task folders by name, those from before included.
@@ -85,7 +85,7 @@ def prepare(
         given: What the user has: for VTAB-1k a tree of NOAH's layout, otherwise a folder of archives.
         revision: Which revision of the hub's data set, for one task.
         threads: That decode images.
-        progress: Who is told.
+        progress: Reports progress.
 
     Raises:
         ConfigError: An option cannot work.
@@ -189,7 +189,7 @@ def _check_space(home: Path, sources: Sequence[TaskSource]) -> None:
 
 
 def _size(folder: Path) -> int:
-    """How much the files in a folder take; nothing if it is not there."""
+    """Sum the sizes of the files in a folder; 0 if there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -308,7 +308,7 @@ def _finish(source: TaskSource, folder: Path, classes: tuple[str, ...]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """What decides how files are decoded."""
+    """Return the versions that decide how files are decoded."""
     return {
         "trimtab": __version__,
         "python": platform.python_version(),

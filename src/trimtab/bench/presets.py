@@ -18,7 +18,7 @@ PUBLISHED = Path(__file__).parent / "published_tables"
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: the values of some options, best guess first, and those that stay."""
+    """A search space: values of options, best guess first, and fixed options of the training."""
 
     fit: Mapping[str, tuple[Any, ...]]
     """Of the training."""
@@ -28,12 +28,12 @@ class Space:
     """Options of the training that stay."""
 
     def without(self, options: Mapping[str, Any]) -> Space:
-        """The same, where a row says what some of the method's options are."""
+        """Return the space with some of the method's options fixed."""
         rest = {name: values for name, values in self.options.items() if name not in options}
         return Space(self.fit, rest | {name: (value,) for name, value in options.items()}, self.fixed)
 
     def points(self) -> list[Record]:
-        """The whole grid: learning rates first, at the first value of everything else."""
+        """List all points of the grid: learning rates first, at the first value of everything else."""
         # What comes last in a product changes first.
         order = sorted(self.fit, key=lambda name: name == "lr")
         return [
@@ -63,7 +63,7 @@ _SPACES = {
 
 
 def own_space(method: str) -> Space:
-    """What ``strict`` searches for a method; for those of other packages their learning rate and around it."""
+    """Return the search space of a method; for methods of other packages learning rates around their own."""
     if method in _SPACES:
         return _SPACES[method]
     from trimtab.methods import METHODS
@@ -80,7 +80,7 @@ _VPT_LENGTHS = (10, 1, 5, 50, 100, 200)
 
 
 def vpt_space(method: str, options: Mapping[str, Any], suite: str, task: str) -> Space:
-    """The grid of VPT's code, with the published prompt length of a task; without one the lengths are searched, too.
+    """Return the grid of VPT's code, with the published prompt length of a task, or six lengths where there is none.
 
     References:
         | Jia et al., Visual Prompt Tuning (2022), appendix A; KMnP/vpt tune_vtab.py, tune_fgvc.py
@@ -157,7 +157,7 @@ def _only_for(protocol: str, whose: str, method: str) -> ConfigError:
 
 
 def vpt_batch(options: Mapping[str, Any]) -> int:
-    """Images an optimiser step sees, on a ViT-B."""
+    """Return the batch size of VPT's code on a ViT-B."""
     return 128 if options["num_prompts"] < 100 else 64
 
 
@@ -175,7 +175,7 @@ _SHIP_OPTIONS = {"prompt_length": (50, 30, 5, 10, 100, 200), "threshold": (0.95,
 
 
 def ship_space(method: str, options: Mapping[str, Any], task: str) -> Space:
-    """SHIP's logged setting of a task; without one the grid that its logs show.
+    """Return SHIP's logged setting of a task, or the grid that its logs show.
 
     References:
         | haoweiz23/SHIP results_summary.txt, train.py
@@ -209,7 +209,7 @@ _NAMES = {
 
 
 def published_name(method: str, options: Mapping[str, Any]) -> str | None:
-    """What a method is called in the published tables, if it is in them."""
+    """Return the name of a method in the published tables; ``None`` if it is in none."""
     if method == "vpt":
         return "VPT-Deep" if options.get("deep", True) else "VPT-Shallow"
     if method == "adapter" and options.get("style") != "adaptformer":
@@ -225,6 +225,6 @@ SELECTED_ON_TEST = ("SHIP", "NOAH", "FacT", "Convpass", "RepAdapter")
 
 @functools.cache
 def read_published(name: str) -> tuple[Mapping[str, str], ...]:
-    """The rows of one of the published tables."""
+    """Read the rows of a published table."""
     with (PUBLISHED / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))

@@ -15,7 +15,7 @@ from trimtab.bench.suites import SuiteTask
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a method, perhaps with options."""
+    """A row of the table: a method with its options, training options and perhaps search spaces."""
 
     name: str
     method: str
@@ -28,7 +28,7 @@ class Row:
 
 
 class Protocol(abc.ABC):
-    """A way from a method and a task to numbers."""
+    """How settings are chosen, and final models trained and evaluated."""
 
     name: str
     words: str
@@ -46,26 +46,26 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def space(self, row: Row, task: SuiteTask) -> Space:
-        """What is searched.
+        """Return the search space.
 
         Raises:
             ConfigError: If the protocol does not know the method.
         """
 
     def complete(self, point: Record, space: Space) -> Record:
-        """A point with what belongs to it: ``options`` of the method and ``fit``, of the training."""
+        """Complete a point to ``options`` of the method and ``fit`` of the training."""
         return {"options": dict(point["options"]), "fit": {**space.fixed, **point["fit"]}}
 
     def choose(self, trials: Iterable[Record]) -> Record:
-        """The tuning trial whose setting the final models have."""
+        """Choose the tuning trial whose setting the final models have."""
         return best(trials)
 
     def test_epochs(self, epochs: int) -> tuple[int, ...]:
-        """After which epochs a final training reads the test images; none where only the last model does."""
+        """Return the epochs after which a final training is evaluated on test images; by default none."""
         return ()
 
     def seeds_of(self, count: int | None) -> tuple[int, ...]:
-        """The seeds of as many final models as are wanted."""
+        """Return the seeds of ``count`` final models."""
         known = self.seeds
         wanted = len(known) if count is None else count
         return (*known, *range(max(known) + 1, max(known) + 1 + wanted))[:wanted]

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, source, machine."""
+"""Provenance of a number: versions, source, machine, model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, a digest of trimtab's source, and the GPU, as JSON values."""
+    """Collect versions, a digest of trimtab's source, and the GPU, as JSON values."""
     import torch
 
     versions = {name: importlib.metadata.version(name) for name in ("trimtab", "torch", "timm")}
@@ -24,7 +24,7 @@ def provenance() -> dict[str, Any]:
 
 
 def computer() -> dict[str, Any]:
-    """What kind of machine this is, without its name."""
+    """Describe the machine, without its name."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
@@ -34,7 +34,7 @@ def computer() -> dict[str, Any]:
 
 @functools.cache
 def _code() -> str:
-    """A digest of trimtab's source, so that a table can tell whether all of its rows come from the same."""
+    """Compute a digest of trimtab's source, which tells whether rows come from the same code."""
     folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
@@ -43,7 +43,7 @@ def _code() -> str:
 
 
 def finite(value: float | None) -> float | None:
-    """A loss that overflows is no JSON number."""
+    """Replace a loss that is no JSON number by ``None``."""
     return value if value is not None and math.isfinite(value) else None
 
 

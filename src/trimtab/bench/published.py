@@ -1,4 +1,4 @@
-"""Published figures beside ours, and why they can or cannot be compared."""
+"""Published results beside ours, with the reasons against a comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ORIGINAL = "vit_base_patch16_224.orig_in21k"
 
 
 def beside(suite: str, rows: Sequence[Record], variants: Mapping[str, str]) -> list[Record]:
-    """The published rows of a suite, each with its numbers, and the reasons against comparing it with ours.
+    """Collect the published rows of a suite, each with its numbers and the reasons against comparing it with ours.
 
     Args:
         suite: Its name; suites that nobody has published on have none.
@@ -44,7 +44,7 @@ def beside(suite: str, rows: Sequence[Record], variants: Mapping[str, str]) -> l
 
 
 def reasons(method: str, backbone: str, rows: Sequence[Record], variants: Mapping[str, str]) -> list[str]:
-    """Why a published row cannot be compared with ours; nothing where it can."""
+    """List the reasons why a published row cannot be compared with ours; none where it can."""
     found = []
     if "original" not in backbone:
         found.append("its source does not say for certain which weights it is of")

@@ -1,22 +1,25 @@
-"""The report of a benchmark as files."""
+"""The function :func:`bench_report`, which writes the report of a benchmark."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.bench.figures import against_parameters, means
 from trimtab.bench.html import page
 from trimtab.bench.results import Record, Results
 from trimtab.bench.summary import RESULTS, summarise
 from trimtab.bench.text import csv_names, csv_of, text_of
 from trimtab.data import files_of
 from trimtab.errors import CheckpointError
+from trimtab.reporting.figure import Drawing, looks
 from trimtab.storage.files import check_folder, make_folder, parse_json, refuse_inputs, write_json, write_text
 
 _SUMMARY = "summary.json"
+_FIGURES: dict[str, Callable[[Record], Drawing | None]] = {"means.svg": means, "parameters.svg": against_parameters}
 _KEYS = {"suite", "tasks", "groups", "rows", "comparisons", "tests", "published"}
 """What a summary of ours has."""
 
@@ -39,12 +42,12 @@ def bench_report(
     baselines: Sequence[str] = (),
     overwrite: bool = False,
 ) -> BenchReport:
-    """Write tables and pictures of what ``bench`` measured; an earlier report in the same place is replaced.
+    """Write tables and figures of recorded results; an earlier report in the same place is replaced.
 
     Args:
         folders: Result folders of ``bench``, of one suite.
-        out: Folder for ``report.txt``, ``report.html``, CSV files and ``summary.json``; by default ``report`` in the
-            first of ``folders``.
+        out: Folder for ``report.txt``, ``report.html``, SVG and CSV files and ``summary.json``; by default ``report``
+            in the first of ``folders``.
         baselines: Rows that the others are compared with, in place of all pairs: names, ``"previous"`` (the row before)
             or ``"same"`` (the row of the same name in the first folder).
         overwrite: Replace files of these names that are not of an earlier report, too.
@@ -57,7 +60,7 @@ def bench_report(
     out = Path(out) if out is not None else Path(folders[0]) / "report"
     _check_out(out, summary, folders, overwrite=overwrite)
     text = text_of(summary)
-    contents = {"report.txt": text, "report.html": page(summary), **csv_of(summary)}
+    contents = {"report.txt": text, "report.html": page(summary), **csv_of(summary), **_figures(summary)}
     make_folder(Path(os.path.realpath(out)))
     # First, for it shows that the other files are of a report.
     write_json(out / _SUMMARY, summary)
@@ -67,12 +70,19 @@ def bench_report(
 
 
 def _names(summary: Record) -> list[str]:
-    """The files of a report."""
-    return [_SUMMARY, "report.txt", "report.html", *csv_names(summary)]
+    """List the files of a report."""
+    return [_SUMMARY, "report.txt", "report.html", *_FIGURES, *csv_names(summary)]
+
+
+def _figures(summary: Record) -> dict[str, str]:
+    """Draw the figures that are files of their own, as SVG by file name."""
+    with looks():
+        drawn = {name: draw(summary) for name, draw in _FIGURES.items()}
+    return {name: one.svg for name, one in drawn.items() if one is not None}
 
 
 def _check_out(out: Path, summary: Record, folders: Sequence[str | Path], *, overwrite: bool) -> None:
-    """Refuse to write over what is read, and, unasked, over anything but an earlier report."""
+    """Refuse to overwrite inputs, and without ``overwrite`` anything but an earlier report."""
     check_folder(out, "a folder with --out")
     ours = set(_names(summary) if overwrite else _earlier(out))
     for name in _names(summary):
@@ -88,7 +98,7 @@ def _check_out(out: Path, summary: Record, folders: Sequence[str | Path], *, ove
 
 
 def _earlier(out: Path) -> list[str]:
-    """The files of the report that is in a folder."""
+    """List the files of the report in a folder."""
     try:
         summary = parse_json((out / _SUMMARY).read_bytes())
     except (OSError, ValueError):
@@ -97,7 +107,7 @@ def _earlier(out: Path) -> list[str]:
 
 
 def _inputs(folders: Sequence[str | Path]) -> Iterator[str | Path]:
-    """What is reported on: results and models, and the suite and data that they are of."""
+    """Yield the input files of a report: results, models, suite and data."""
     for folder in map(Path, folders):
         yield folder / RESULTS
         yield from (folder / "models").rglob("*")

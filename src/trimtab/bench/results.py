@@ -1,4 +1,4 @@
-"""What was measured: one JSON line for each thing that happened, appended at once and never changed.
+"""Recorded results: one JSON line for each event, appended at once and never changed.
 
 | kind | what |
 |---|---|
@@ -24,10 +24,9 @@ Record: TypeAlias = "dict[str, Any]"
 _NUMBER = (int, float)
 _TEXT_OR_NONE = (str, type(None))
 _NUMBER_OR_NONE = (int, float, type(None))
-_SCORE = "{0}_accuracy|{0}_miou"
 Fields: TypeAlias = "Mapping[str, Mapping[str, type | tuple[type, ...]]]"
-"""For each kind of line the fields that it must have, with their types; dotted where they are in others, with a bar
-between those of which it has one."""
+"""For each kind of line the fields that it must have, with their types; dotted where they are in others. A score is
+written under the name of its metric."""
 
 ANY: Fields = {"trial": {"key": str}}
 """What any results have; lines of other kinds are taken as they are."""
@@ -50,13 +49,13 @@ BENCH: Fields = {
         "pruned": bool,
         "val_history": list,
         "test_history": list,
-        _SCORE.format("val"): _NUMBER_OR_NONE,
+        "val_score": _NUMBER_OR_NONE,
         "val_loss": _NUMBER_OR_NONE,
         "wall_seconds": _NUMBER,
     },
     "choice": {**_CELL, "settings": list, "tried": list},
     "test-opened": {**_CELL, "seed": int, "key": str},
-    "test": {**_CELL, "seed": int, "key": str, "time": str, _SCORE.format("test"): _NUMBER, "test_images": int},
+    "test": {**_CELL, "seed": int, "key": str, "time": str, "test_score": _NUMBER, "test_images": int},
 }
 """What the lines of ``trimtab bench`` have; it writes no others, and first the setup."""
 
@@ -65,7 +64,7 @@ _NAMES = (("key",), ("row", "task"))
 
 
 class Results:
-    """The lines of ``path``; another process of ours must not write them at the same time.
+    """The records of a file; only one process may write it at a time.
 
     Args:
         path: The file; there need be none.
@@ -85,7 +84,7 @@ class Results:
             self._take(record)
 
     def append(self, kind: str, values: Mapping[str, Any]) -> Record:
-        """Write a line and make sure that it is on the disk.
+        """Append a line and flush it to the disk.
 
         Raises:
             DataError: If somebody else has written to the file since the last one.
@@ -108,7 +107,7 @@ class Results:
         return self.records[kind][-1]
 
     def find(self, kind: str, **values: Any) -> list[Record]:
-        """The lines of a kind with these values, oldest first."""
+        """Find the lines of a kind with these values, oldest first."""
         return [
             record
             for record in self._among(kind, values)
@@ -116,7 +115,7 @@ class Results:
         ]
 
     def last(self, kind: str, **values: Any) -> Record | None:
-        """The newest such line."""
+        """Find the newest such line; ``None`` if there is none."""
         found = self.find(kind, **values)
         return found[-1] if found else None
 
@@ -139,8 +138,19 @@ class Results:
 
 
 def score(record: Mapping[str, Any], images: str) -> Any:
-    """Return the accuracy of a classifier or the mIoU of a segmenter on the ``"val"`` or ``"test"`` images."""
-    return next((record[name] for name in (f"{images}_accuracy", f"{images}_miou") if name in record), None)
+    """Return the score of a trial or a reading on the ``"val"`` or ``"test"`` images; ``None`` where it has none."""
+    return record.get(f"{images}_{metric_of(record)}")
+
+
+def metric_of(record: Mapping[str, Any]) -> str:
+    """Return the name of the metric that is a record's score; one that does not say is a classifier's."""
+    return str(record.get("monitor", "accuracy"))
+
+
+def reading(trial: Mapping[str, Any], value: float) -> Record:
+    """Return a score on test images, under the name of the trial's metric."""
+    known = {name: trial[name] for name in ("monitor",) if name in trial}
+    return {**known, f"test_{metric_of(trial)}": value}
 
 
 def best(trials: Iterable[Record]) -> Record:
@@ -157,7 +167,7 @@ def best(trials: Iterable[Record]) -> Record:
 
 
 def repair(path: Path, fields: Fields = ANY) -> None:
-    """Finish the last line where only its line break is missing, and remove half of one that a killed run left.
+    """Complete a last line without its line break, and remove a partial line of a killed run.
 
     Raises:
         DataError: If a line is no record of ours; the file is left as it is.
@@ -193,7 +203,7 @@ def _read(path: Path, fields: Fields) -> tuple[list[Record], int]:
 
 
 def is_half(line: bytes, fields: Fields) -> bool:
-    """Whether a line may be the beginning of one of ours."""
+    """Tell whether a line may be the beginning of a record."""
     starts = [b'{"kind": "'] if fields is ANY else [f'{{"kind": "{kind}", "time": "'.encode() for kind in fields]
     return any(line.startswith(start) or start.startswith(line) for start in starts)
 
@@ -240,8 +250,9 @@ class _Check:
         if self._fields is not ANY and kind not in self._fields:
             return f"there is no kind {kind!r}"
         for name, types in self._fields.get(kind, {}).items():
+            name = name.replace("score", metric_of(record))
             if not _has(record, name, types):
-                return f"{name.partition('|')[0]} of the {kind} is missing, or something else"
+                return f"{name} of the {kind} is missing, or something else"
         return None if self._fields is ANY else self._out_of_place(number, kind, record)
 
     def _out_of_place(self, number: int, kind: str, record: Record) -> str | None:
@@ -258,11 +269,7 @@ class _Check:
         return None
 
 
-def _has(record: Record, names: str, types: type | tuple[type, ...]) -> bool:
-    return any(_has_one(record, name, types) for name in names.split("|"))
-
-
-def _has_one(record: Record, name: str, types: type | tuple[type, ...]) -> bool:
+def _has(record: Record, name: str, types: type | tuple[type, ...]) -> bool:
     value: Any = record
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:

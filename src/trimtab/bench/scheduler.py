@@ -1,4 +1,4 @@
-"""A benchmark from beginning to end: gives jobs to workers and writes down what they return."""
+"""The scheduler of a benchmark: submits work to a pool and records the results."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _LONGEST = 500
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """The result of a run."""
 
     done: int
-    """Jobs that this run did."""
+    """Number of jobs that this run completed."""
     broken: tuple[str, ...]
     """What could not be done, and why."""
 
 
 class Scheduler:
-    """Gives the work of a benchmark to workers and records what they return.
+    """Submits the work of a benchmark to a pool and records the results.
 
     Args:
         rows: The rows of the table.
@@ -50,8 +50,8 @@ class Scheduler:
         trials: What makes the trials.
         results: What was done before, and where the rest goes.
         work: The folder of the results.
-        progress: Who is told.
-        pool: Who works; by default what the options name.
+        progress: Reports progress.
+        pool: Runs the jobs; by default as the options say.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Scheduler:
         return images
 
     def go(self) -> Outcome:
-        """Work until nothing can be done."""
+        """Run until nothing can be done."""
         missing = sum(1 for _ in self._left())
         self.progress.say(f"{missing} of {sum(unit.total() for unit in self.units)} trainings are to be done.")
         with self._closing():
@@ -108,7 +108,7 @@ class Scheduler:
         self.pool.close()
 
     def _submit(self) -> bool:
-        """Keep every worker busy; whether anything is being worked on."""
+        """Submit work while there is room; returns whether any is running."""
         taken = {(job.trial.key, job.measures) for job in self.flying.values()}
         room = self.pool.fit(max((t.get("peak_memory", 0) for t in self.results.trials.values()), default=0))
         for unit in self.units:
@@ -157,7 +157,7 @@ class Scheduler:
         self.progress.say(f"{job.trial.words}: {told}. {self._ahead()}")
 
     def _died(self, job: WorkItem) -> None:
-        """A worker was killed: what it did is done again, by another one."""
+        """Have the job of a killed worker done again by another one."""
         key = job.trial.key
         self.died[key] = self.died.get(key, 0) + 1
         self.pool.renew()
@@ -176,7 +176,7 @@ class Scheduler:
                 yield from unit.left()
 
     def _ahead(self) -> str:
-        """How much is missing, by the seconds that trainings of the same method took."""
+        """Estimate the remaining time from trainings of the same method."""
         took: dict[tuple[str, str], list[float]] = {}
         for trial in self.results.trials.values():
             took.setdefault((trial["method"], trial["part"]), []).append(trial["wall_seconds"])
@@ -206,13 +206,13 @@ class Scheduler:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, as one line that is not too long to be read."""
+    """Return the message of an error as one line of limited length."""
     text = " ".join(str(error).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def make_pool(config: BenchConfig, work: Path, tasks: Sequence[SuiteTask]) -> Pool:
-    """Who works, by the options.
+    """Make the pool that the options ask for.
 
     Args:
         config: The options.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def settings_count(space: Space, sampler: str, trials: int | None) -> int:
-    """How many settings are tried; one that is alone needs no trial."""
+    """Count the settings to try; a single one needs no trial."""
     points = len(space.points())
     if points == 1:
         return 1
@@ -26,7 +26,7 @@ def settings_count(space: Space, sampler: str, trials: int | None) -> int:
 
 
 def propose(space: Space, sampler: str, number: int, done: Sequence[tuple[Record, float]], name: str) -> Record:
-    """The setting to try as ``number``, from 0.
+    """Propose the setting to try as ``number``, from 0.
 
     Args:
         space: What is searched.
@@ -100,7 +100,7 @@ def _random(space: Space, name: str) -> Record:
 
 
 def _ends(key: str, choices: tuple[Any, ...]) -> tuple[float | None, float | None]:
-    """The ends of what is drawn from between them: learning rates; the rest are choices."""
+    """Return the range of a continuous option (learning rates), or two ``None`` for a choice."""
     if key != "lr" or len(choices) == 1:
         return None, None
     return float(min(choices)), float(max(choices))

@@ -10,14 +10,14 @@ from trimtab.bench.results import Record
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Record:
-    """The mean of the differences seed by seed, with its interval."""
+    """Compute the mean paired difference over seeds with its interval."""
     if not ours or len(ours) != len(theirs):
         return interval([])
     return interval([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def interval(values: Sequence[float]) -> Record:
-    """Mean and half the width of the 95 % t interval; ``None`` where there are too few values."""
+    """Compute the mean and half the width of its 95 % t interval; ``None`` where there are too few values."""
     if not values:
         return {"mean": None, "half": None}
     count = len(values)
@@ -26,14 +26,14 @@ def interval(values: Sequence[float]) -> Record:
 
 
 def t_value(count: int) -> float:
-    """The 97.5 % quantile of t for a mean of ``count`` values."""
+    """Return the 97.5 % quantile of t for a mean of ``count`` values."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, count - 1))
 
 
 def paired_test(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Two-sided p of the paired t-test; ``None`` with fewer than two pairs, 1 where all differences are 0."""
+    """Compute the two-sided p of the paired t-test; ``None`` with fewer than two pairs, 1 if all are equal."""
     from scipy.stats import ttest_rel
 
     if len(ours) != len(theirs) or len(ours) < 2:
@@ -46,7 +46,7 @@ def paired_test(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 
 
 def signed_rank_test(ours: Sequence[float], theirs: Sequence[float], least: int = 6) -> float | None:
-    """Two-sided exact p of Wilcoxon's signed-rank test over tasks.
+    """Compute the two-sided exact p of Wilcoxon's signed-rank test over tasks.
 
     ``None`` with fewer than ``least`` tasks that differ: of five, no outcome is below 0.05.
 
@@ -62,7 +62,7 @@ def signed_rank_test(ours: Sequence[float], theirs: Sequence[float], least: int 
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """P values corrected for their number by Holm's step-down rule; missing ones stay missing and do not count."""
+    """Correct p values by Holm's step-down procedure; missing ones stay missing and do not count."""
     order = sorted((value, k) for k, value in enumerate(values) if value is not None)
     corrected: list[float | None] = [None] * len(values)
     largest = 0.0

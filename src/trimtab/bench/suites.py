@@ -35,7 +35,7 @@ _CLASSIFIED = ("vtab1k", "fgvc")
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """One set of a benchmark."""
+    """A task of a suite."""
 
     suite: str
     name: str
@@ -55,7 +55,7 @@ class SuiteTask:
 def open_suite(
     suite: str, root: str | None = None, tasks: Sequence[str] = (), kind: Task | None = None
 ) -> list[SuiteTask]:
-    """The tasks of a suite, in its order.
+    """Open the tasks of a suite, in its order.
 
     Args:
         suite: ``"vtab1k"``, ``"fgvc"``, or a CSV file with the columns task and data, perhaps group.
@@ -164,7 +164,7 @@ def _check_names(asked: Sequence[str], known: Iterable[str], where: str) -> None
 
 @dataclass(frozen=True)
 class Parts:
-    """What tuning and training see of a task. No test image is in it."""
+    """Training and validation images of a task, without test images."""
 
     tuning: TrainingData
     """Trained on train, chosen on val."""
@@ -175,7 +175,7 @@ class Parts:
 
 
 def open_parts(task: SuiteTask, val_fraction: float) -> Parts:
-    """The training and validation images of a task.
+    """Open the training and validation images of a task.
 
     Where its data names no validation images, the split is the one that ``fit`` makes with seed 0.
 
@@ -202,7 +202,7 @@ def _joined(train: ImageSet, val: ImageSet) -> ImageSet:
 
 
 def check_duplicates(task: SuiteTask, parts: Parts, duplicates: str) -> list[str]:
-    """Compare the files of a task's splits; what is to be told of images in two of them, and of those left out.
+    """Compare the files of a task's splits, and return notes on images in two of them and on those left out.
 
     Test images are read as files, and not decoded.
 
@@ -226,7 +226,7 @@ def check_duplicates(task: SuiteTask, parts: Parts, duplicates: str) -> list[str
 
 
 def left_out(notes: Sequence[str]) -> list[str]:
-    """Those notes on a set that tell of images which cannot be decoded here."""
+    """Select the notes on images that cannot be decoded."""
     return [note for note in notes if note.startswith(LEFT_OUT)]
 
 

@@ -245,9 +245,11 @@ def _further(lines: Iterable[Record], results: Results, kind: Task) -> Record:
             ("validation", [trial.get(f"val_{name}") for _, trial in records]),
         ):
             found[f"{images} {words}"] = _mean(value for value in values if value is not None)
-    by_class = [line["test_iou"] for line, _ in records if "test_iou" in line]
-    if by_class:
-        found["iou"] = {name: _mean(each[name] or 0.0 for each in by_class) for name in by_class[0]}
+    for key, value in records[0][0].items():
+        if isinstance(value, dict) and key.startswith("test_"):
+            each = [line[key] for line, _ in records]
+            words = key.removeprefix("test_").upper()
+            found[f"test {words} by class"] = {name: _mean(own[name] or 0.0 for own in each) for name in value}
     return found
 
 

@@ -1,4 +1,4 @@
-"""The folder of a prepared task: what is in it, and its manifest.
+"""The folder of a prepared task and its manifest.
 
 ``images/`` has the files as the source gives them; ``splits.csv`` names them with label and split, as `trimtab fit`
 takes it (with masks: ``annotations/`` beside ``images/`` instead); ``pixels.csv`` has the digest of each image;
@@ -42,7 +42,7 @@ class PreparedImage:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells it from the others."""
+        """Return split and position, which identify the image."""
         return self.split, self.place
 
 
@@ -66,7 +66,7 @@ def variant_of(task: BenchmarkTask, formats: Iterable[str], *, copy: bool) -> st
 
 
 def read_seen(folder: Path) -> list[PreparedImage]:
-    """The whole lines of ``pixels.csv``, in order; what a killed process left of a line is left out.
+    """Read the complete lines of ``pixels.csv``, in order, without the partial line of a killed process.
 
     Raises:
         DataError: It cannot be read.
@@ -88,14 +88,14 @@ def read_seen(folder: Path) -> list[PreparedImage]:
 
 
 def seen_line(seen: PreparedImage) -> str:
-    """The line of an image."""
+    """Format the line of an image."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerow([getattr(seen, name) for name in COLUMNS])
     return buffer.getvalue()
 
 
 def splits_text(seen: Iterable[PreparedImage]) -> str:
-    """``splits.csv``."""
+    """Format ``splits.csv``."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("path", "label", "split"))
@@ -104,7 +104,7 @@ def splits_text(seen: Iterable[PreparedImage]) -> str:
 
 
 def split_facts(seen: Iterable[PreparedImage]) -> dict[str, dict[str, Any]]:
-    """For each split how many images it has, and the digest of all of them in order."""
+    """Count the images of each split and compute its digest."""
     digests: dict[str, list[str]] = {}
     for one in seen:
         digests.setdefault(one.split, []).append(one.sha256)
@@ -112,7 +112,7 @@ def split_facts(seen: Iterable[PreparedImage]) -> dict[str, dict[str, Any]]:
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """The manifest of a prepared task.
+    """Read the manifest of a prepared task.
 
     Raises:
         DataError: The task is not prepared, or the manifest is not one that this trimtab can read.

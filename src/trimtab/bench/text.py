@@ -1,4 +1,4 @@
-"""The report of a benchmark as plain text and as CSV."""
+"""A benchmark's report as plain text and CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NONE = "-"
 
 
 def text_of(summary: Record) -> str:
-    """Tables with what they rest on."""
+    """Format the tables, and how their rows were made."""
     parts = [lead_of(summary)]
     for title, header, rows, note in tables_of(summary):
         parts.append(f"{title}\n{_table(header, rows)}" + (f"\n{note}" if note else ""))
@@ -25,20 +25,20 @@ def text_of(summary: Record) -> str:
 
 
 def lead_of(summary: Record) -> str:
-    """Return what the tables have, in a line or two."""
+    """Describe the numbers of the tables, and the options that all rows share."""
     lead = f"{summary['suite']}: {summary['measure']} in %, mean and 95 % interval over seeds."
     shared = ", ".join(f"{name} {value}" for name, value in summary["shared"].items())
     return f"{lead} All rows: {shared}." if shared else lead
 
 
 def tables_of(summary: Record) -> list[tuple[str, list[str], list[list[str]], str]]:
-    """Every table: title, header, rows, and a note."""
+    """Make every table: title, header, rows, and a note."""
     found = [(group, *_of_group(summary, group), "") for group in summary["groups"]]
     found.append(("means", *_of_means(summary), ""))
     further = _of_further(summary)
     if len(further[0]) > 1:
         found.append(("further metrics, mean over tasks and seeds", *further, ""))
-    found += [(f"test IoU by class: {name}", *table, "") for name, table in _of_classes(summary).items()]
+    found += [(title, *table, "") for title, table in _of_classes(summary).items()]
     if any(cell["searched"] for row in summary["rows"] for cell in row["tasks"].values()):
         found.append(("chosen settings", *_of_choices(summary), _END))
     if any(cell["deviation"] is not None for row in summary["rows"] for cell in row["tasks"].values()):
@@ -51,7 +51,7 @@ def tables_of(summary: Record) -> list[tuple[str, list[str], list[list[str]], st
 
 
 def rests_on(summary: Record) -> str:
-    """How each row was made, in sentences."""
+    """Describe how each row was made."""
     lines = []
     for row in summary["rows"]:
         first = next(iter(row["tasks"].values()))
@@ -69,7 +69,7 @@ def rests_on(summary: Record) -> str:
 
 
 def preprocessing(values: Mapping[str, Any]) -> str:
-    """Preprocessing in words."""
+    """Describe a preprocessing."""
     mean, deviation = (",".join(f"{v:g}" for v in values[name]) for name in ("mean", "std"))
     told = f"{values['resize']} {values['interpolation']}, mean {mean}, std {deviation}, augment {values['augment']}"
     if (background := values.get("background")) is not None:
@@ -140,15 +140,14 @@ def _of_further(summary: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def _of_classes(summary: Record) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """By task, the IoU of each class."""
-    found = {}
-    for task in summary["tasks"]:
-        own = {label(row): row["tasks"][task]["metrics"] for row in summary["rows"] if task in row["tasks"]}
-        known = {name: metrics["iou"] for name, metrics in own.items() if "iou" in metrics}
-        if known:
-            classes = list(next(iter(known.values())))
-            lines = [[name, *(f"{100 * iou[one]:.1f}" for one in classes)] for name, iou in known.items()]
-            found[task] = (["row", *classes], lines)
+    """By title, the metrics that are known of each class."""
+    found: dict[str, tuple[list[str], list[list[str]]]] = {}
+    for row in summary["rows"]:
+        for task, cell in row["tasks"].items():
+            for name, values in cell["metrics"].items():
+                if isinstance(values, dict):
+                    _, lines = found.setdefault(f"{name}: {task}", (["row", *values], []))
+                    lines.append([label(row), *(f"{100 * value:.1f}" for value in values.values())])
     return found
 
 
@@ -214,14 +213,14 @@ _MEANS = ("mean_of_3_groups", "mean_of_19_tasks", "mean")
 
 
 def cell(values: Record | None) -> str:
-    """One number of a table."""
+    """Format a cell of a table."""
     if values is None:
         return NONE
     return share(values) + (f" ({values['diverged']} diverged, as 0)" if values["diverged"] else "")
 
 
 def share(values: Record | None, sign: bool = False) -> str:
-    """A mean with its interval, in %."""
+    """Format a mean with its interval, in %."""
     if values is None or values["mean"] is None:
         return NONE
     mean = f"{100 * values['mean']:+.1f}" if sign else f"{100 * values['mean']:.1f}"
@@ -251,12 +250,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def csv_names(summary: Record) -> list[str]:
-    """The names of the files that :func:`csv_of` has."""
+    """List the names of the files that :func:`csv_of` makes."""
     return [name for name in _TABLES if summary.get(name.removesuffix(".csv"), True)]
 
 
 def csv_of(summary: Record) -> dict[str, str]:
-    """The tables as CSV texts, by the name of their file."""
+    """Format the tables as CSV, by file name."""
     return {name: _csv(_TABLES[name](summary)) for name in csv_names(summary)}
 
 

@@ -1,4 +1,4 @@
-"""One training, or one measurement of a model, as a worker process does it."""
+"""Trials as workers run them: a training, or an evaluation on test images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.provenance import computer, finite, head_parameters, model_digest, provenance
-from trimtab.bench.results import Record
+from trimtab.bench.results import Record, metric_of
 from trimtab.bench.search import is_behind
-from trimtab.tasks import make_task
+from trimtab.tasks import make_task, saved_task
 
 if TYPE_CHECKING:
     from trimtab.data import ImageSet, Store, TrainingData
@@ -34,7 +34,7 @@ _PATIENCE = 60
 
 @dataclass(frozen=True)
 class Trial:
-    """Everything that decides a trained model."""
+    """All inputs of a training; equal trials give equal models."""
 
     protocol: str
     part: str
@@ -58,13 +58,13 @@ class Trial:
     """After which epochs the test images are read, where the protocol chooses the epoch on them."""
 
     def inputs(self) -> Record:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         values: Record = json.loads(json.dumps(dataclasses.asdict(self)))
         return values
 
     @functools.cached_property
     def key(self) -> str:
-        """The trial's name: the same inputs are never trained twice."""
+        """The digest of the inputs, by which a trial is found in the results and never repeated."""
         text = json.dumps(self.inputs(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -97,7 +97,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What changes where and how fast a trial runs, and not what comes out."""
+    """Options that change where and how fast a trial runs, and not its result."""
 
     weights: str | None = None
     device: str = "auto"
@@ -132,7 +132,7 @@ class _PrunedError(Exception):
 
 
 def run_trial(trial: Trial, place: TrialFiles) -> Record:
-    """Train, and measure on the validation images if there are any; the record for the results.
+    """Train, evaluate on the validation images if there are any, and return the record.
 
     A training that diverged has the score 0, so that it is never chosen, and the reason beside it.
     """
@@ -154,6 +154,7 @@ def run_trial(trial: Trial, place: TrialFiles) -> Record:
     if trial.part == "tune" or failed:
         _remove(place.out)
     return {
+        **_metric(place.kind),
         "failed": failed,
         "pruned": pruned,
         **measured,
@@ -230,20 +231,27 @@ def _measured(place: TrialFiles, result: FitResult) -> Record:
 
 
 def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSettings) -> Record:
-    """Measure a trained model on the test images that the ledger gave for it."""
+    """Evaluate a trained model on the test images that the ledger opened for it."""
     from trimtab.checkpoint import task_of
     from trimtab.inference.evaluate import load
 
     started = time.monotonic()
     predictor = load(folder, weights=running.weights, device=running.device)
-    metrics = _measure(trial, task_of(folder), predictor, images, running)
+    kind = task_of(folder)
+    metrics = _measure(trial, kind, predictor, images, running)
     return {
+        **_metric(kind),
         "failed": None,
         **{f"test_{name}": metrics[name] for name in metrics if name not in ("images", "classes", "per_image")},
         "test_loss": finite(metrics["loss"]),
         "test_images": len(images),
         "wall_seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _metric(kind: Task) -> Record:
+    """What a record says of its metric, unless it is that of records that do not."""
+    return {} if kind.monitor == metric_of({}) else {"monitor": kind.monitor}
 
 
 def _measure(
@@ -264,7 +272,7 @@ def _measure(
 
 
 class _EpochWatcher:
-    """Follows a training: keeps its curve, stops it where it is behind, reads test images where that is asked."""
+    """Follows a training after each epoch: keeps its curve, prunes it, and evaluates on test images if asked."""
 
     def __init__(self, trial: Trial, place: TrialFiles) -> None:
         self._trial, self._place = trial, place
@@ -285,13 +293,13 @@ class _EpochWatcher:
             raise _PrunedError
 
     def _read(self, model: Any) -> float:
-        training, test, task = self._place.training, self._place.test, self._place.kind
-        preprocess = task.preprocess_of(self._trial.resolved["preprocessing"])
-        predictor = task.predictor(model.eval(), training.train.classes, preprocess)
+        train, test = self._place.training.train, self._place.test
         if test is None:
             raise TypeError("There are no test images.")
-        measured = _measure(self._trial, self._place.kind, predictor, test, self._place.running)
-        return float(measured[self._place.kind.monitor])
+        kind = saved_task(self._place.kind.name, self._place.kind.saved(train))
+        preprocess = kind.preprocess_of(self._trial.resolved["preprocessing"])
+        predictor = kind.predictor(model.eval(), train.classes, preprocess)
+        return float(_measure(self._trial, kind, predictor, test, self._place.running)[kind.monitor])
 
 
 def _curve(history: Sequence[Mapping[str, float]], score: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Prepared tasks decoded again and held against their manifests."""
+"""Verify prepared tasks: decode their images again and compare with the manifests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found in a prepared task.
+    """The result of verifying a prepared task.
 
     Attributes:
         task: ``"SUITE/TASK"``.
@@ -45,7 +45,7 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """All of it in a line."""
+        """Summarise the result in a line."""
         return f"wrong: {'; '.join(self.wrong)}" if self.wrong else f"{self.variant}, {self.images} images, all right"
 
 
@@ -55,7 +55,7 @@ def verify(path: str | Path, *, threads: int = 2, progress: Progress | None = No
     Args:
         path: The folder of a task, of a suite, or the root of all.
         threads: That decode images.
-        progress: Who is told.
+        progress: Reports progress.
 
     Raises:
         DataError: There is nothing prepared.

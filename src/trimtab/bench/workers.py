@@ -1,4 +1,4 @@
-"""Processes that work for a benchmark, and the folder that only one of them writes."""
+"""Worker processes of a benchmark, and the lock of its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def set_up_worker() -> None:
-    """One thread for each worker; Ctrl-C is the parent's business, and a worker does not outlive it."""
+    """Set up a worker: one thread, no Ctrl-C, and an end with its parent."""
     import multiprocessing
     import signal
 
@@ -38,7 +38,7 @@ def set_up_worker() -> None:
 def alone(
     work: Path, option: str = "--work", *, command: str | None = None, say: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Make sure that no other run works in this folder.
+    """Lock a folder against other runs.
 
     Args:
         work: The folder; made if it is not there.
@@ -56,7 +56,7 @@ def alone(
 
 
 def kill_workers() -> None:
-    """End this process's workers at once."""
+    """Terminate the workers of this process."""
     import multiprocessing
 
     for process in multiprocessing.active_children():
@@ -64,12 +64,12 @@ def kill_workers() -> None:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fitting(peak_bytes: int, gpu: bool) -> int:
-    """How many processes that each hold ``peak_bytes`` at most fit beside each other, with a quarter to spare."""
+    """Compute how many processes of ``peak_bytes`` each fit into memory, with a quarter to spare."""
     if gpu:
         import torch
 

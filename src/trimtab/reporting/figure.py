@@ -47,6 +47,11 @@ class Drawing:
     """The same in words."""
 
     @property
+    def svg(self) -> str:
+        """The picture as the text of an SVG file."""
+        return base64.b64decode(self.uri.partition(",")[2]).decode()
+
+    @property
     def wide(self) -> bool:
         """Whether a phone should scroll over it."""
         return self.width > 400

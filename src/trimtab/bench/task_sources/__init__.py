@@ -1,4 +1,4 @@
-"""Where the images of a benchmark's task come from."""
+"""Task sources: the hub, archives, and trees of images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["SourceImage", "TaskSource", "source_of"]
 def source_of(
     task: BenchmarkTask, downloads: Path, given: Path | None = None, revision: str | None = None
 ) -> TaskSource:
-    """The source of a task.
+    """Choose the source of a task.
 
     Args:
         task: Which one.

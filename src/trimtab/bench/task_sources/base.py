@@ -1,4 +1,4 @@
-"""What every source of a task answers."""
+"""The interface of task sources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One image as a source has it.
+    """An image of a source.
 
     Attributes:
         split: ``"train"``, ``"val"`` or ``"test"``.
@@ -58,11 +58,11 @@ class TaskSource(abc.ABC):
 
     @abc.abstractmethod
     def bytes_needed(self) -> tuple[int, int]:
-        """About how much is to be downloaded, and how much the prepared images take; 0 where unknown."""
+        """Estimate the bytes to download and of the prepared images; 0 where unknown."""
 
     @abc.abstractmethod
     def fetch(self, progress: Progress) -> None:
-        """Get everything that `pictures` needs; what is there already is not fetched again.
+        """Download everything that `pictures` needs and is not there yet.
 
         Raises:
             DataError: It cannot be had, or is not what it should be.
@@ -70,11 +70,11 @@ class TaskSource(abc.ABC):
 
     @abc.abstractmethod
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes in the order of the source's labels."""
+        """Return the class names in the order of the source's labels."""
 
     @abc.abstractmethod
     def pictures(self, done: Set[Key]) -> Iterator[SourceImage]:
-        """The images that are not ``done``, in any order."""
+        """Yield the images that are not ``done``, in any order."""
 
     def extras(self) -> Mapping[str, bytes]:
         """Small files that belong to the prepared folder, by where they belong."""

@@ -1,4 +1,7 @@
-"""Files from the hub and from addresses: resumed where they were interrupted, and checked."""
+"""Downloads from the hub (by huggingface_hub) and from URLs, resumed and verified.
+
+URLs are fetched here because pooch (1.9) starts an interrupted download anew.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ class Repository:
         }
 
     def fetch(self, name: str, folder: Path, progress: Progress) -> Path:
-        """Bring a file into ``folder``, or find it there whole; its checksum is compared.
+        """Download a file into ``folder`` unless it is there, and verify its checksum.
 
         Raises:
             DataError: It cannot be had, or is damaged.
@@ -99,12 +102,12 @@ class Repository:
 
 
 def fetch_url(url: str, path: Path, progress: Progress) -> None:
-    """Bring what is at an address into a file, from where an earlier attempt stopped.
+    """Download a URL into a file, resuming an earlier attempt.
 
     Args:
         url: An ``http`` or ``https`` address.
         path: Where to; it is there whole or not at all.
-        progress: Who is told.
+        progress: Reports progress.
 
     Raises:
         DataError: It cannot be had.
@@ -126,7 +129,7 @@ def fetch_url(url: str, path: Path, progress: Progress) -> None:
 
 
 def size_of_url(url: str) -> int:
-    """How many bytes are at an address.
+    """Ask for the size of a URL in bytes.
 
     Raises:
         DataError: It does not answer.
@@ -142,7 +145,7 @@ def size_of_url(url: str) -> int:
 
 
 def check(path: Path, checksum: str, progress: Progress, *, remove: bool = False) -> str:
-    """The checksum of a file, compared with the one it should have, ``"sha256:..."`` or ``"md5:..."``, if there is one.
+    """Compute the checksum of a file and compare it with the expected ``"sha256:..."`` or ``"md5:..."``, if any.
 
     Raises:
         DataError: They differ. With ``remove`` the file is removed, so that it is fetched anew.
