@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "noise": "errors",
     "validation": "errors",
     "recipe": "errors validation",
-    "options": "errors",
+    "options": "errors validation",
     "progress": "errors",
     "storage": "errors",
     "data": "errors storage",

@@ -15,6 +15,7 @@ from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
 from trimtab.errors import BackboneError, ConfigError
 from trimtab.methods import METHODS
+from trimtab.methods.base import FoldedMethod, Method
 from trimtab.methods.linear import Linear, LinearConfig
 from trimtab.methods.vpt import VPTConfig
 from trimtab.model import TunedModel, build
@@ -66,7 +67,7 @@ def test_attach_refuses_what_cannot_be_opened() -> None:
 
 
 def test_attach_refuses_an_unknown_method_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no method 'vtp'. Did you mean 'vpt'.*linear, vpt, ship"):
+    with pytest.raises(ConfigError, match=r"no method 'vtp'. Did you mean 'vpt'.*linear, vpt, vfpt, ship"):
         attached("vtp")
 
 
@@ -156,3 +157,19 @@ def test_former_names_still_work_with_a_warning(plain: Backbone) -> None:
     with pytest.warns(DeprecationWarning, match="features is now forward_features"):
         features = again.features(images_for(plain))
     assert torch.equal(features, model.forward_features(images_for(plain)))
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if METHODS[name].weight_overrides is not Method.weight_overrides]
+)
+def test_folding_computes_weights_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kind, calls = attached(method), METHODS[method], []
+    computed = kind.weight_overrides
+
+    def counted(self: Method[Any], backbone: Backbone) -> Any:
+        calls.append(backbone)
+        return computed(self, backbone)
+
+    monkeypatch.setattr(kind, "weight_overrides", counted)
+    assert isinstance(model.fold().method, FoldedMethod)
+    assert calls == [model.backbone]

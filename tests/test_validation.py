@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
 from trimtab.errors import ConfigError
 from trimtab.methods import METHODS
+from trimtab.options import _help, read_options
 from trimtab.recipe import FitConfig
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,3 +122,75 @@ def test_lists_that_fit(options: dict[str, object]) -> None:
 def test_lists_that_do_not_fit(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_fields(Lists(**options))  # type: ignore[arg-type]
+
+
+# --- ranges ---------------------------------------------------------------------------------------
+
+Share = Annotated[float, Range(least=0, below=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    """Fields with ranges."""
+
+    share: Share = 0.5
+    count: Annotated[int | None, Range(above=0)] = None
+    rank: Annotated[int, Range(least=1, way_out="use at least 1, or nothing at all")] = 1
+    scales: Annotated[tuple[float, ...], Range(above=0, most=2)] = (1.0,)
+    weight: Annotated[float, Range(least=0)] = 0.0
+
+
+@pytest.mark.parametrize("options", [{}, {"share": 0}, {"count": 1}, {"scales": ()}, {"scales": (2, 0.1)}])
+def test_values_inside_their_range_pass(options: dict[str, object]) -> None:
+    check_fields(Bounded(**options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 1.0}, r"share is 1\.0; use 0 up to, not including, 1\."),
+        ({"share": -0.1}, r"share is -0\.1; use 0 up to, not including, 1\."),
+        ({"count": 0}, r"count is 0; it must be above 0\."),
+        ({"rank": 0}, r"rank is 0; use at least 1, or nothing at all\."),
+        ({"scales": (1.0, 0.0)}, r"scales is \(1\.0, 0\.0\); use above 0 and at most 2\."),
+        ({"scales": (2.5,)}, r"scales is \(2\.5,\); use above 0 and at most 2\."),
+        ({"weight": -1.0}, r"weight is -1\.0; it must not be negative\."),
+        ({"scales": (float("nan"),)}, "give a finite number"),
+    ],
+)
+def test_values_outside_their_range_are_told_with_a_way_out(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_fields(Bounded(**options))  # type: ignore[arg-type]
+
+
+def test_the_command_line_reads_the_same_ranges() -> None:
+    found = {option.name: option for option in read_options(f"{__name__}:Bounded")}
+    assert found["share"].range == Range(least=0, below=1)
+    assert (found["count"].range, found["count"].optional) == (Range(above=0), True)
+    assert (found["scales"].range, found["scales"].many) == (Range(above=0, most=2), True)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^0 is out of range; use at least 1, or nothing at all\.$"):
+        found["rank"].parse("0")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^3 is out of range"):
+        found["scales"].parse("1,3")
+    assert "(0 up to, not including, 1; default: 0.5)" in _help(found["share"])
+    assert _help(found["count"]).strip() == "(above 0)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inheriting(Bounded):
+    """The ranges of another class."""
+
+
+def test_ranges_are_inherited() -> None:
+    with pytest.raises(ConfigError, match="share is 2"):
+        check_fields(Inheriting(share=2))
+
+
+def test_annotations_that_are_no_texts_are_read_too() -> None:
+    fields = [("count", Annotated[int | None, Range(above=0)], 1), ("how", Literal["a", "b"], "a")]
+    made = dataclasses.make_dataclass("Made", fields, namespace={"__module__": __name__})
+    check_fields(made(count=None))
+    with pytest.raises(ConfigError, match="count is 0; it must be above 0"):
+        check_fields(made(count=0))
+    with pytest.raises(ConfigError, match="how is 'c'"):
+        check_fields(made(how="c"))

@@ -19,12 +19,12 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError, ConfigError
-from trimtab.storage.checksums import checksums, is_intact, is_kept_by
-from trimtab.storage.files import parse_json, write_bytes, write_json, write_text
+from trimtab.storage import adapter_files
+from trimtab.storage.checksums import checksums
+from trimtab.storage.files import write_bytes, write_json, write_text
 from trimtab.storage.locks import LOCK, reading
 from trimtab.tasks import DEFAULT_TASK, saved_task
 from trimtab.tasks.card import model_card
@@ -36,26 +36,10 @@ if TYPE_CHECKING:
     from trimtab.model import TunedModel
     from trimtab.tasks.base import AnyPreprocess, Task
 
-TENSORS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-PREPROCESSOR = "preprocessor_config.json"
+TENSORS, CONFIG, PREPROCESSOR = adapter_files.TENSORS, adapter_files.CONFIG, adapter_files.PREPROCESSOR
 METRICS = "metrics.json"
 RUN = "config.json"
 CARD = "README.md"
-FORMAT_VERSION = 1
-_PARTS: dict[str, type | tuple[type, ...]] = {
-    "method": str,
-    "method_config": dict,
-    "labels": list,
-    "trained": list,
-    "sha256": str,
-    "backbone": dict,
-    "backbone.name": str,
-    "backbone.weights": (str, NoneType),
-    "backbone.fingerprint": str,
-    "backbone.image_size": list,
-}
-"""What the adapter's configuration must hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +113,7 @@ def _config(
     method = copy.deepcopy(model.method)
     method.load_state_dict(part_of(tensors, "method."))
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": adapter_files.FORMAT_VERSION,
         "library": "trimtab",
         "task": DEFAULT_TASK,
         "method": model.method.name,
@@ -182,13 +166,14 @@ class AdapterFiles:
         """
         directory = Path(directory)
         with reading(directory):
-            config = _checked_config(directory)
+            config = adapter_files.read_config(directory)
+            metrics = metrics and (directory / METRICS).is_file()
             return cls(
                 directory,
                 config,
-                tensors=_tensors(directory, config),
-                preprocessor=_preprocessor(directory, config),
-                metrics=_json(directory / METRICS) if metrics and (directory / METRICS).is_file() else {},
+                tensors=adapter_files.read_tensors(directory, config),
+                preprocessor=adapter_files.read_preprocessor(directory, config),
+                metrics=adapter_files.read_json(directory / METRICS) if metrics else {},
                 folder_bytes=sum(path.stat().st_size for path in directory.iterdir() if _is_part(path)),
             )
 
@@ -257,52 +242,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         CheckpointError: As :func:`read`.
     """
     with reading(directory):
-        return _checked_config(directory)
-
-
-def _checked_config(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise CheckpointError(f"There is no folder {str(directory)!r}; name one that 'trimtab fit' wrote.")
-    config = _json(directory / CONFIG)
-    if config.get("library") != "trimtab":
-        raise CheckpointError(
-            f"{CONFIG} in {str(directory)!r} was not written by trimtab; name a folder that 'trimtab fit' wrote."
-        )
-    if config.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{str(directory)!r} has format version {config.get('format_version')} and this trimtab reads "
-            f"{FORMAT_VERSION}; use the version of trimtab that saved it, or a newer one."
-        )
-    backbone = config.get("backbone")
-    inner = backbone if isinstance(backbone, dict) else {}
-    parts = config | {f"backbone.{name}": value for name, value in inner.items()}
-    wrong = sorted(name for name, kind in _PARTS.items() if not isinstance(parts.get(name), kind))
-    if wrong:
-        raise CheckpointError(
-            f"{CONFIG} in {str(directory)!r} lacks {', '.join(wrong)}, or has something else there; it was "
-            "changed. Copy the folder again or train anew."
-        )
-    if not is_intact(config):
-        raise _changed(directory, CONFIG)
-    return config
-
-
-def _changed(directory: Path, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{name} in {str(directory)!r} was changed after the adapter was saved (another checksum), so predictions "
-        "could be wrong. Copy the folder again or train anew."
-    )
-
-
-def _preprocessor(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What the preprocessor's file holds, checked to be what was saved."""
-    if "checksum" not in config and not (directory / PREPROCESSOR).exists():
-        # What earlier versions saved can be described without.
-        return {}
-    values = _json(directory / PREPROCESSOR)
-    if not is_kept_by(config, values):
-        raise _changed(directory, PREPROCESSOR)
-    return values
+        return adapter_files.read_config(directory)
 
 
 def task_of(directory: str | Path) -> Task:
@@ -406,37 +346,3 @@ def describe(directory: str | Path) -> dict[str, Any]:
         CheckpointError: As :func:`read`.
     """
     return AdapterFiles.read(directory).describe()
-
-
-def _tensors(directory: Path, config: dict[str, Any]) -> bytes:
-    """The tensors' file, checked to be the one that was saved."""
-    raw = _bytes(directory / TENSORS)
-    if hashlib.sha256(raw).hexdigest() != config["sha256"]:
-        raise CheckpointError(
-            f"{TENSORS} in {str(directory)!r} is not the file that was saved there ({len(raw)} bytes, another "
-            "checksum): it is truncated or was changed. Copy the folder again or train anew."
-        )
-    return raw
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path.name} cannot be read in {str(path.parent)!r} ({error.strerror}); the folder is not a whole "
-            "adapter. Name one that 'trimtab fit' finished, or finish this one with --resume."
-        ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(_bytes(path))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path.name} in {str(path.parent)!r} is not JSON ({error}); it is truncated or was changed. "
-            "Copy the folder again or train anew."
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} in {str(path.parent)!r} holds no JSON object; copy the folder again.")
-    return value

@@ -17,7 +17,7 @@ from trimtab.heads import Classifier, Features, Head, SegmenterConfig, WeightedL
 from trimtab.methods import configure, method_of
 from trimtab.methods.base import FoldedMethod, Method
 from trimtab.noise import Noise
-from trimtab.stream import Stream
+from trimtab.stream import AttentionHook, Stream
 
 
 class Outputs(NamedTuple):
@@ -84,29 +84,50 @@ class TunedModel(nn.Module):
     def run(
         self, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False, recompute: bool = False
     ) -> Stream:
-        """The stream as it leaves the last block; if pooling alone reads it, with no more than that needs."""
-        last = self._embedded(images, noise, pooled_only=pooled_only)
-        for left in self._after_each_block(last, recompute=recompute):
-            last = left
+        """Return the stream as it leaves the last block; if pooling alone reads it, with no more than that needs."""
+        streams = self.streams(images, noise=noise, pooled_only=pooled_only, recompute=recompute)
+        last = next(streams)
+        for stream in streams:
+            last = stream
         return last
 
-    def _seen(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> list[Stream]:
-        """The streams that the head looks at: as they left the blocks it taps, and the last."""
-        embedded = self._embedded(images, noise, pooled_only=self.head.pooled_only)
-        seen, last = [], embedded
-        for i, left in enumerate(self._after_each_block(embedded, recompute=recompute)):
-            last = left
-            if i in self.head.out_indices:
-                seen.append(left)
-        return [*seen, last]
+    def streams(
+        self,
+        images: Tensor,
+        *,
+        noise: Noise | None = None,
+        pooled_only: bool = False,
+        recompute: bool = False,
+        attention_hook: AttentionHook | None = None,
+    ) -> Iterator[Stream]:
+        """Embed normalised images (B, 3, height, width) and run all blocks; the one loop that does.
 
-    def _embedded(self, images: Tensor, noise: Noise | None, *, pooled_only: bool) -> Stream:
-        return self.method.embed(self.backbone, images, noise=noise, pooled_only=pooled_only)
+        Args:
+            images: The images.
+            noise: Where random numbers come from.
+            pooled_only: Whether nothing but pooling reads the last stream.
+            recompute: As in :meth:`outputs`.
+            attention_hook: Given a block's number and softmax core, returns the core to run in its place.
 
-    def _after_each_block(self, stream: Stream, *, recompute: bool) -> Iterator[Stream]:
+        Yields:
+            The stream that enters the first block, then what leaves each block.
+        """
+        stream = self.method.embed(self.backbone, images, noise=noise, pooled_only=pooled_only)
+        if attention_hook is not None:
+            stream = stream.replace(attention_hook=attention_hook)
+        yield stream
         for i in range(self.backbone.depth):
             stream = self._recomputed(i, stream) if recompute else self.method.step(i, self.backbone, stream)
             yield stream
+
+    def _seen(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> list[Stream]:
+        """Return the streams that the head reads: of the blocks in its ``out_indices``, and the last."""
+        streams = self.streams(images, noise=noise, pooled_only=self.head.pooled_only, recompute=recompute)
+        seen, last = [], next(streams)
+        for i, last in enumerate(streams):
+            if i in self.head.out_indices:
+                seen.append(last)
+        return [*seen, last]
 
     def _recomputed(self, i: int, stream: Stream) -> Stream:
         drawn = stream.noise.drawn

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trimtab.errors import ConfigError, nearest
+from trimtab.validation import Range, read_type
 
-_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -44,6 +44,8 @@ class Option:
     """A tuple of any length, written with commas."""
     optional: bool = False
     """The value may be None."""
+    range: Range | None = None
+    """Of a number, or of each number of a tuple."""
 
     @property
     def flag(self) -> str:
@@ -70,6 +72,8 @@ class Option:
         except ValueError:
             kind = {int: "a whole number", float: "a number"}[self.type]
             raise argparse.ArgumentTypeError(f"{text!r} is not {kind}.") from None
+        if self.range is not None and value not in self.range:
+            raise argparse.ArgumentTypeError(f"{text} is out of range; {self.range.sentence()}.")
         if self.choices is not None and value not in self.choices:
             words = [str(choice) for choice in self.choices]
             hint = nearest(text, words)
@@ -81,16 +85,6 @@ class _Arguments(Protocol):
     """A parser or a group of its arguments."""
 
     def add_argument(self, *flags: str, **settings: Any) -> argparse.Action: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """What an annotation says: the fields of :class:`Option` that come from it."""
-
-    type: type
-    choices: tuple[Any, ...] | None = None
-    many: bool = False
-    optional: bool = False
 
 
 def read_options(place: str) -> list[Option]:
@@ -174,9 +168,9 @@ def _braces(choices: Iterable[Any]) -> str:
 
 
 def _help(option: Option) -> str:
-    text = option.help.replace("``", "")
+    text, bounds = option.help.replace("``", ""), "" if option.range is None else str(option.range)
     if option.required or option.default is None:
-        return text.replace("%", "%%")
+        return f"{text}{f' ({bounds})' if bounds else ''}".replace("%", "%%")
     default = option.default
     if isinstance(default, DefaultText):
         shown = default.text
@@ -186,7 +180,7 @@ def _help(option: Option) -> str:
         shown = ",".join(str(entry) for entry in default) or "empty"
     else:
         shown = str(default)
-    return f"{text} (default: {shown})".strip().replace("%", "%%")
+    return f"{text} ({f'{bounds}; ' if bounds else ''}default: {shown})".strip().replace("%", "%%")
 
 
 @functools.cache
@@ -250,7 +244,9 @@ def _option(field: ast.AnnAssign, text: str, module: str, place: str) -> Option:
         f"Field {name!r} of {place} has the type {ast.unparse(field.annotation)}, which the command line "
         "cannot take; use bool, int, float, str, Literal or tuple[int, ...], or any of them | None."
     )
-    kind = _kind(field.annotation, module, refusal)
+    found = read_type(field.annotation, functools.partial(_alias, module))
+    if found is None:
+        raise refusal
     written = _written_default(field.value)
     default: Any = None
     if written is not None:
@@ -258,7 +254,7 @@ def _option(field: ast.AnnAssign, text: str, module: str, place: str) -> Option:
             default = ast.literal_eval(written)
         except ValueError:
             default = DefaultText(ast.unparse(written))
-    return Option(name=name, default=default, help=text, required=written is None, **vars(kind))
+    return Option(name=name, default=default, help=text, required=written is None, **vars(found))
 
 
 def _written_default(value: ast.expr | None) -> ast.expr | None:
@@ -267,44 +263,6 @@ def _written_default(value: ast.expr | None) -> ast.expr | None:
         keywords = {keyword.arg: keyword.value for keyword in value.keywords}
         return keywords.get("default", keywords.get("default_factory"))
     return value
-
-
-def _kind(node: ast.expr, module: str, refusal: ConfigError) -> _Kind:
-    """What an annotation says; ``refusal`` is raised for what no command line can take."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _kind(ast.parse(node.value, mode="eval").body, module, refusal)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        sides = [side for side in (node.left, node.right) if ast.unparse(side) != "None"]
-        if len(sides) != 1:
-            raise refusal
-        return dataclasses.replace(_kind(sides[0], module, refusal), optional=True)
-    if isinstance(node, ast.Subscript):
-        return _subscript_kind(node, module, refusal)
-    name = ast.unparse(node)
-    if name in _TYPES:
-        return _Kind(_TYPES[name])
-    alias = _alias(module, name)
-    if alias is None:
-        raise refusal
-    return _kind(alias, module, refusal)
-
-
-def _subscript_kind(node: ast.Subscript, module: str, refusal: ConfigError) -> _Kind:
-    outer, inner = ast.unparse(node.value).split(".")[-1], node.slice
-    entries = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    if outer == "Optional":
-        return dataclasses.replace(_kind(inner, module, refusal), optional=True)
-    if outer == "Literal":
-        values = [ast.literal_eval(entry) for entry in entries]
-        choices = tuple(value for value in values if value is not None)
-        types = {type(choice) for choice in choices}
-        if len(types) == 1 and types <= {int, float, str}:
-            return _Kind(types.pop(), choices=choices, optional=len(choices) < len(values))
-    if outer in ("tuple", "Tuple") and len(entries) == 2 and ast.unparse(entries[1]) == "...":
-        kind = _kind(entries[0], module, refusal)
-        if kind.type is not bool and not kind.many and not kind.optional:
-            return dataclasses.replace(kind, many=True)
-    raise refusal
 
 
 def _alias(module: str, name: str) -> ast.expr | None:

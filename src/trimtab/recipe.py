@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from trimtab.errors import ConfigError, nearest
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,20 +98,20 @@ class FitConfig:
     """A paper's training recipe, by the name of its method, in place of our default."""
     optimizer: Literal["adamw", "sgd"] | None = None
     """Optimiser. Default: the recipe's."""
-    lr: float | None = None
+    lr: Annotated[float | None, Range(above=0)] = None
     """Peak learning rate (of 256 images, under a recipe that scales it). Default: the recipe's."""
-    weight_decay: float | None = None
+    weight_decay: Annotated[float | None, Range(least=0)] = None
     """Weight decay. Default: the recipe's."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, Range(above=0)] = None
     """Passes over the training images. Default: the recipe's."""
-    warmup_epochs: float | None = None
+    warmup_epochs: Annotated[float | None, Range(least=0)] = None
     """Epochs of linear warm-up. Default: the recipe's."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Range(above=0)] = None
     """Images per optimiser step, over all processes together. Default: the recipe's."""
-    probe_epochs: int | None = None
+    probe_epochs: Annotated[int | None, Range(least=0)] = None
     """Epochs for which the head alone is trained first, on features computed once (seconds); of no effect where
     nothing but the head is trained anyway. Default: the recipe's."""
-    grad_accum: int = 1
+    grad_accum: Annotated[int, Range(above=0)] = 1
     """Split every batch into this many micro-batches to save memory; the result stays the same."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; trained tensors stay float32."""
@@ -125,39 +125,28 @@ class FitConfig:
     """Measure what the memory of training goes to: backbone, activations, optimiser, decoded images."""
     seed: int = 0
     """Seed of initialisation, order, augmentation, dropout and of a split that is made."""
-    val_fraction: float = 0.2
+    val_fraction: Annotated[float, Range(least=0, below=1, way_out="use 0 (none) up to, not including, 1")] = 0.2
     """Part of the training images set aside for validation where DATA has none; 0 trains on all of them."""
     select: Literal["best", "last"] = "best"
     """Keep the epoch with the best validation accuracy, or the last one."""
-    cache_gb: float = 2.0
+    cache_gb: Annotated[float, Range(least=0)] = 2.0
     """Memory for decoded images, in GB; what does not fit is decoded again every epoch."""
-    threads: int = 2
+    threads: Annotated[int, Range(above=0)] = 2
     """Threads that decode images."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
     tracker: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers that follow the run, with commas between; their packages have to be installed."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(above=0)] = None
     """Use only the first N training and validation images of a shuffled list, to try things out."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        positive = ("lr", "epochs", "batch_size", "grad_accum", "threads", "limit")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0.")
-        for name in ("weight_decay", "warmup_epochs", "probe_epochs", "cache_gb"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"{name} is {value}; it must not be negative.")
         if self.compile and self.recompute:
             raise ConfigError("compile and recompute do not go together; choose one of them.")
         if self.compile and self.memory_report:
             raise ConfigError("compile hides what a step keeps from memory_report; choose one of them.")
         self.background_colour()
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"val_fraction is {self.val_fraction}; use 0 (none) up to, not including, 1.")
 
     def size(self) -> tuple[int, int] | None:
         """``image_size`` as (height, width) in pixels.

@@ -1,54 +1,200 @@
-"""Checks that every configuration dataclass shares."""
+"""Types of options, read from annotations without evaluating them, and checks of values by them.
+
+One reader serves both ways in: the command line reads a dataclass from its source, and the dataclass itself checks what
+Python gave it. What a field allows is declared at the field: ``epochs: Annotated[int, Range(above=0)] = 50``.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import inspect
 import math
-import types
-import typing
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from trimtab.errors import ConfigError, nearest
 
+_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+Lookup: TypeAlias = "Callable[[str], ast.expr | None]"
+"""Finds the annotation that a name stands for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of each number of a tuple; for ``Annotated``.
+
+    Only literals may be written in one, as it is read without being evaluated.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    way_out: str = ""
+    """What to do about a value outside, for the end of a sentence; by default made of the bounds."""
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """Return the bounds in words: ``above 0``, ``at least 1``, ``0 to 1``."""
+        low = f"{self.least:g}" if self.least is not None else f"above {self.above:g}" if self.above is not None else ""
+        if self.most is not None:
+            return f"{low} to {self.most:g}" if self.least is not None else f"{low} and at most {self.most:g}".strip()
+        if self.below is not None:
+            return f"{low} up to, not including, {self.below:g}"
+        return f"at least {low}" if self.least is not None else low
+
+    def sentence(self) -> str:
+        """Return what a value must be, as the rest of a sentence."""
+        if self.way_out:
+            return self.way_out
+        if self.most is None and self.below is None:
+            return "it must not be negative" if self.least == 0 else f"it must be {self}"
+        return f"use {self}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldType:
+    """What an annotation allows."""
+
+    type: type
+    """bool, int, float or str; of a tuple, the type of its entries."""
+    choices: tuple[Any, ...] | None = None
+    many: bool = False
+    """A tuple of any length."""
+    optional: bool = False
+    """The value may be None."""
+    range: Range | None = None
+
+
+def read_type(node: ast.expr, lookup: Lookup) -> FieldType | None:
+    """Read what an annotation allows; ``None`` for one that no option can have.
+
+    Args:
+        node: The annotation.
+        lookup: Finds what names in it stand for.
+    """
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return read_type(ast.parse(node.value, mode="eval").body, lookup)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        sides = [side for side in (node.left, node.right) if ast.unparse(side) != "None"]
+        return _with(read_type(sides[0], lookup), optional=True) if len(sides) == 1 else None
+    if isinstance(node, ast.Subscript):
+        return _subscript(node, lookup)
+    name = ast.unparse(node)
+    if name in _TYPES:
+        return FieldType(_TYPES[name])
+    alias = lookup(name)
+    return None if alias is None else read_type(alias, lookup)
+
+
+def _with(found: FieldType | None, **changes: Any) -> FieldType | None:
+    return None if found is None else dataclasses.replace(found, **changes)
+
+
+def _subscript(node: ast.Subscript, lookup: Lookup) -> FieldType | None:
+    outer, inner = ast.unparse(node.value).split(".")[-1], node.slice
+    entries = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if outer == "Optional":
+        return _with(read_type(inner, lookup), optional=True)
+    if outer == "Annotated":
+        ranges = [entry for entry in entries[1:] if isinstance(entry, ast.Call) and _is_range(entry)]
+        return _with(read_type(entries[0], lookup), **({"range": _range(ranges[0])} if ranges else {}))
+    if outer == "Literal":
+        values = [ast.literal_eval(entry) for entry in entries]
+        choices = tuple(value for value in values if value is not None)
+        types = {type(choice) for choice in choices}
+        if len(types) == 1 and types <= {int, float, str}:
+            return FieldType(types.pop(), choices=choices, optional=len(choices) < len(values))
+    if outer in ("tuple", "Tuple") and len(entries) == 2 and ast.unparse(entries[1]) == "...":
+        found = read_type(entries[0], lookup)
+        if found is not None and found.type is not bool and not found.many and not found.optional:
+            return dataclasses.replace(found, many=True)
+    return None
+
+
+def _is_range(node: ast.Call) -> bool:
+    return ast.unparse(node.func).split(".")[-1] == Range.__name__
+
+
+def _range(node: ast.Call) -> Range:
+    positional = [ast.literal_eval(argument) for argument in node.args]
+    return Range(*positional, **{str(word.arg): ast.literal_eval(word.value) for word in node.keywords})
+
+
+# --- values given in Python -----------------------------------------------------------------------
 
 
 def check_fields(config: Any) -> None:
-    """Check the fields of a dataclass: words of a ``Literal``, numbers, texts, and floats for being finite.
+    """Check the fields of a dataclass by their annotations.
 
     Raises:
-        ConfigError: If a field holds a value of another type, another word than its type lists, or an
-            infinite number or none.
+        ConfigError: If a field holds a value of another type, another word than its type lists, an infinite number or
+            none, or one outside its range.
     """
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        _check(field.name, getattr(config, field.name), hints[field.name])
+    kind: Any = type(config)
+    for name, allowed in _types_of(kind).items():
+        if allowed is not None:
+            _check(name, getattr(config, name), allowed)
 
 
-def _check(name: str, value: Any, hint: Any) -> None:
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if value is None and type(None) in parts:
+@functools.cache
+def _types_of(config: type) -> dict[str, FieldType | None]:
+    """Return by name what the fields of a dataclass allow, those that it inherits by the module of their class."""
+    bases = reversed(config.__mro__)
+    homes = {name: base for base in bases for name in vars(base).get("__annotations__", {})}
+    return {
+        field.name: read_type(_parsed(field.type), functools.partial(_alias, homes[field.name].__module__))
+        for field in dataclasses.fields(config)
+    }
+
+
+def _parsed(annotation: Any) -> ast.expr:
+    """Parse an annotation, also where it is no text (without ``from __future__ import annotations``)."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return ast.parse(text, mode="eval").body
+
+
+def _alias(module: str, name: str) -> ast.expr | None:
+    """Find what a name of a module stands for."""
+    value = getattr(sys.modules[module], name, None)
+    # A class is no alias: read again, its name would lead back to it.
+    return None if value is None or inspect.isclass(value) else _parsed(value)
+
+
+def _check(name: str, value: Any, allowed: FieldType) -> None:
+    if value is None and allowed.optional:
         return
-    words = [word for part in parts if typing.get_origin(part) is typing.Literal for word in typing.get_args(part)]
-    kinds = [part for part in parts if part in _KINDS]
-    lists = [part for part in parts if typing.get_origin(part) is tuple]
-    if lists and not words and not kinds:
-        _check_list(name, value, typing.get_args(lists[0])[0])
-    fits = value in words or any(_is(value, kind) for kind in kinds)
-    if words and not fits:
-        near = nearest(str(value), map(str, words), 1)
-        raise ConfigError(f"{name} is {value!r}.{near} Choose one of: {', '.join(map(str, words))}.")
-    if kinds and not fits:
-        raise ConfigError(f"{name} is {value!r}; give {' or '.join(_KINDS[kind] for kind in kinds)}.")
-    if isinstance(value, float) and not math.isfinite(value):
+    if allowed.many:
+        _check_list(name, value, allowed)
+    elif allowed.choices is not None:
+        if value not in allowed.choices:
+            near = nearest(str(value), map(str, allowed.choices), 1)
+            raise ConfigError(f"{name} is {value!r}.{near} Choose one of: {', '.join(map(str, allowed.choices))}.")
+    elif not _is(value, allowed.type):
+        raise ConfigError(f"{name} is {value!r}; give {_KINDS[allowed.type]}.")
+    numbers = value if allowed.many else (value,)
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ConfigError(f"{name} is {value}; give a finite number.")
+    if allowed.range is not None and not all(number in allowed.range for number in numbers):
+        raise ConfigError(f"{name} is {value}; {allowed.range.sentence()}.")
 
 
-def _check_list(name: str, value: Any, kind: Any) -> None:
+def _check_list(name: str, value: Any, allowed: FieldType) -> None:
+    words = allowed.choices or ()
     # A text is a sequence of its letters, which nobody means.
-    words = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    if not isinstance(value, (tuple, list)) or not all(e in words if words else _is(e, kind) for e in value):
-        what = f"one of {', '.join(words)}" if words else _KINDS[kind]
+    if not isinstance(value, (tuple, list)) or not all(e in words if words else _is(e, allowed.type) for e in value):
+        what = f"one of {', '.join(map(str, words))}" if words else _KINDS[allowed.type]
         raise ConfigError(f"{name} is {value!r}; give a tuple, each entry {what}.")
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from trimtab.errors import ConfigError
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +27,25 @@ class BenchConfig:
     images read once a model. holdout: the same, trained again on training images alone. validation: trained on
     training images, measured on validation images. test-epoch, test-setting: the epoch, or epoch and setting, chosen
     on test images, to show what that is worth. paper-...: as that paper's code did."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, Range(above=0)] = None
     """Number of final models for each method and task. Default: 5; paper-ship: 1; paper-adapter-plus: 3."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
     """Source of the settings to try: the method's grid, random points within it, or Optuna's TPE (its
     package has to be installed)."""
-    trials: int | None = None
+    trials: Annotated[int | None, Range(above=0)] = None
     """Settings to try for each method and task. Default: as many as the grid has."""
     prune: bool = False
     """Stop trials that are behind the median of the earlier ones on the validation images, by Optuna's pruner."""
     root: str | None = None
     """The folder of `trimtab data prepare`, for vtab1k and fgvc."""
-    workers: int | None = None
+    workers: Annotated[int | None, Range(above=0)] = None
     """Number of worker processes, of one thread each. Default: as many as fit into memory and cores, or as a cluster
     has room for."""
     ray: str | None = None
     """A Ray cluster to train on, instead of processes of this machine: HOST:PORT, auto, ray://HOST:PORT, or local to
     start one here. --out, data and weights have to be in a file system that all its machines share, and trimtab[ray]
     installed on each."""
-    gpus_per_trial: float = 1.0
+    gpus_per_trial: Annotated[float, Range(above=0, most=1, way_out="a training takes up to 1 GPU, and above 0")] = 1.0
     """Share of a GPU for each training on a Ray cluster, above 0 and up to 1."""
     keep_models: bool = False
     """Keep the final adapters in DIR/models; by default they are removed after their evaluation."""
@@ -70,7 +69,7 @@ class BenchConfig:
     """Epochs for which the head alone is trained first, as for fit. Default: each method's recipe's."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass."""
-    val_fraction: float = 0.2
+    val_fraction: Annotated[float, Range(above=0, below=1, way_out="there must be something to choose on")] = 0.2
     """Fraction of the training images held out for validation where a set names no validation images."""
     duplicates: Literal["refuse", "keep"] = "refuse"
     """What to do where a set of your own has the same image in two of training, validation and test: refuse the set, or
@@ -84,14 +83,6 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("seeds", "trials", "workers"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0.")
-        if not 0 < self.gpus_per_trial <= 1:
-            raise ConfigError(f"gpus_per_trial is {self.gpus_per_trial}; a training takes up to 1 GPU, and above 0.")
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"val_fraction is {self.val_fraction}; there must be something to choose on.")
 
     @property
     def overrides(self) -> dict[str, Any]:

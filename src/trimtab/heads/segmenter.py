@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.heads.base import Features, Head
 from trimtab.stream import Stream
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 _TAPS = (10, 15, 20, 24)
 """The blocks of 24 after which SETR looks, counted from 1; those of other depths are in proportion."""
@@ -28,20 +28,16 @@ class SegmenterConfig:
     head: Literal["linear", "setr-pup", "dpt"] = "linear"
     """linear: one layer on each patch. setr-pup: SETR's progressive upsampling of the last block, with auxiliary
     heads on three more. dpt: segmentation_models_pytorch's DPT decoder on four blocks (extra `segmentation`)."""
-    channels: int | None = None
+    channels: Annotated[int | None, Range(least=1)] = None
     """Channels inside the head. Default: 256 (setr-pup), a quarter of the backbone's width up to 256 (dpt)."""
     taps: tuple[int, ...] | None = None
     """The blocks that are looked at, counted from 0: four, rising, the last of them the main one. Default: SETR's 9,
     14, 19, 23 of 24 blocks, in proportion to the depth; in Swin where stages end."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: Annotated[float, Range(least=0, way_out="use 0 to leave the heads out, or more")] = 0.4
     """Weight of each auxiliary head's loss in training (setr-pup); 0 leaves the heads out."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.channels is not None and self.channels < 1:
-            raise ConfigError(f"channels is {self.channels}; use at least 1.")
-        if self.auxiliary_weight < 0:
-            raise ConfigError(f"auxiliary_weight is {self.auxiliary_weight}; use 0 to leave the heads out, or more.")
         one = self.head == "linear"
         for name, value in (("channels", self.channels), ("taps", self.taps)):
             if one and value is not None:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from trimtab.methods.base import FoldedSteps, Method
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
 from trimtab.stream import BlockHooks, Stream
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AdapterConfig:
     style: Literal["adapter-plus", "adaptformer"] = "adapter-plus"
     """adapter-plus: GELU, a learned scale for each channel, starts near zero. adaptformer: ReLU, a fixed scale, starts
     at zero."""
-    dim: int | None = None
+    dim: Annotated[int | None, Range(least=1, way_out="use at least 1, or the 'linear' method")] = None
     """Width of the bottleneck, the same in every block. Default: 8 (adapter-plus), 64 (adaptformer)."""
     layout: Literal["post", "parallel", "pre", "intermediate", "houlsby", "pfeiffer"] | None = None
     """Place of the adapter: post (on the block's output), parallel (beside the MLP), pre (between attention and MLP),
@@ -42,13 +42,13 @@ class AdapterConfig:
     (adapter-plus), fixed (adaptformer)."""
     norm: bool | None = None
     """Normalise the tokens, with learned weights, before the bottleneck. Default: under pfeiffer only."""
-    dropout: float | None = None
+    dropout: Annotated[float | None, Range(least=0, below=1)] = None
     """Probability of zeroing an entry of the bottleneck in training, drawn for every image. Default: 0 (adapter-plus),
     0.1 (adaptformer)."""
-    drop_path: float | None = None
+    drop_path: Annotated[float | None, Range(least=0, below=1)] = None
     """Probability of dropping an adapter for an image in training (stochastic depth), the same in every block.
     Default: 0.1 (adapter-plus), 0 (adaptformer)."""
-    backbone_drop_path: float | None = None
+    backbone_drop_path: Annotated[float | None, Range(least=0, below=1)] = None
     """Stochastic depth of the frozen backbone's last block in training, rising linearly from 0 at the first. Default:
     0.1 (adapter-plus), 0 (adaptformer)."""
 
@@ -59,14 +59,8 @@ class AdapterConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.layout == "pfeiffer" if name == "norm" else value)
         design = self.design
-        if design.dim < 1:
-            raise ConfigError(f"dim is {design.dim}; use at least 1, or the 'linear' method.")
         if design.scale == 0 and not design.learned_scale:
             raise ConfigError("scale is 0, so the adapters would add nothing; use another number, or learn it.")
-        for name in ("dropout", "drop_path", "backbone_drop_path"):
-            value = getattr(design, name)
-            if not 0 <= value < 1:
-                raise ConfigError(f"{name} is {value}; use 0 up to, not including, 1.")
 
     @property
     def design(self) -> Design:

@@ -140,7 +140,8 @@ class Method(nn.Module, Generic[ConfigT]):
         Where the method overrides weights (:meth:`weight_overrides`), ``backbone`` has them in it already. By default
         only :meth:`step` and :meth:`pixels` are left then; a method without weights stays as it is.
         """
-        if not self.weight_overrides(backbone):
+        # Whether there are any is known without computing them a second time.
+        if type(self).weight_overrides is Method.weight_overrides:
             return self
         if type(self).step is Method.step and type(self).pixels is Method.pixels:
             return FoldedMethod(self, backbone)

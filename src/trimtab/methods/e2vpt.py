@@ -5,44 +5,37 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
-from trimtab.errors import ConfigError
 from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class E2VPTConfig:
     """Options of E^2VPT."""
 
-    num_prompts: int = 5
+    num_prompts: Annotated[int, Range(least=0)] = 5
     """Visual prompts per block; 0 for none."""
-    num_key_values: int = 5
+    num_key_values: Annotated[int, Range(least=1, way_out="use at least 1, or the 'vpt' method")] = 5
     """Key-value prompts per block, each with an entry in every head."""
     share_key_values: bool = False
     """Use the same numbers as keys and as values, as the official code does."""
     prompt_init: Literal["patches", "uniform"] = "patches"
     """Start of the visual prompts: directions of patches of the training images at each block's input, or
     uniform random numbers (the paper's)."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.1
     """Probability of zeroing an entry of a visual prompt in training, drawn for every image."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.num_prompts < 0:
-            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 0.")
-        if self.num_key_values < 1:
-            raise ConfigError(f"num_key_values is {self.num_key_values}; use at least 1, or the 'vpt' method.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
 
 
 class E2VPT(Method[E2VPTConfig]):

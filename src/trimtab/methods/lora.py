@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.methods import lora_peft
 from trimtab.methods.base import Method, dotted, slashed
 from trimtab.recipe import Recipe
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 _QUERIES_KEYS_VALUES = ("qkv", "q_proj", "k_proj", "v_proj")
 
@@ -25,9 +25,9 @@ _QUERIES_KEYS_VALUES = ("qkv", "q_proj", "k_proj", "v_proj")
 class LoRAConfig:
     """Options of LoRA."""
 
-    rank: int = 8
+    rank: Annotated[int, Range(least=1, way_out="use at least 1, or the 'linear' method")] = 8
     """Rank of an update."""
-    alpha: float | None = None
+    alpha: Annotated[float | None, Range(above=0)] = None
     """An update is scaled by alpha / rank. Default: the rank, so by 1."""
     targets: tuple[str, ...] | None = None
     """Linear layers to update, by the end of their names in timm's model (qkv,proj,fc1,fc2, or
@@ -37,10 +37,6 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.rank < 1:
-            raise ConfigError(f"rank is {self.rank}; use at least 1, or the 'linear' method.")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ConfigError(f"alpha is {self.alpha}; it must be above 0.")
         if self.targets is not None and not all(self.targets or [""]):
             raise ConfigError(f"targets is {self.targets!r}; name at least one layer (qkv), or leave it out.")
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,14 @@ from trimtab.methods.base import BlockFigure, FoldedSteps, Method, PromptSet
 from trimtab.methods.prompts import dropped
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class SHIPConfig:
     """Options of SHIP; every default is the official code's value."""
 
-    prompt_length: int = 50
+    prompt_length: Annotated[int, Range(least=0, way_out="use 0 to turn it off, or more")] = 50
     """K, semantic-independent prompts of each hierarchy. Searched officially: 5 to 200. 0 turns them off."""
     threshold: float = 0.95
     """A block starts a new hierarchy where its affinity to the hierarchy's first block falls below this.
@@ -38,28 +38,28 @@ class SHIPConfig:
     """Vector of an image behind affinity and prototypes: the pooled token (class token), or the patches' mean."""
     inside: Literal["carry", "reinsert"] = "carry"
     """Inside a hierarchy, carry the prompts on as the blocks transform them, or insert them afresh."""
-    shared_length: int = 10
+    shared_length: Annotated[int, Range(least=0, way_out="use 0 to turn it off, or more")] = 10
     """Semantic-shared prompts, inserted afresh at every block. 0 turns them off."""
-    attribute_sets: int = 2
+    attribute_sets: Annotated[int, Range(least=0, way_out="use 0 to turn it off, or more")] = 2
     """How many of the last hierarchies get attribute prompts. 0 turns them off."""
-    attribute_length: int = 10
+    attribute_length: Annotated[int, Range(above=0)] = 10
     """Attribute prompts of each of them; also the number of salient tokens they are made from."""
-    attribute_mix: float = 0.1
+    attribute_mix: Annotated[float, Range(least=0, most=1)] = 0.1
     """Weight of the prototypes' pattern in an attribute prompt; the learned part has the rest."""
-    prototypes: int = 200
+    prototypes: Annotated[int, Range(above=0)] = 200
     """Prototypes, k-means clusters of the training images."""
-    prototype_images: int = 1000
+    prototype_images: Annotated[int, Range(above=0)] = 1000
     """Training images that affinity and prototypes are computed from, at the most."""
     prototype_seed: int = 42
     """Seed of the k-means."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(above=0)] = 1.0
     """Temperature of the softmax over prototypes."""
     salient_class_token: bool = True
     """Let the class token (and other prefix tokens) be among the salient tokens."""
     attention: Literal["decoupled", "plain"] = "decoupled"
     """Attend to image and prompts by a softmax each (decoupled), or by one over both (plain; prompts then always
     attend, and the scale and mix below are not used)."""
-    attention_scale: float = 0.1
+    attention_scale: Annotated[float, Range(least=0, most=1)] = 0.1
     """s, weight of the attention to prompts."""
     attention_mix: Literal["convex", "additive"] = "convex"
     """Image and prompt attention as (1 - s) * image + s * prompts, or as image + s * prompts."""
@@ -67,31 +67,17 @@ class SHIPConfig:
     """Blocks in which prompts attend to the image (P2IP)."""
     prompt_path: Literal["project", "identity"] = "project"
     """Where prompts do not attend: through output projection and MLP, or out as they came in."""
-    matching_weight: float = 0.5
+    matching_weight: Annotated[float, Range(least=0, way_out="use 0 to turn it off, or more")] = 0.5
     """Weight of the prompt matching loss. 0 turns it off."""
-    matching_tokens: int = 10
+    matching_tokens: Annotated[int, Range(above=0)] = 10
     """Salient tokens that the prompts are matched to."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, Range(least=0, below=1)] = 0.1
     """Drop-path rate of the last block in training, rising linearly from 0 at the first."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Probability of zeroing an entry of an inserted prompt in training, drawn for every image."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("prompt_length", "shared_length", "attribute_sets"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 to turn it off, or more.")
-        for name in ("attribute_length", "prototypes", "prototype_images", "matching_tokens", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("drop_path", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 up to, not including, 1.")
-        for name in ("attention_scale", "attribute_mix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 to 1.")
-        if self.matching_weight < 0:
-            raise ConfigError(f"matching_weight is {self.matching_weight}; use 0 to turn it off, or more.")
         if not (self.prompt_length or self.shared_length or self.attribute_sets):
             raise ConfigError("prompt_length, shared_length and attribute_sets are all 0; turn one of them on.")
         starts = self.hierarchy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,14 @@ from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class SVPTConfig:
     """Options of SVPT. All of them are readings of the abstract; none is known from the paper."""
 
-    num_prompts: int = 10
+    num_prompts: Annotated[int, Range(least=1, way_out="use at least 1, or the 'linear' method")] = 10
     """Prompts per block."""
     connection: Literal["dynamic", "fixed", "none"] = "dynamic"
     """Cross-layer connection: through a learned gate (dynamic aggregation), a fixed one, or none (as VPT-deep)."""
@@ -33,7 +33,7 @@ class SVPTConfig:
     sets of prompts it mixes, or nothing (a learned constant)."""
     gate_shape: Literal["token", "channel", "scalar"] = "token"
     """One gate for each prompt, each channel, or each block."""
-    gate: float = 0.1
+    gate: Annotated[float, Range(least=0, most=1)] = 0.1
     """The fixed gate, and where a dynamic gate starts."""
     source: Literal["input", "output"] = "input"
     """What is shared with the next block: the prompts that entered the block before, or as they left it."""
@@ -41,7 +41,7 @@ class SVPTConfig:
     """Mix as own + g * shared (additive), or as (1 - g) * own + g * shared (convex)."""
     enhancement: bool = True
     """Attentive enhancement: add prompts to the salient patches."""
-    salient: int | None = None
+    salient: Annotated[int | None, Range(least=1, way_out="use at least 1 patch, or turn the enhancement off")] = None
     """Patches that are enhanced. Default: a tenth of them (20 of 196); the number of prompts if paired."""
     pairing: Literal["attention", "paired"] = "attention"
     """What a salient patch gets: a mix of the prompts by its similarity to them, or the prompt of its rank."""
@@ -52,22 +52,13 @@ class SVPTConfig:
     prompt_init: Literal["patches", "uniform"] = "patches"
     """Start of the prompts: directions of patches of the training images at each block's input, or uniform
     random numbers (VPT's)."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.1
     """Probability of zeroing a prompt entry in training, drawn for every image."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.num_prompts < 1:
-            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
-        learned = self.connection == "dynamic"
-        if not 0 <= self.gate <= 1 or (learned and self.gate in (0, 1)):
-            raise ConfigError(
-                f"gate is {self.gate}; use 0 to 1" + (", but neither for a learned one." * learned or ".")
-            )
-        if self.salient is not None and self.salient < 1:
-            raise ConfigError(f"salient is {self.salient}; use at least 1 patch, or turn the enhancement off.")
+        if self.connection == "dynamic" and self.gate in (0, 1):
+            raise ConfigError(f"gate is {self.gate}; use 0 to 1, but neither for a learned one.")
         if self.pairing == "paired" and self.salient not in (None, self.num_prompts):
             raise ConfigError(
                 f"salient is {self.salient} but pairing gives each of {self.num_prompts} prompts one patch; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,16 @@ from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import PAPER_FGVC, PAPER_RECIPE, PAPER_VTAB, Prompts, dropped, paper_head_
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class VFPTConfig:
     """Options of visual Fourier prompt tuning."""
 
-    num_prompts: int = 10
+    num_prompts: Annotated[int, Range(least=1, way_out="use at least 1, or the 'linear' method")] = 10
     """Prompts per block (deep) or in all (shallow)."""
-    fourier_share: float = 0.5
+    fourier_share: Annotated[float, Range(least=0, most=1)] = 0.5
     """Share of the prompts that is transformed, rounded down to whole prompts: the first ones. 0 is plain VPT.
     The paper searched 0, 0.3, 0.5, 0.7 and 1."""
     deep: bool = True
@@ -34,32 +34,22 @@ class VFPTConfig:
     """Transform over the prompts and the width (all), over the prompts (sequence), or over the width (hidden)."""
     fourier_location: Literal["prepend", "append"] = "prepend"
     """Put the transformed prompts before the others, or after them."""
-    fourier_blocks: tuple[int, ...] | None = None
+    fourier_blocks: Annotated[tuple[int, ...] | None, Range(least=0, way_out="blocks are counted from 0")] = None
     """Blocks whose prompts are transformed, counted from 0. Default: all."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Probability of zeroing a prompt entry before the transform, drawn for every image."""
-    projection: int | None = None
+    projection: Annotated[int | None, Range(least=1, way_out="use a width of at least 1, or leave it out")] = None
     """Width of prompts that a shared linear layer maps to the backbone's width. Default: no such layer."""
     head_init: Literal["small", "paper"] = "small"
     """Start of the classifier: small weights and no bias, or the official Kaiming-normal with bias -log(99)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.num_prompts < 1:
-            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
-        if not 0 <= self.fourier_share <= 1:
-            raise ConfigError(f"fourier_share is {self.fourier_share}; use 0 to 1.")
         if self.fourier_share > 0 and self.num_fourier == 0:
             raise ConfigError(
                 f"fourier_share is {self.fourier_share}, which is less than one of {self.num_prompts} prompts; use "
                 f"{math.ceil(100 / self.num_prompts) / 100:g} or more, more prompts, or 0 for plain VPT."
             )
-        if self.fourier_blocks is not None and not all(block >= 0 for block in self.fourier_blocks):
-            raise ConfigError(f"fourier_blocks is {self.fourier_blocks}; blocks are counted from 0.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
-        if self.projection is not None and self.projection < 1:
-            raise ConfigError(f"projection is {self.projection}; use a width of at least 1, or leave it out.")
 
     @property
     def num_fourier(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
@@ -23,20 +23,20 @@ from trimtab.methods.prompts import (
 )
 from trimtab.recipe import Recipe
 from trimtab.stream import Stream
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class VPTConfig:
     """Options of visual prompt tuning."""
 
-    num_prompts: int = 10
+    num_prompts: Annotated[int, Range(least=1, way_out="use at least 1, or the 'linear' method")] = 10
     """Prompts per block (deep) or in all (shallow). The paper searched 1, 5, 10, 50, for ViT also 100, 200."""
     deep: bool = True
     """Fresh prompts at every block; otherwise the first block's are carried through."""
-    dropout: float | None = None
+    dropout: Annotated[float | None, Range(least=0, below=1)] = None
     """Probability of zeroing a prompt entry, drawn for every image. Default: 0.1 deep, 0 shallow (paper)."""
-    projection: int | None = None
+    projection: Annotated[int | None, Range(least=1, way_out="use a width of at least 1, or leave it out")] = None
     """Width of prompts that a shared linear layer maps to the backbone's width. Default: no such layer."""
     prompt_init: Literal["patches", "uniform"] | None = None
     """Start of the prompts: directions of patches of the training images at each block's input, or uniform
@@ -46,12 +46,6 @@ class VPTConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.num_prompts < 1:
-            raise ConfigError(f"num_prompts is {self.num_prompts}; use at least 1, or the 'linear' method.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; use 0 up to, not including, 1.")
-        if self.projection is not None and self.projection < 1:
-            raise ConfigError(f"projection is {self.projection}; use a width of at least 1, or leave it out.")
         if self.projection is not None and self.prompt_init == "patches":
             raise ConfigError(
                 "prompt_init is patches, but prompts under a projection have no patches' width; use uniform."

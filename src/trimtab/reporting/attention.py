@@ -37,15 +37,16 @@ class Attention:
 @torch.no_grad()
 def look(model: TunedModel, images: Tensor) -> Attention:
     """Run an unfolded model in eval mode on normalised images (B, 3, height, width) and look on."""
-    backbone, method = model.backbone, model.method
-    stream = method.embed(backbone, images)
+    backbone = model.backbone
+    recorder = _AttentionRecorder()
+    streams = model.streams(images, attention_hook=recorder.around)
+    stream = next(streams)
     pooled, patches = [], []
-    for i in range(backbone.depth):
-        watcher, grid_size = _AttentionRecorder(), stream.grid_size
-        stream = method.step(i, backbone, stream.replace(attention_hook=watcher.around))
-        rows = backbone.to_token_order(i, grid_size, watcher.weights)
+    for i, left in enumerate(streams):
+        rows = backbone.to_token_order(i, stream.grid_size, recorder.weights)
         pooled.append(rows[:, backbone.pooled_tokens].mean(1).cpu())
-        patches.append(rows[:, backbone.num_prefix_tokens :].unflatten(1, grid_size).cpu())
+        patches.append(rows[:, backbone.num_prefix_tokens :].unflatten(1, stream.grid_size).cpu())
+        stream = left
     if stream.saliency is None:
         raise RuntimeError("the last block was run without saliency")
     saliency = stream.saliency[:, :, backbone.num_prefix_tokens :].softmax(-1).mean(1)

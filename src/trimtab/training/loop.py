@@ -248,8 +248,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
         order = torch.randperm(len(self.training.train), generator=generator).tolist()
         batches = batched(order, self.recipe.batch_size)[:steps]
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        parts = [part for batch in batches for part in micro_batches(batch, accumulate, rank, processes)]
+        where = self.accelerator.process_index, self.accelerator.num_processes
+        parts = [part for batch in batches for part in micro_batches(batch, accumulate, *where)]
         inputs = train.batches([part.rows for part in parts], seed_of(self.config.seed, "augment", epoch))
         total = torch.zeros((), device=self.accelerator.device)
         for k in range(steps):
@@ -262,8 +262,7 @@ class Trainer:
             for m in range(accumulate):
                 part = parts[k * accumulate + m]
                 noise = self._noise(step, part, batches[k])
-                last = m == accumulate - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(objective):
+                with contextlib.nullcontext() if m == accumulate - 1 else self.accelerator.no_sync(objective):
                     with self._measured(k, m) as kept:
                         share = objective(*next(inputs), noise) * part.weight / len(batches[k])
                     if kept is not None:

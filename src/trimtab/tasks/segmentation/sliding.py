@@ -5,32 +5,31 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.errors import ConfigError
-from trimtab.validation import check_fields
+from trimtab.validation import Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
     """How often, and how, an image is looked at."""
 
-    stride: float = 2 / 3
+    stride: Annotated[float, Range(above=0, most=1)] = 2 / 3
     """How far a window moves on, in windows; 1 lets none overlap."""
-    scales: tuple[float, ...] = (1.0,)
+    scales: Annotated[tuple[float, ...], Range(above=0)] = (1.0,)
     """Sizes at which the image is looked at; what is seen is averaged."""
     flip: bool = False
     """Look at it turned about, too."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 < self.stride <= 1:
-            raise ConfigError(f"stride is {self.stride}; as a part of a window it is above 0 and at most 1.")
-        if not self.scales or not all(scale > 0 for scale in self.scales):
-            raise ConfigError(f"scales is {self.scales}; give at least one number, all above 0.")
+        if not self.scales:
+            raise ConfigError("scales is empty; give at least one number.")
 
     @property
     def one(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from trimtab.tasks.segmentation.metrics import SegmentationMetrics, segmentation
 from trimtab.tasks.segmentation.output import MaskFolder
 from trimtab.tasks.segmentation.predictor import MaskPredictor
 from trimtab.tasks.segmentation.sliding import Views, look
+from trimtab.validation import Range
 
 _BATCH = 16
 """Images a step where the user does not say; methods' recipes are for classification."""
@@ -47,7 +48,7 @@ class SegmentationConfig(SegmenterConfig):
     palette: str | None = None
     """CSV of the classes: name,value (numbers in the masks), name,red,green,blue (colours in the masks), or all five.
     Default: palette.csv in DATA, ADE20K's own list, or the values that occur in the training masks."""
-    ignore_label: int | None = None
+    ignore_label: Annotated[int | None, Range(least=0, most=65535)] = None
     """A value of pixels that are neither learned nor measured, besides 255."""
     resize: Literal["shorter", "squash"] = "shorter"
     """shorter: keep the aspect ratio and just cover the window (--image-size). squash: exactly the window."""
@@ -55,11 +56,6 @@ class SegmentationConfig(SegmenterConfig):
     """How many times larger than that images are made; windows slide over what they do not cover."""
     jitter: tuple[float, ...] = (0.5, 2.0)
     """The least and the greatest random factor on that size in training (where --augment crops)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ignore_label is not None and not 0 <= self.ignore_label <= 65535:
-            raise ConfigError(f"ignore_label is {self.ignore_label}; give a value of the masks, 0 to 65535.")
 
 
 class Segmentation(Task):
