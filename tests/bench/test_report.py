@@ -377,11 +377,12 @@ def test_published_tables_have_their_sources() -> None:
         "ade20k.csv",
         "fgvc.csv",
         "ship_per_task_config.csv",
+        "vfpt_per_task.csv",
         "vpt_prompt_lengths.csv",
         "vtab1k_other_backbones.csv",
         "vtab1k_per_task.csv",
     ]
-    for name in ("vtab1k_per_task", "fgvc", "ade20k", "vtab1k_other_backbones", "vpt_prompt_lengths"):
+    for name in ("vtab1k_per_task", "fgvc", "ade20k", "vtab1k_other_backbones", "vpt_prompt_lengths", "vfpt_per_task"):
         assert all(row["source"] for row in read_published(name)), name
 
 
