@@ -19,14 +19,14 @@ from trimtab.noise import Noise
 
 @dataclasses.dataclass(frozen=True)
 class KeysValues:
-    """What a block attends to: keys and values, each (B or 1, H, P, d)."""
+    """Keys and values that a block attends to, each (B or 1, H, P, d)."""
 
     keys: Tensor
     values: Tensor
 
     @staticmethod
     def join(parts: Sequence[KeysValues]) -> KeysValues:
-        """One after another along P, in the precision of the first; parts of batch 1 are repeated for B images."""
+        """Concatenate along P, in the precision of the first; parts of batch 1 are repeated for B images."""
         if len(parts) == 1:
             return parts[0]
         batch = max(part.keys.shape[0] for part in parts)
@@ -36,7 +36,7 @@ class KeysValues:
         return KeysValues(torch.cat([part.keys for part in same], 2), torch.cat([part.values for part in same], 2))
 
     def expand(self, batch: int) -> KeysValues:
-        """A view for ``batch`` images."""
+        """Return a view for ``batch`` images."""
         if self.keys.shape[0] == batch:
             return self
         return KeysValues(self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1))
@@ -44,7 +44,7 @@ class KeysValues:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionInputs:
-    """What the softmax core of one block sees; an ``attend`` function maps it to (B, H, T + P, d)."""
+    """Inputs of the softmax core of one block; an ``attend`` function maps them to (B, H, T + P, d)."""
 
     queries: Tensor
     """(B, H, T + P, d): of the tokens, then of the full prompts; only of those tokens that are read."""
@@ -69,7 +69,7 @@ Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
 def softmax_attention(inputs: AttentionInputs) -> Tensor:
-    """Ordinary attention of every query over the sequence and the context, fused."""
+    """Attend from every query to the sequence and the context, by one fused softmax."""
     everything = inputs.own if inputs.context is None else KeysValues.join([inputs.own, inputs.context])
     mask = inputs.mask
     if mask is not None and inputs.context is not None:
@@ -116,7 +116,7 @@ class BlockHooks:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What flows from block to block."""
+    """State that flows from block to block."""
 
     tokens: Tensor
     """(B, T, D): timm's own sequence, K prefix tokens and N patches."""
@@ -137,11 +137,11 @@ class Stream:
     carry: Any = None
     """State that a method carries from block to block, opaque to everyone else."""
     pooled_only: bool = False
-    """Whether nothing but pooling reads what leaves the last block, so that the rest of it need not be computed."""
+    """Whether nothing but pooling reads the last block's output, so that the rest of it need not be computed."""
     weights: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     """Tensors used in place of the backbone's own parameters, by timm's names."""
     noise: Noise = dataclasses.field(default_factory=Noise)
-    """Where random numbers come from in training."""
+    """Source of random numbers in training."""
     attention_hook: AttentionHook | None = None
     """Maps a block's number and softmax core to the core to run in its place, for observers. Every block then also
     computes the saliency."""

@@ -229,11 +229,11 @@ class Backbone(nn.Module):
         weights: Mapping[str, Tensor] | None = None,
         pooled_only: bool = False,
     ) -> Stream:
-        """Images (B, 3, height, width), normalised, to the sequence before block 0.
+        """Embed normalised images (B, 3, height, width): the sequence before block 0.
 
         Args:
-            images: What is to be looked at.
-            noise: Where random numbers come from in training.
+            images: Normalised pixels.
+            noise: Source of random numbers in training.
             weights: Tensors to use, from here to :meth:`pool`, in place of the backbone's own parameters, by
                 timm's names (:meth:`named_weights` has them).
             pooled_only: Nothing but :meth:`pool` will read what leaves the last block. Where that is the class token
@@ -262,12 +262,12 @@ class Backbone(nn.Module):
         )
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """The backbone's own parameters by timm's names, without those of timm's classifier."""
+        """Return the backbone's own parameters by timm's names, without those of timm's classifier."""
         skip = tuple(f"{name}." for name in classifier_names(self.model))
         return {name: value for name, value in self.model.named_parameters() if not name.startswith(skip)}
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> Backbone:
-        """A backbone with other tensors in place of some of this one's, by timm's names; it shares all others.
+        """Return a backbone with other tensors in place of some of this one's, by timm's names; all others are shared.
 
         Raises:
             BackboneError: If there is no such tensor.
@@ -284,7 +284,7 @@ class Backbone(nn.Module):
         return Backbone(model, self.name)
 
     def named_layers(self) -> dict[str, nn.Module]:
-        """Linear layers, norms and convolutions by timm's names, without timm's classifier."""
+        """Return linear layers, norms and convolutions by timm's names, without timm's classifier."""
         skip = classifier_names(self.model)
         return {
             name: module
@@ -372,7 +372,7 @@ class Backbone(nn.Module):
         return left.replace(selected=gathered(left.tokens, select(left.saliency)))
 
     def _left(self, i: int, stream: Stream, inputs: BlockInputs, *, learned: bool) -> Stream:
-        """The stream as it leaves block ``i``, merged where a stage ends."""
+        """Return the stream after block ``i``, its patches merged where a stage ends."""
         parts = self._blocks[i].run(stream.weights, self._family.run, inputs)
         grid_size, unmerged, unmerged_size = stream.grid_size, None, None
         if i in self._merges:
@@ -386,7 +386,7 @@ class Backbone(nn.Module):
         return stream.replace(tokens=tokens, prompts=prompts, saliency=logits, **merged)
 
     def to_token_order(self, i: int, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
-        """What the softmax core of block ``i`` has of its T tokens, (..., C), as (B, T, C).
+        """Bring rows of the tokens (..., C), as the softmax core of block ``i`` has them, into token order (B, T, C).
 
         Where a block attends within windows, the core sees each as an image of its own.
         """
@@ -424,12 +424,12 @@ class Backbone(nn.Module):
         return draw(), draw()
 
     def keys_values(self, i: int, prompts: Tensor, weights: Mapping[str, Tensor] | None = None) -> KeysValues:
-        """Keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
+        """Return keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
         pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, batched(prompts))
         return pair
 
     def pooled_hidden_state(self, stream: Stream) -> Tensor:
-        """(B, D): the mean of the tokens that pooling reads, as they left a block (before merging or the final norm).
+        """Average the tokens that pooling reads, in a block's output before merging and the final norm: (B, D).
 
         With learned pooling (a latent query), each token has the weight that pooling would give it, mean over heads.
         """
@@ -441,25 +441,25 @@ class Backbone(nn.Module):
         return (weight[:, None] @ pooled).squeeze(1)
 
     def pool(self, stream: Stream) -> Tensor:
-        """(B, num_features): what timm's own classifier would read. Prompts are never pooled."""
+        """Pool the tokens: (B, num_features), the input of timm's own classifier. Prompts are never pooled."""
         pooled: Tensor = self._outside(self._family.pool, stream.tokens, stream.weights, stream.grid_size)
         return pooled
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, num_features): timm's own forward pass up to what its classifier reads, without any method."""
+        """Run timm's own forward pass, without any method, up to its classifier's input: (B, num_features)."""
         features: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
         return features
 
     def grid(self, stream: Stream) -> Tensor:
-        """(B, D, h, w): the patch tokens in their places, without prefix tokens or prompts.
+        """Return the normalised patch tokens as a grid (B, D, h, w), without prefix tokens or prompts.
 
-        They are normalised by timm's final norm; where that stands behind the pooling, by the same norm before it.
+        The norm is timm's final one; where that stands behind the pooling, the same norm before it.
         """
         tokens: Tensor = self._outside(self._family.token_norm, stream.tokens, stream.weights)
         return _in_places(tokens[:, self.num_prefix_tokens :], stream.grid_size)
 
     def raw_grid(self, stream: Stream) -> Tensor:
-        """(B, D, h, w): the block output's patches in their places: hooks included, not normalised, not merged."""
+        """Return the block output's patches as a grid (B, D, h, w): hooks included, not normalised, not merged."""
         return _in_places(stream.block_output[:, self.num_prefix_tokens :], stream.block_grid_size)
 
 

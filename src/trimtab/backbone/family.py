@@ -1,4 +1,4 @@
-"""What has to be known of a family of timm's models to run it block by block."""
+"""The interface of a family of timm's models that is run block by block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Keep: TypeAlias = "tuple[Tensor, Tensor] | None"
 
 @dataclasses.dataclass(frozen=True)
 class BlockInputs:
-    """What one block is run on."""
+    """Inputs of one block."""
 
     tokens: Tensor
     """(B, T, D)."""
@@ -111,7 +111,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images to tokens (B, T, D) before block 0, and the rotary table."""
+        """Embed images: tokens (B, T, D) before block 0, and the rotary table."""
 
     def rope(self, i: int, rope: Tensor | None) -> Tensor | None:
         """The rotary table of block ``i``."""
@@ -119,10 +119,10 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, full prompts and saliency (B, H, T) as they leave a block."""
+        """Run a block; return tokens, full prompts and saliency (B, H, T)."""
 
     def to_token_order(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
-        """Rows of the softmax core's tokens (B, T, C) in the order of the tokens; as they are by default."""
+        """Bring the softmax core's rows (B, T, C) into the order of the tokens; unchanged by default."""
         return rows
 
     @abc.abstractmethod
@@ -131,16 +131,16 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
-        """Keys and values of prompts (B, P, D) at a block's input."""
+        """Return keys and values of prompts (B, P, D) at a block's input."""
 
     def merge(
         self, merge: Any, tokens: Tensor, prompts: Tensor, saliency: Tensor | None, grid_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, full prompts and saliency after patch merging."""
+        """Merge patches; return tokens, full prompts and saliency."""
         raise NotImplementedError(f"{type(self).__name__} has no patch merging.")
 
     def pooling_logits(self, model: Any, tokens: Tensor) -> Tensor:
-        """(B, H, T) logits of learned pooling, where :attr:`heads_in_saliency` says that there is such."""
+        """Return the logits (B, H, T) of learned pooling, where :attr:`heads_in_saliency` is set."""
         raise NotImplementedError(f"{type(self).__name__} has no learned pooling.")
 
     def token_norm(self, model: Any, tokens: Tensor) -> Tensor:
@@ -150,10 +150,10 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """(B, num_features) from the tokens that left the last block."""
+        """Pool the last block's tokens: (B, num_features)."""
 
     def join(self, block: Any, context: Context | None) -> KeysValues | None:
-        """All parts of a context as keys and values, (B or 1, H, P, d)."""
+        """Join all parts of a context into keys and values (B or 1, H, P, d)."""
         parts: Sequence[Tensor | KeysValues] = [context] if isinstance(context, (Tensor, KeysValues)) else context or []
         if not parts:
             return None
@@ -161,7 +161,7 @@ class Family(abc.ABC):
 
 
 def run_mlp(mlp: Any, x: Tensor) -> Tensor:
-    """A block's MLP as timm runs it in eval mode; activated in place where no backward pass needs what was before.
+    """Run a block's MLP as timm does in eval mode, activating in place where no backward pass needs the input.
 
     The hidden values are the largest tensor of a block, four times the tokens: a second one costs a small backbone
     a tenth of its forward pass on a CPU.
@@ -185,17 +185,17 @@ def add_hooked(x: Tensor, normed: Tensor, update: Tensor, hook: ResidualHook) ->
 
 
 def gathered(tokens: Tensor, places: Tensor) -> Tensor:
-    """The tokens (B, k, D) at positions (B, k)."""
+    """Gather the tokens (B, k, D) at positions (B, k)."""
     return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def batched(prompts: Tensor) -> Tensor:
-    """Prompts (P, D) as (1, P, D)."""
+    """Return prompts (P, D) as (1, P, D)."""
     return prompts if prompts.ndim == 3 else prompts[None]
 
 
 def half_precision(model: nn.Module) -> list[str]:
-    """Why a model in half precision cannot be opened."""
+    """List why a model in half precision cannot be opened."""
     dtype = next(model.parameters()).dtype
     if dtype not in (torch.float16, torch.bfloat16):
         return []

@@ -27,7 +27,7 @@ class _ThreadCopy(threading.local):
 
 
 def share_structure(module: nn.Module) -> Any:
-    """Another module of the same structure around the same tensors."""
+    """Return another module of the same structure around the same tensors."""
     tensors = (*module.parameters(), *module.buffers())
     return copy.deepcopy(module, {id(value): value for value in tensors})
 
@@ -43,11 +43,11 @@ class SwappableModule(nn.Module):
         self._thread_copy = _ThreadCopy()
 
     def forward(self, part: Callable[..., Any], *arguments: Any) -> Any:
-        """``part`` of the module."""
+        """Call ``part`` with the module and the arguments."""
         return part(self.inside, *arguments)
 
     def run(self, weights: Mapping[str, Tensor], part: Callable[..., Any], *arguments: Any) -> Any:
-        """``part`` of the module, with ``weights`` in place of its own by their names."""
+        """Call ``part`` with the module, whose tensors are replaced by ``weights`` of the same names."""
         if not weights:
             return part(self.inside, *arguments)
         named = {f"inside.{name}": value for name, value in weights.items()}
@@ -63,7 +63,7 @@ class SwappableModule(nn.Module):
 
 
 class SwappablePart:
-    """A block or a merge, and which of the swapped tensors are its."""
+    """A block or a merge whose own tensors are picked from the swapped ones."""
 
     def __init__(self, part: Part) -> None:
         self.inside: Any = part.module
@@ -71,6 +71,6 @@ class SwappablePart:
         self._before = f"{part.name}."
 
     def run(self, weights: Mapping[str, Tensor], function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function`` of the module and the arguments."""
+        """Call ``function`` with the module and the arguments."""
         own = {k.removeprefix(self._before): v for k, v in weights.items() if k.startswith(self._before)}
         return self._swappable.run(own, function, *arguments)

@@ -80,7 +80,7 @@ class SwinFamily(Family):
         return merges
 
     def resize(self, height: int, width: int) -> None:
-        """As timm does it: windows grow and shrink with the image.
+        """Resize as timm does: windows grow and shrink with the image.
 
         Raises:
             BackboneError: If windows would be single patches, which attend to nothing but themselves.
@@ -97,7 +97,7 @@ class SwinFamily(Family):
         super().resize(height, width)
 
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Patches, which have no position of their own."""
+        """Embed patches, which have no position of their own."""
         return model.patch_embed(images).flatten(1, 2), None
 
     def run(self, block: Any, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -138,7 +138,7 @@ class SwinFamily(Family):
         return attended, saliency
 
     def to_token_order(self, block: Any, grid_size: tuple[int, int], rows: Tensor) -> Tensor:
-        """From windows back to images."""
+        """Bring rows from windows back to images."""
         return WindowPartition.of(block, grid_size).back(rows)
 
     def skip_attention(self, block: Any, tokens: Tensor, keep: Keep) -> Tensor:
@@ -146,14 +146,14 @@ class SwinFamily(Family):
         return _residuals(block, tokens, _before_attention(block, tokens), keep, BlockHooks())
 
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
-        """Keys and values of prompts, without position bias."""
+        """Return keys and values of prompts, without position bias."""
         keys, values = project_fused(block.attn, _before_attention(block, prompts), "keys values")
         return KeysValues(_direction(block.attn, keys), values)
 
     def merge(
         self, merge: Any, tokens: Tensor, prompts: Tensor, saliency: Tensor | None, grid_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Four patches to one; each full prompt as if it were all four."""
+        """Merge four patches into one; each full prompt as if it were all four."""
         merged = merge(tokens.unflatten(1, grid_size)).flatten(1, 2)
         if prompts.shape[1]:
             four = prompts[:, :, None, None].expand(-1, -1, 2, 2, -1).flatten(1, 2)  # (B, 2 P, 2, D)
@@ -167,7 +167,7 @@ class SwinFamily(Family):
         return merged, prompts, saliency
 
     def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Norm and timm's own pooling."""
+        """Apply the final norm and timm's own pooling."""
         pooled: Tensor = model.forward_head(model.norm(tokens.unflatten(1, grid_size)), pre_logits=True)
         return pooled
 

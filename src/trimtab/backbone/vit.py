@@ -79,7 +79,7 @@ class ViTFamily(Family):
         return slice(0 if whole else self.num_prefix_tokens, None)
 
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Patches with position embeddings and prefix tokens, and what comes before the first block."""
+        """Embed patches, add position embeddings and prefix tokens, and apply the norm before the blocks."""
         embedded = model._pos_embed(model.patch_embed(images))
         tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
         if getattr(model, "norm_pre", None) is not None:
@@ -145,13 +145,13 @@ class ViTFamily(Family):
         return _residuals(block, tokens, normed, normed, keep, BlockHooks())
 
     def keys_values(self, block: Any, prompts: Tensor) -> KeysValues:
-        """Keys and values of prompts: no position, rotary or otherwise."""
+        """Return keys and values of prompts, without positions, rotary or otherwise."""
         attn = block.attn
         keys, values = _project(attn, block.norm1(prompts), "keys values")
         return _repeat_groups(attn, KeysValues(_qk_norm(attn, "k_norm", keys).to(values.dtype), values))
 
     def pooling_logits(self, model: Any, tokens: Tensor) -> Tensor:
-        """Logits of the pooling's latent query (the mean one, if there are several) over the tokens, after the norm."""
+        """Return the logits of the pooling's latent query (the mean of several) over the normalised tokens."""
         pool, normed = model.attn_pool, model.norm(tokens)
         queries = pool.q_norm(pool.q(pool.latent)[0].unflatten(-1, (pool.num_heads, -1)).transpose(0, 1))
         query = queries.mean(1) * pool.scale  # (H, d)
@@ -171,14 +171,14 @@ class ViTFamily(Family):
         return torch.einsum("hd,bthd->bht", query, keys)
 
     def token_norm(self, model: Any, tokens: Tensor) -> Tensor:
-        """The final norm, or the one behind the pooling where there is no other."""
+        """Apply the final norm, or the one behind the pooling where there is no other."""
         behind = getattr(model, "fc_norm", None)
         norm = behind if isinstance(model.norm, nn.Identity) and behind is not None else model.norm
         normed: Tensor = norm(tokens)
         return normed
 
     def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Norm and timm's own pooling."""
+        """Apply the final norm and timm's own pooling."""
         pooled: Tensor = model.forward_head(model.norm(tokens), pre_logits=True)
         return pooled
 
@@ -217,7 +217,7 @@ _QKV = ("queries", "keys", "values")
 
 
 def _project(attn: Any, x: Tensor, wanted: str = " ".join(_QKV)) -> list[Tensor]:
-    """Queries, keys and values of ``x`` (B, S, D), or some of them, each (B, heads, S, d)."""
+    """Project ``x`` (B, S, D) to queries, keys and values, or some of them, each (B, heads, S, d)."""
     if attn.qkv is None:
         layers = {"queries": attn.q_proj, "keys": attn.k_proj, "values": attn.v_proj}
         head_dim = attn.proj.in_features // attn.num_heads
@@ -226,7 +226,7 @@ def _project(attn: Any, x: Tensor, wanted: str = " ".join(_QKV)) -> list[Tensor]
 
 
 def project_fused(attn: Any, x: Tensor, wanted: str = " ".join(_QKV)) -> list[Tensor]:
-    """As :func:`_project`, by one layer for adjacent parts."""
+    """Project as :func:`_project`, by one layer for adjacent parts."""
     bias = attn.qkv.bias
     if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
@@ -240,7 +240,7 @@ def project_fused(attn: Any, x: Tensor, wanted: str = " ".join(_QKV)) -> list[Te
 def _heads(
     attn: Any, normed: Tensor, rope: Tensor | None, num_tokens: int, num_read: int | None, *, apart: bool
 ) -> tuple[Tensor, KeysValues]:
-    """Queries, keys and values of tokens and full prompts; rotary positions on the patches only.
+    """Return queries, keys and values of tokens and full prompts, with rotary positions on the patches only.
 
     Queries are held ``apart`` from keys and values, or all in one tensor.
     """

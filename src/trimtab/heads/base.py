@@ -1,4 +1,4 @@
-"""What every head answers."""
+"""The interface of heads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WeightedLogits(NamedTuple):
 
 
 class Head(nn.Module, abc.ABC):
-    """Reads what left some blocks, and says what the task wants to know.
+    """Module that maps the output of some blocks to the task's logits.
 
     Attributes:
         out_indices: Blocks whose output it reads besides the last block's, in rising order.

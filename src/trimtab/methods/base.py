@@ -1,4 +1,4 @@
-"""What every tuning method answers."""
+"""The interface of tuning methods."""
 
 from __future__ import annotations
 
@@ -110,15 +110,15 @@ class Method(nn.Module, Generic[ConfigT]):
 
     @classmethod
     def unsupported(cls, config: ConfigT, backbone: Backbone) -> list[str]:
-        """Why this method cannot tune this backbone, in words; empty if it can."""
+        """List why this method cannot tune this backbone, in words; empty if it can."""
         return []
 
     def num_prepare_images(self, available: int) -> int:
-        """How many of the training images :meth:`prepare` wants to see."""
+        """Return how many training images :meth:`prepare` wants to see."""
         return 0
 
     def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
-        """A start that depends on the data.
+        """Initialise from the data.
 
         Called once before training with batches (B, 3, height, width) of normalised training images in
         random order, without augmentation. Afterwards ``config`` holds everything needed to build the same
@@ -126,12 +126,12 @@ class Method(nn.Module, Generic[ConfigT]):
         """
 
     def initialise_head(self, head: nn.Linear) -> None:
-        """Start values of the classifier: small weights (standard deviation 0.02), no bias."""
+        """Initialise the classifier: small weights (standard deviation 0.02), no bias."""
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
     def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
-        """Tensors to use in place of the backbone's own parameters, by timm's names; none by default."""
+        """Return tensors to use in place of the backbone's own parameters, by timm's names; none by default."""
         return {}
 
     def fold(self, backbone: Backbone) -> Method[Any]:
@@ -158,8 +158,8 @@ class Method(nn.Module, Generic[ConfigT]):
 
         Args:
             backbone: What is tuned.
-            images: What is to be looked at.
-            noise: Where random numbers come from in training.
+            images: Normalised pixels.
+            noise: Source of random numbers in training.
             pooled_only: As in :meth:`Backbone.embed`.
         """
         noise = noise or Noise()
@@ -171,15 +171,15 @@ class Method(nn.Module, Generic[ConfigT]):
         return backbone.block(i, stream)
 
     def loss(self, stream: Stream) -> Tensor | None:
-        """What the method adds to the task's loss, a mean over images; ``stream`` left the last block."""
+        """Return what is added to the task's loss, a mean over images, given the stream after the last block."""
         return None
 
     def summary(self) -> dict[str, Any]:
-        """What a reader of the saved model would like to know, JSON values."""
+        """Return what describes the trained method to a reader, as JSON values."""
         return {}
 
     def prompt_layout(self, backbone: Backbone) -> Sequence[PromptSet]:
-        """The prompts, in the order in which a block has them (full prompts first); none by default."""
+        """Return the prompts in the order in which a block has them (full prompts first); none by default."""
         return ()
 
     def figures(self) -> Sequence[BlockFigure]:
@@ -263,10 +263,10 @@ class FoldedSteps(FoldedMethod):
 
 
 def slashed(name: str) -> str:
-    """A name of timm's as that of a parameter, which may hold no dots; timm's hold no slashes."""
+    """Turn a name of timm's into that of a parameter, which may hold no dots; timm's hold no slashes."""
     return name.replace(".", "/")
 
 
 def dotted(name: str) -> str:
-    """The other way round."""
+    """Turn a parameter's name back into timm's."""
     return name.replace("/", ".")

@@ -379,7 +379,7 @@ class SHIP(Method[SHIPConfig]):
         config, last = self.config, i == self.depth - 1
         if config.hierarchy is None:
             raise ConfigError("SHIP has no hierarchy yet; call prepare with the training images first.")
-        carried = self._entering(i, stream)
+        carried = self._entering(i, stream)  # (1 or B, K, D), (B, L, D), (1 or B, S, D)
         groups = [prompts for prompts in carried if prompts.shape[1]]
         matching = last and self.training and config.matching_weight > 0
         # What the next block replaces need not be computed.
@@ -389,8 +389,9 @@ class SHIP(Method[SHIPConfig]):
         attends = kept and wanted and bool(groups)
         drop_path = config.drop_path * i / max(self.depth - 1, 1) if self.training else 0.0
         batch = stream.tokens.shape[0]
+        # As full prompts (B, K + L + S, D) where they attend, otherwise as context.
         entered = stream.with_prompts(torch.cat([p.expand(batch, -1, -1) for p in groups], 1)) if attends else stream
-        left = backbone.block(
+        left = backbone.block(  # tokens (B, T, D), prompts as they entered, selected (B, k, D)
             i,
             entered,
             context=None if attends else [*groups, *([stored] if stored else [])],
@@ -401,6 +402,7 @@ class SHIP(Method[SHIPConfig]):
             drop_path=drop_path,
         )
         if attends:
+            # (B, K + L + S, D) into (B, K, D), (B, L, D), (B, S, D).
             carried = Carried(*torch.split(left.prompts, [prompts.shape[1] for prompts in carried], 1))
         elif kept and config.prompt_path == "project":
             carried = self._bypassed(i, backbone, stream, carried, drop_path, shared=last)
