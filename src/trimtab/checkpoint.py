@@ -178,7 +178,7 @@ class AdapterFiles:
             )
 
     def load(self) -> SavedAdapter:
-        """Return what the model is made of.
+        """Return the parts of the model.
 
         Raises:
             CheckpointError: If the files do not fit together.
@@ -236,7 +236,7 @@ def read(directory: str | Path) -> SavedAdapter:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The adapter's configuration, checked, but without its tensors and preprocessing.
+    """Read and check the configuration of an adapter, without its tensors and preprocessing.
 
     Raises:
         CheckpointError: As :func:`read`.
@@ -246,7 +246,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def task_of(directory: str | Path) -> Task:
-    """What an adapter was trained for.
+    """Read the task of an adapter.
 
     Raises:
         CheckpointError: As :func:`read`.
@@ -265,7 +265,7 @@ def _task_of(directory: Path, config: dict[str, Any]) -> Task:
 def restore(
     saved: SavedAdapter, *, weights: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> TunedModel:
-    """The tuned model of an adapter folder, on the backbone it was trained on.
+    """Rebuild the tuned model of an adapter on the backbone it was trained on.
 
     Args:
         saved: From :func:`read`.
@@ -307,7 +307,7 @@ def restore(
 
 
 def _backbone_now(saved: SavedAdapter, weights: str | Path | None) -> tuple[str, str | Path | None]:
-    """The backbone's name and the file of its weights, if they have one of their own."""
+    """Return the backbone's name and the file of its weights, if they have one of their own."""
     from trimtab.backbone.weights import FOLDER
 
     if weights is not None and Path(weights).is_dir():

@@ -45,15 +45,15 @@ class Option:
     optional: bool = False
     """The value may be None."""
     range: Range | None = None
-    """Of a number, or of each number of a tuple."""
+    """The range of the number, or of each number of a tuple."""
 
     @property
     def flag(self) -> str:
-        """How the command line spells it."""
+        """The flag on the command line."""
         return "--" + self.name.replace("_", "-")
 
     def parse(self, text: str) -> Any:
-        """The value of ``text`` as the command line gives it.
+        """Parse the text of the command line.
 
         Raises:
             argparse.ArgumentTypeError: If it is none of this option's values.
@@ -88,7 +88,7 @@ class _Arguments(Protocol):
 
 
 def read_options(place: str) -> list[Option]:
-    """The fields of a dataclass, those it inherits first.
+    """Read the fields of a dataclass, those it inherits first.
 
     Args:
         place: Where it is defined, ``"module:Class"``.
@@ -109,7 +109,7 @@ def read_options(place: str) -> list[Option]:
 
 
 def summary(place: str) -> str:
-    """First line of the docstring of the class at ``place``, ``"module:Class"``.
+    """Read the first line of the docstring of the class at ``place``, ``"module:Class"``.
 
     Raises:
         ConfigError: If it cannot be found.
@@ -147,13 +147,13 @@ def add_options(arguments: _Arguments, options: Iterable[Option], prefix: str = 
 
 
 def given_options(parsed: argparse.Namespace, options: Iterable[Option], prefix: str = "") -> dict[str, Any]:
-    """The values that the user gave, by field name."""
+    """Return the values that the user gave, by field name."""
     values = vars(parsed)
     return {option.name: values[prefix + option.name] for option in options if prefix + option.name in values}
 
 
 def count(text: str) -> int:
-    """The whole number above 0 that ``text`` says.
+    """Parse a whole number above 0.
 
     Raises:
         argparse.ArgumentTypeError: If it says none.
@@ -212,7 +212,7 @@ def _class(module: str, name: str) -> ast.ClassDef:
 
 
 def _home_of(module: str, base: ast.expr) -> str | None:
-    """Where a base class is defined, ``"module:Class"``; None for what adds no fields (object, Generic)."""
+    """Find where a base class is defined, ``"module:Class"``; None for one without fields (object, Generic)."""
     if not isinstance(base, ast.Name):
         return None
     for node in _tree(module).body:
@@ -266,7 +266,7 @@ def _written_default(value: ast.expr | None) -> ast.expr | None:
 
 
 def _alias(module: str, name: str) -> ast.expr | None:
-    """What a type's name stands for, where the module itself says so."""
+    """Find the annotation that a name stands for in a module."""
     for node in _tree(module).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
             return node.value

@@ -1,4 +1,4 @@
-"""How to train: a method's recipe, and the options of one run. Imports neither torch nor timm."""
+"""Recipes of training, and the options of one run. Imports neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trimtab.validation import Range, check_fields
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Optimiser and schedule, as a paper or our own measurements give them."""
+    """Optimiser and schedule of a training run."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser; SGD has momentum 0.9."""
@@ -49,7 +49,7 @@ class Recipe:
     """Leave out the last batch of an epoch if it is not full."""
 
     def check(self, steps_per_epoch: int) -> None:
-        """Make sure that something is learned.
+        """Check that the learning rate is above 0 at some step.
 
         Raises:
             ConfigError: If the learning rate is 0 at every step of the run.
@@ -60,7 +60,7 @@ class Recipe:
             raise ConfigError(f"The learning rate would be 0 at all {steps} steps of this run; use more --epochs.")
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of optimiser step ``step``, counted from 0."""
+        """Compute the learning rate of optimiser step ``step``, counted from 0."""
         epoch = step // steps_per_epoch if self.per_epoch else (step + 1) / steps_per_epoch
         epoch = max(epoch - self.delay, 0)
         peak = self.lr * (self.batch_size / self.lr_batch if self.lr_batch else 1.0)
@@ -149,7 +149,7 @@ class FitConfig:
         self.background_colour()
 
     def size(self) -> tuple[int, int] | None:
-        """``image_size`` as (height, width) in pixels.
+        """Return ``image_size`` as (height, width) in pixels.
 
         Raises:
             ConfigError: If it is neither ``N`` nor ``HxW``.
@@ -162,7 +162,7 @@ class FitConfig:
         return int(parts[0]), int(parts[-1])
 
     def background_colour(self) -> tuple[int, int, int] | None:
-        """``background`` as red, green and blue; None where transparency is dropped.
+        """Return ``background`` as red, green and blue; None where transparency is dropped.
 
         Raises:
             ConfigError: If it is no colour.
@@ -185,7 +185,7 @@ class FitConfig:
         return colour[0], colour[1], colour[2]
 
     def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with this run's own values in it."""
+        """Return the recipe with this run's own values in it."""
         names = ("optimizer", "lr", "weight_decay", "epochs", "warmup_epochs", "batch_size", "probe_epochs")
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return dataclasses.replace(recipe, **given)

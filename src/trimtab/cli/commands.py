@@ -1,4 +1,4 @@
-"""The command line: one short function a command. What they do is in fit, evaluate, checkpoint and catalogue."""
+"""The command line: one short function for each command, which calls the library."""
 
 from __future__ import annotations
 
@@ -387,7 +387,7 @@ def _add_backbones(parser: _Parser) -> None:
 
 
 def _add_running(parser: _Parser) -> None:
-    """What every command that runs a tuned model takes; :func:`_running` hands it on."""
+    """Add the options of every command that runs a tuned model; :func:`_running` returns them."""
     parser.add_argument(
         "--weights", metavar="FILE", help="where the backbone's weights are now: a file, or timm's folder"
     )
@@ -426,7 +426,7 @@ def _task_options(task: str) -> list[Option]:
 
 
 def _word_after(flag: str, words: list[str]) -> str | None:
-    """What a command line gives an option: some have to be known before others can be."""
+    """Return the value of an option in a command line that is not parsed yet: some decide which others there are."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument(flag, dest="word", nargs="?")
     word: str | None = first.parse_known_args(words)[0].word
@@ -501,7 +501,7 @@ def _file_to_write(text: str) -> Path:
 
 
 def _beside(out: str | Path | None) -> TextIO:
-    """Where facts go that must not mix with what is written to ``out``."""
+    """Return the stream for facts that must not mix with what is written to ``out``."""
     return sys.stderr if out is not None and is_stdout(out) else sys.stdout
 
 
@@ -545,7 +545,7 @@ def _sentence(error: BaseException, way_on: str) -> str:
 
 
 def _way_on(words: list[str], started: float) -> str:
-    """How what was interrupted goes on."""
+    """Return a sentence on how to go on with an interrupted command."""
     if words[:2] == ["data", "prepare"] or (words[:1] == ["bench"] and words[1:2] != ["report"]):
         return " The same command goes on."
     if words[:1] != ["fit"]:

@@ -1,4 +1,4 @@
-"""What a tuned model costs: operations, numbers and bytes, counted and not timed."""
+"""The cost of a tuned model: operations, parameters and bytes, counted and not timed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trimtab.model import build
 
 
 def cost(directory: str | Path) -> dict[str, Any]:
-    """Operations of an image, parameters and bytes of an adapter folder's model.
+    """Count the operations of an image, the parameters and the bytes of an adapter's model.
 
     Shapes decide everything: no weights are read and nothing is computed.
 

@@ -37,7 +37,7 @@ _OPSET = 18
 
 @dataclasses.dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """The written files."""
 
     out: Path
     file: Path
@@ -60,17 +60,16 @@ class Graph(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """What the backbone takes."""
+        """Normalise images (B, 3, H, W)."""
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
         logits: Tensor = self.model(self.normalised(images))
         return logits
 
 
 class PromptedGraph(Graph):
-    """The same for any task: its prompts' keys and values and its classifier are inputs.
+    """A graph for any task, whose prompts' keys and values and classifier are inputs.
 
     ``keys`` and ``values`` have a tensor (blocks, H, P, d) for each stage of the backbone, ``head_weight`` is (C, D)
     and ``head_bias`` (C).
@@ -79,7 +78,6 @@ class PromptedGraph(Graph):
     def forward(  # type: ignore[override]
         self, images: Tensor, keys: list[Tensor], values: list[Tensor], head_weight: Tensor, head_bias: Tensor
     ) -> Tensor:
-        """See the class."""
         backbone = self.model.backbone
         stream = backbone.embed(self.normalised(images), pooled_only=True)
         for stage, own_keys, own_values in zip(backbone.stages, keys, values, strict=True):
@@ -158,7 +156,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def task_tensors(model: TunedModel) -> dict[str, Tensor]:
-    """What a task is to a graph that takes prompts as inputs.
+    """Return the tensors of a task for a graph that takes prompts as inputs.
 
     Args:
         model: A folded model.
@@ -203,7 +201,7 @@ def _inputs(task: dict[str, Tensor], backbone: Backbone) -> tuple[Any, ...]:
 
 
 def _dynamic(task: dict[str, Tensor], backbone: Backbone) -> dict[str, Any]:
-    """Which sizes may change from call to call."""
+    """Return the dimensions that may change from call to call."""
     batch = torch.export.Dim("batch")
     if not task:
         return {"images": {0: batch}}

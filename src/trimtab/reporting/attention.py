@@ -1,4 +1,4 @@
-"""What a tuned model looks at in images: the pooling's saliency, and the attention that prompts get."""
+"""Attention of a tuned model: the saliency of pooling, and the weights of prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trimtab.stream import Attend, AttentionInputs, KeysValues
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """What was looked at in B images. Of prompts, P is the number that a block has, full prompts first."""
+    """Attention in B images. Of prompts, P is the number that a block has, full prompts first."""
 
     saliency: Tensor
     """(B, h, w): how much pooling looks at each patch as it leaves the last block, mean over heads; 1 in sum."""
@@ -36,7 +36,7 @@ class Attention:
 
 @torch.no_grad()
 def look(model: TunedModel, images: Tensor) -> Attention:
-    """Run an unfolded model in eval mode on normalised images (B, 3, height, width) and look on."""
+    """Run an unfolded model in eval mode on normalised images (B, 3, height, width) and record its attention."""
     backbone = model.backbone
     recorder = _AttentionRecorder()
     streams = model.streams(images, attention_hook=recorder.around)
@@ -54,12 +54,12 @@ def look(model: TunedModel, images: Tensor) -> Attention:
 
 
 class _AttentionRecorder:
-    """Keeps what the tokens of one block give to each prompt."""
+    """The weights that the tokens of one block give to each prompt."""
 
     weights: Tensor
 
     def around(self, i: int, attend: Attend) -> Attend:
-        """The same softmax core, looked at while it runs."""
+        """Return the same softmax core, recorded while it runs."""
 
         def attending(inputs: AttentionInputs) -> Tensor:
             self.weights = prompt_weights(inputs, attend)

@@ -1,4 +1,4 @@
-"""What a classifier says of images: confusion, the surest mistakes, what is looked at."""
+"""Findings of a classifier: confusion, the surest mistakes, attention."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class ClassifiedImage:
     target: str
     said: str
     probability: float
-    """What the model gives to the class it says."""
+    """The probability of the predicted class."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classified(Findings):
-    """What one classifier says of one set of images."""
+    """The findings of a classifier on a set of images."""
 
     mistakes: tuple[ClassifiedImage, ...]
     """Wrong ones, the surest first."""
@@ -48,7 +48,7 @@ class Classified(Findings):
 
     @property
     def wrong(self) -> int:
-        """How many the model is wrong about."""
+        """The number of wrong predictions."""
         return self.images - int(self.confusion.diagonal().sum())
 
     def shown(self, sets: Sequence[PromptSet]) -> ModelFigures:
@@ -65,7 +65,7 @@ class Classified(Findings):
         )
 
     def side_by_side(self, others: Sequence[tuple[str, Findings]]) -> list[Captioned]:
-        """Nothing: curves and accuracy say it."""
+        """Return no pictures: curves and accuracy say it."""
         return []
 
 
@@ -76,7 +76,7 @@ def find(looked: LoadedRun, *, mistakes: int, examples: int, progress: Progress)
         looked: The model and the images.
         mistakes: How many of the surest mistakes to keep.
         examples: How many images to look at closely.
-        progress: Who is told how far it is.
+        progress: Reports progress.
     """
     logits, targets = _answers(looked, progress)
     probability, said = logits.softmax(-1).max(-1)

@@ -1,4 +1,4 @@
-"""A run's model before labelled images, and what it says of them whatever its task."""
+"""Findings of a run's model on labelled images, whatever its task."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _AT_ONCE = 8
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-    """Which images are to be looked at, and how."""
+    """The images to run a model on, and how."""
 
     data: str | Path | None = None
     split: str = "val"
@@ -44,24 +44,24 @@ class EvaluationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Findings(abc.ABC):
-    """What one model says of one set of images."""
+    """The findings of one model on one set of images."""
 
     source: str
-    """Where the images came from."""
+    """The source of the images."""
     split: str
     labels: tuple[str, ...]
     images: int
-    """How many were looked at."""
+    """The number of images."""
     metrics: dict[str, Any]
-    """As ``evaluate`` has them."""
+    """The metrics of ``evaluate``."""
     confusion: Tensor
     """(C, C) counts: row the class, column what was said."""
     attention: Attention
-    """Of some of the images."""
+    """The attention in some of the images."""
 
     @abc.abstractmethod
     def shown(self, sets: Sequence[PromptSet]) -> ModelFigures:
-        """What the page shows of it, where a method has these prompts."""
+        """Make the figures of the page, where a method has these prompts."""
 
     @abc.abstractmethod
     def side_by_side(self, others: Sequence[tuple[str, Findings]]) -> list[Captioned]:
@@ -74,9 +74,9 @@ class LoadedRun:
 
     task: Task
     model: TunedModel
-    """As it was trained, so that prompts can be seen."""
+    """The unfolded model, whose prompts can be seen."""
     predictor: TaskPredictor[Any]
-    """Of the folded model."""
+    """The predictor of the folded model."""
     labels: tuple[str, ...]
     preprocess: AnyPreprocess
     source: str
@@ -95,12 +95,12 @@ class LoadedRun:
                 advance(targets.shape[0])
 
     def attention(self, pictures: Sequence[Tensor]) -> Attention:
-        """What is looked at in images (3, height, width) uint8 of the model's size."""
+        """Compute the attention in images (3, height, width) uint8 of the model's size."""
         pixels = torch.stack(list(pictures)).to(self.model.backbone.device)
         return Attention.join([look(self.model, self.preprocess.normalise(some)) for some in pixels.split(_AT_ONCE)])
 
     def name(self, row: int) -> str:
-        """What the image at a position is called."""
+        """Return the name of the image at a position."""
         return Path(str(self.images.paths[row])).name
 
 

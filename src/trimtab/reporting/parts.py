@@ -1,4 +1,4 @@
-"""What a model says of images, as plain values: what the page shows, before it is a page."""
+"""The parts of a page as plain values, before they are HTML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Card:
     name: str
     verb: str = ""
     said: str = ""
-    """What stands out."""
+    """The highlighted word."""
     aside: str = ""
     """A number beside it."""
     note: str = ""
@@ -42,7 +42,7 @@ class Table:
 
     title: str
     columns: tuple[tuple[str, str], ...]
-    """What each is called, and the class of its cells."""
+    """Names of the columns, each with the class of its cells."""
     rows: tuple[tuple[str, ...], ...]
 
 
@@ -51,12 +51,12 @@ class ModelFigures:
     """All that is shown of what one model says of images."""
 
     measured: str
-    """What was looked at, in a sentence."""
+    """A sentence on the images and the metrics."""
     pictures: tuple[Captioned, ...]
     pairs: Table
-    """What is confused."""
+    """The classes confused most."""
     galleries: tuple[Gallery, ...]
     legend: tuple[Captioned, ...] = ()
     """Colours of classes, with their names."""
     shares: Captioned | None = None
-    """How much attention prompts get."""
+    """The share of attention that prompts get."""

@@ -1,4 +1,4 @@
-"""What a result folder says of its run, read without the backbone's weights."""
+"""Runs, read from their result folders without the backbone's weights."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Run:
 
     folder: Path
     name: str
-    """What it is called on the page, no two alike."""
+    """The name on the page, no two alike."""
     saved: SavedAdapter
     described: dict[str, Any]
-    """As :func:`trimtab.checkpoint.describe` has it."""
+    """The result of :func:`trimtab.checkpoint.describe`."""
     record: dict[str, Any]
     """The run's configuration; empty where its file is gone."""
     depth: int | None
@@ -37,7 +37,7 @@ class Run:
     sets: tuple[PromptSet, ...]
     figures: tuple[BlockFigure, ...]
     notes: tuple[str, ...]
-    """What could not be had, in sentences."""
+    """Sentences on what is missing."""
 
     @property
     def task(self) -> Task:
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """As ``fit`` measured them."""
+        """The metrics of ``fit``."""
         metrics: dict[str, Any] = self.described["metrics"]
         return metrics
 

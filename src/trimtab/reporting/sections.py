@@ -16,7 +16,7 @@ from trimtab.reporting.words import written
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What is shown of one run."""
+    """The section of one run."""
 
     id: str
     name: str
@@ -26,14 +26,14 @@ class Section:
     config: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     """Groups of options by their title."""
     figures: tuple[tuple[Drawing, str], ...] = ()
-    """What the method has figures of, each with its caption."""
+    """Figures of the method, each with its caption."""
     entries: Drawing | None = None
     seen: ModelFigures | None = None
-    """What its model says of images, if it was asked."""
+    """Figures of its model on images, if it was run."""
 
 
 def section(number: int, run: Run, findings: Findings | None, notes: Sequence[str]) -> Section:
-    """What is shown of one run, with findings where there are some."""
+    """Make the section of one run, with findings where there are some."""
     sets = run.sets if run.depth else ()
     return Section(
         id=f"run-{number}",
@@ -64,7 +64,7 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def _head(run: Run) -> dict[str, str]:
-    """What stands on the backbone, where that was to be chosen, and how much of what was trained it is."""
+    """Return the head and its trainable parameters, where the head was to be chosen."""
     if run.task.head is None:
         return {}
     trained = sum(count for part, count in run.described["parameters"].items() if part.startswith("head."))

@@ -1,4 +1,4 @@
-"""What a segmenter says of images: IoU by class, confusion of pixels, the worst images and the best."""
+"""Findings of a segmenter: IoU by class, confusion of pixels, the worst images and the best."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ class SegmentedImage:
     said: Tensor
     """(h, w) uint8, what the model says."""
     scores: dict[str, Any]
-    """As :func:`~trimtab.tasks.segmentation.scores_of` has them, of this image alone."""
+    """The metrics of this image alone (:func:`~trimtab.tasks.segmentation.scores_of`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmented(Findings):
-    """What one segmenter says of one set of images."""
+    """The findings of a segmenter on a set of images."""
 
     codes: Codes
     """The colours of the classes."""
     worst: tuple[SegmentedImage, ...]
-    """Those of the lowest mIoU, the lowest first."""
+    """Images of the lowest mIoU, the lowest first."""
     best: tuple[SegmentedImage, ...]
-    """Of the others those of the highest, the highest first."""
+    """Other images, of the highest mIoU, the highest first."""
     windows: tuple[Tensor, ...]
     """The middle windows of some images, whose attention is seen."""
     names: tuple[str, ...]
-    """What those are called."""
+    """The names of those images."""
 
     def shown(self, sets: Sequence[PromptSet]) -> ModelFigures:
         """IoU by class, confusion of pixels, and images with their masks."""
@@ -103,7 +103,7 @@ def find(looked: LoadedRun, *, mistakes: int, examples: int, progress: Progress)
         looked: The model and the images.
         mistakes: How many images to keep: the worst, and somewhat fewer of the best.
         examples: How many images to look at closely.
-        progress: Who is told how far it is.
+        progress: Reports progress.
     """
     metric = SegmentationMetrics(len(looked.labels))
     for _, targets, logits in looked.everything(progress):

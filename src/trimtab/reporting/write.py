@@ -25,13 +25,13 @@ _IMAGES = 72
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """The written page."""
 
     file: Path
     runs: int
     bytes: int
     notes: tuple[str, ...]
-    """What could not be shown, and why."""
+    """Sentences on what is missing, and why."""
 
 
 def report(
@@ -63,7 +63,7 @@ def report(
         threads: Threads that decode.
         device: ``"auto"`` (a GPU where there is one), or a torch device.
         overwrite: Replace a file that is there.
-        progress: Who is told how far it is.
+        progress: Reports progress.
 
     Raises:
         TrimtabError: If a folder is no result, ``out`` cannot be written, or images or weights that were asked for
@@ -100,7 +100,7 @@ def report(
 def _find(
     run: Run, asked: EvaluationOptions, mistakes: int, *, strict: bool, progress: Progress
 ) -> tuple[Findings | None, list[str]]:
-    """What the run's model says of images, or a sentence on why nothing can be said."""
+    """Return the findings of the run's model, or a sentence on why there are none."""
     if asked.data is None and asked.split == "val" and run.metrics.get("val_images") == 0 and not strict:
         return None, ["No images were looked at: the run had no validation images. Name some with --data."]
     try:

@@ -1,4 +1,4 @@
-"""What shows that a saved file is still the one that was saved: digests over all that decides a result."""
+"""Checksums of saved files, over all that decides a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _METADATA = "__metadata__"
 
 
 def json_digest(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys and the whitespace of its file."""
+    """Compute the SHA-256 of a JSON value, whatever the order of its keys and the whitespace of its file."""
     # Once through JSON, so that keys sort as they do when they are read.
     return hashlib.sha256(_canonical(json.loads(json.dumps(value)))).hexdigest()
 
@@ -29,7 +29,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def checksums(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, str]:
-    """The checksums of an adapter, which its configuration keeps.
+    """Compute the checksums of an adapter, which its configuration keeps.
 
     Args:
         config: The adapter's configuration, which has the digest of the tensors.

@@ -1,4 +1,4 @@
-"""What every task answers: all that training, inference and the command line ask of one."""
+"""The contract of a task: all that training, inference and the command line use of one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Metrics(abc.ABC):
 
 
 class Task(abc.ABC):
-    """What is predicted of an image: targets, loss, metrics, predictions, and the data they come from.
+    """A kind of prediction: its data and targets, loss, metrics, predictor and output.
 
     Subclasses are final and are registered in ``trimtab.tasks``; their options are a frozen dataclass beside them,
     named as they are with ``Config`` at the end.
@@ -62,11 +62,11 @@ class Task(abc.ABC):
     metric_labels: ClassVar[Mapping[str, str]]
     """Metrics of 0 to 1 that pages show, with their labels; the monitored one first."""
     figures: ClassVar[str | None] = None
-    """Where a report finds the pictures of this task's predictions, ``"module:function"``; ``None`` without any."""
+    """The report's pictures of predictions, ``"module:function"``; ``None`` without any."""
     pipeline_tag: ClassVar[str]
     """The hub's word for the task."""
     model_noun: ClassVar[str]
-    """What a tuned model is called, with its article."""
+    """The noun for a tuned model, with its article."""
     out: ClassVar[str] = "predictions.csv"
     """An example of ``predict``'s ``--out``."""
     eval_batch: ClassVar[int] = 64
@@ -196,7 +196,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def identity(self, images: ImageSet) -> list[tuple[Any, ...]]:
-        """Return what tells one set of images from another, without reading them."""
+        """Return what tells a set of images from another, without reading them."""
 
     @abc.abstractmethod
     def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> AnyPreprocess:
@@ -242,7 +242,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def predictor(self, model: TunedModel, labels: tuple[str, ...], preprocess: AnyPreprocess) -> TaskPredictor[Any]:
-        """Make what predicts images by a tuned model, which ``trimtab.load`` returns."""
+        """Make the predictor of a tuned model, which ``trimtab.load`` returns."""
 
     def plan_output(
         self, patterns: Sequence[str], out: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()

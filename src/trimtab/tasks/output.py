@@ -1,4 +1,4 @@
-"""Where predictions of many images go: planned before the model is loaded, written by it."""
+"""Outputs: files of predictions, planned before the model is loaded and written by it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FoundImages(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Output(abc.ABC):
-    """Where the predictions of some images go."""
+    """The files of the predictions of some images."""
 
     out: Path
     found: FoundImages

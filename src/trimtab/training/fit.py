@@ -1,4 +1,4 @@
-"""Training as one function."""
+"""Training as one function: :func:`fit`."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def fit(
 def _folder(
     out: str | Path, resume: bool, overwrite: bool, accelerator: Accelerator, progress: Progress, command: str | None
 ) -> Iterator[RunFolder]:
-    """The run's folder, which the main process locks for all."""
+    """Open the run's folder, which the main process locks for all."""
     path, refused = Path(out), [None]  # type: Path, list[TrimtabError | None]
     way_out = "wait until it has ended, or name another folder with --out"
     with contextlib.ExitStack() as stack:
@@ -160,7 +160,7 @@ def _fit_config(options: dict[str, Any]) -> FitConfig:
 
 
 def _recipe(config: FitConfig, task: Task, method_config: object) -> Recipe:
-    """A paper's recipe, or the method's own as it suits the task, with the options of this run."""
+    """Return a paper's recipe, or the method's own adapted to the task, with the options of this run."""
     own = task.recipe(method_of(method_config).recipe)
     return config.resolve(paper_recipe(config.recipe) if config.recipe else own)
 
@@ -208,7 +208,7 @@ def _open(
 
 
 def limited(images: ImageSet, limit: int | None, seed: int) -> ImageSet:
-    """The first ``limit`` images of a list shuffled by ``seed``; all of them without a limit."""
+    """Return the first ``limit`` images of a list shuffled by ``seed``; all without a limit."""
     if limit is None:
         return images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Which files a command reads, so that it writes over none of them."""
+"""Files that a command reads, so that it writes over none of them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def check_bench(out: str | Path, suite: str, data: Iterable[str], *, backbone: s
 
 
 def _run_files(folder: Path) -> Iterator[Path]:
-    """What a run writes into its folder."""
+    """Yield the files that a run writes into its folder."""
     yield from (folder / name for name in OURS)
     yield from (folder / EVENTS).rglob("*")
 

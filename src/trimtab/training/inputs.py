@@ -1,4 +1,4 @@
-"""What the loop is fed with: batches of images, or of features computed once."""
+"""Inputs of the training loop: batches of images, or of features computed once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageBatches:
         self.store, self.preprocess, self.device = store, preprocess, device
 
     def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (inputs, labels) of the images at these positions; augmented if there is a seed."""
+        """Yield inputs (B, 3, H, W) with targets, of the images at these positions; augmented if there is a seed."""
         augmented = seed is not None and self.preprocess.augment != "none"
         seeds_of = partial(seed_of, seed) if augmented else None
         for images, labels in self.store.batches(plan, seeds_of):
@@ -32,13 +32,13 @@ class ImageBatches:
 
 
 class FeatureBatches:
-    """What the head reads in place of images, where what is trained does not change it."""
+    """Features (B, ...) with labels (B,) in place of images, where training does not change them."""
 
     def __init__(self, features: Features, labels: Tensor) -> None:
         self.features, self.labels = features, labels
 
     def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Features, Tensor]]:
-        """Batches (features, labels) at these positions."""
+        """Yield batches (features, labels) at these positions."""
         for rows in plan:
             yield index(self.features, list(rows)), self.labels[rows]
 
@@ -48,7 +48,7 @@ Made = TypeVar("Made")
 
 
 class RunCache:
-    """What runs that follow each other in a process need not make twice: the same key is the same thing.
+    """A cache for runs that follow each other in a process: backbone, decoded images, features.
 
     Example:
         ::
@@ -62,24 +62,24 @@ class RunCache:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What ``make`` made of this key, now or before."""
+        """Return the value of a key, made by ``make`` on first use."""
         if key not in self._made:
             self._made[key] = make()
         made: Made = self._made[key]
         return made
 
     def forget(self) -> None:
-        """Let go of everything."""
+        """Empty the cache."""
         self._made.clear()
 
 
 def index(features: Features, rows: list[int] | Tensor) -> Features:
-    """The features at these positions."""
+    """Return the features at these positions."""
     return features[rows] if isinstance(features, Tensor) else tuple(grid[rows] for grid in features)
 
 
 def join(parts: Sequence[Features]) -> Features:
-    """Features of several batches as one."""
+    """Concatenate the features of several batches."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
@@ -87,7 +87,7 @@ def join(parts: Sequence[Features]) -> Features:
 
 
 def check_room(batch: Features, images: int, room: float) -> None:
-    """Make sure that grids of all images fit into memory.
+    """Check that the features of all images fit into memory.
 
     Args:
         batch: Those of a few.
@@ -107,7 +107,7 @@ def check_room(batch: Features, images: int, room: float) -> None:
 
 
 def batched(rows: Sequence[int], size: int) -> list[list[int]]:
-    """Positions, ``size`` at a time."""
+    """Split positions into lists of ``size``."""
     return [list(rows[first : first + size]) for first in range(0, len(rows), size)]
 
 

@@ -46,8 +46,9 @@ from trimtab.training.run_folder import TrainState, restore_optimizer
 from trimtab.training.tracking import Tracking
 
 Watch: TypeAlias = Callable[[Sequence[dict[str, float]], TunedModel], None]
-"""What is called after every epoch, and of a resumed run first after the last one that was done: with the history so
-far, an entry an epoch, and the model."""
+"""A callback after every epoch, with the history so far (an entry an epoch) and the model.
+
+A resumed run calls it first for the epochs that are done."""
 
 
 class Trainer:
@@ -159,7 +160,7 @@ class Trainer:
         return stores[0], stores[1]
 
     def _prepare(self, train: ImageBatches) -> None:
-        """Let the method look at the training images: in the main process, for all."""
+        """Prepare the method with training images and probe the head, in the main process for all."""
         wanted = self.model.method.num_prepare_images(len(self.training.train))
         # Where blocks stay as they are, training is nothing but probing.
         probing = self.recipe.probe_epochs > 0 and self.model.method.touches_blocks
@@ -192,14 +193,14 @@ class Trainer:
             self.progress.say(f"Found {facts}.")
 
     def _probe(self, train: ImageBatches) -> None:
-        """Start from the best head that the features of the untrained method have."""
+        """Train the head alone, on features of the untrained method."""
         seen = self._features(train)
         seed = seed_of(self.config.seed, "probe")
         epochs, lr = self.recipe.probe_epochs, self.recipe.probe_lr
         probe(self.model.head, seen.features, seen.labels, epochs, lr, seed, self.task)
 
     def _adopt(self, method_config: dict[str, Any], trained: dict[str, Tensor]) -> None:
-        """Become the model that these values describe."""
+        """Rebuild the model from saved options and tensors."""
         kind = type(self.model.method.config)
         restored = build(
             self.model.backbone,
@@ -215,7 +216,7 @@ class Trainer:
         return {name: value.detach().cpu().clone() for name, value in self.model.adapter_state_dict().items()}
 
     def _shared_features(self, images: ImageBatches) -> FeatureBatches:
-        """Those that no training changes."""
+        """Return the features of all images, from the cache of this process."""
         of_model = self.model.backbone.fingerprint, repr(self.task.head), self.config.precision
         key = ("features", *of_model, images.store.images, self.run.preprocess, str(images.device))
         return self.run.shared.once(key, partial(self._features, images))
@@ -286,7 +287,7 @@ class Trainer:
         return Noise(seed, first=part.first, total=len(batch), device=self.accelerator.device)
 
     def _measured(self, k: int, m: int) -> contextlib.AbstractContextManager[ActivationBytes | None]:
-        """Counts what the first forward pass keeps, if a report is wanted."""
+        """Measure the activations of the first forward pass, if a report is wanted."""
         first = self.config.memory_report and k == m == 0 and "activations" not in self.memory
         return kept_activations(self.objective) if first else contextlib.nullcontext()
 
@@ -328,7 +329,7 @@ class Trainer:
         return self.accelerator.gather(part.to(self.accelerator.device))
 
     def _end_epoch(self, state: TrainState, entry: dict[str, float], optimizer: Any, spent: float) -> None:
-        """Check and save what an epoch came to; ``spent`` are the seconds of earlier parts of the run."""
+        """Check and save an epoch's result; ``spent`` are the seconds of earlier parts of the run."""
         state.epoch += 1
         state.history.append(entry)
         self.tracking.epoch(state.epoch * self.steps, entry)
@@ -349,7 +350,7 @@ class Trainer:
         self.watch(state.history, self.model)
 
     def _is_best(self, history: list[dict[str, float]]) -> bool:
-        """Whether the last epoch is the one to keep; of equal accuracies the lower loss wins."""
+        """Return whether the last epoch is the best; of equal metrics the lower loss wins."""
         watched = f"val_{self.task.monitor}"
         if self.config.select == "last" or watched not in history[-1]:
             return True

@@ -1,4 +1,4 @@
-"""What the memory of a training step goes to, measured."""
+"""Memory of a training step, measured by what it is for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step computes: the loss of a part of a batch."""
+"""The training objective: the loss of a micro-batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trimtab.tasks.base import Task
 
 
 class Objective(nn.Module):
-    """The summed loss of a part of a batch; what gets wrapped for several processes."""
+    """The summed loss of a micro-batch, as a module that accelerate can wrap for several processes."""
 
     def __init__(self, model: TunedModel, config: FitConfig, task: Task) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class Objective(nn.Module):
         self.from_features = False
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """The arithmetic that was asked for."""
+        """Return the autocast context of the run's precision."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def forward(self, inputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
-        """The task's loss and the method's own, summed over images."""
+        """Compute the task's loss plus the method's own, summed over images."""
         with self.autocast(inputs.device):
             if self.from_features:
                 return self.task.loss(self.model.head.training_logits(inputs), targets)
@@ -37,7 +37,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def logits(self, inputs: Any) -> Tensor:
-        """Of whole images, or of features that stand for them."""
+        """Compute the logits of whole images, or of features that stand for them."""
 
         def forward(inputs: Tensor) -> Tensor:
             with self.autocast(inputs.device):

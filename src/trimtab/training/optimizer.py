@@ -1,4 +1,4 @@
-"""What a recipe's optimiser is."""
+"""The optimizer of a recipe."""
 
 from __future__ import annotations
 

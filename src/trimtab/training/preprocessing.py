@@ -31,7 +31,7 @@ def preprocess_of_run(
     shared: RunCache,
     progress: Progress,
 ) -> AnyPreprocess:
-    """Preprocessing of a run, with how deep its 16-bit images are."""
+    """Make the preprocessing of a run, with the bit depth of its 16-bit images."""
     if _began_before_colours(config, folder):
         # It goes on as it began: without transparency, and with 16 bits.
         return dataclasses.replace(make_preprocess(config, backbone, task), background=None)
@@ -54,12 +54,12 @@ def _began_before_colours(config: FitConfig, folder: RunFolder) -> bool:
 def make_preprocess(
     config: FitConfig, backbone: Backbone, task: Task | None = None, bits: int = WIDEST
 ) -> AnyPreprocess:
-    """Preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size; to classify by default.
+    """Make the preprocessing of a run: the backbone's own, or a paper's, at the backbone's image size.
 
     Args:
         config: The options of the run.
         backbone: What is tuned.
-        task: What is learned.
+        task: The task; classification by default.
         bits: How many bits the values of its 16-bit images use.
 
     Raises:

@@ -162,7 +162,7 @@ class RunFolder:
         return before | {f"{method}.{name}": value for name, value in upgrade(options).items()}
 
     def recorded(self) -> dict[str, Any]:
-        """What made the run in this folder the run it is.
+        """Return the identity of the run in this folder.
 
         Raises:
             CheckpointError: If its record is broken.
@@ -181,7 +181,7 @@ class RunFolder:
             ) from error
 
     def kept(self) -> Path:
-        """The folder, which is still this run's: a lock's file can be removed, and a folder moved away.
+        """Return the folder, checked to be still this run's: a lock's file can be removed, and a folder moved away.
 
         Raises:
             CheckpointError: If another run has begun there; nothing of this one is to be put among its files.
@@ -228,7 +228,7 @@ class RunFolder:
         write_atomically(self.kept() / RESUME, write)
 
     def load_state(self) -> TrainState | None:
-        """The state to go on from, if there is one.
+        """Load the state to go on from, if there is one.
 
         Raises:
             CheckpointError: If it is broken, was changed, or is another run's.
@@ -266,7 +266,7 @@ class RunFolder:
             ) from error
 
     def finish(self) -> None:
-        """Drop the state once the adapter is saved."""
+        """Remove the state once the adapter is saved."""
         (self.path / RESUME).unlink(missing_ok=True)
 
 
@@ -285,7 +285,7 @@ def _is_left(name: str) -> bool:
 
 
 def _to_remove(path: Path) -> list[str]:
-    """What a new run removes, in this order."""
+    """Return the files that a new run removes, in order."""
     # What shows that the folder is ours goes last, so that a kill midway leaves one that may still be replaced;
     # a record is not removed at all, but replaced in one step.
     proof = _proof(path)

@@ -48,7 +48,7 @@ class Tracking:
         folder: The run's.
         run: Its record, for the configuration that is shown.
         resumed: Go on with the curves that were begun.
-        progress: Who is told of a tracker that fails.
+        progress: Reports trackers that fail.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Tracking:
             write_json(self.folder / TRACKING, ids)
 
     def step(self, step: int, steps: int, loss: float, lr: float) -> None:
-        """Tell what step ``step`` (from 0) of a run with so many an epoch came to; of many steps, some."""
+        """Log the loss and learning rate of step ``step`` (from 0); of many steps in an epoch, some."""
         if step % max(1, steps // _POINTS) == 0:
             self.log(step + 1, {"train/loss": loss, "train/learning_rate": lr})
 
@@ -92,13 +92,13 @@ class Tracking:
         self.log(step, {"epoch": entry["epoch"], "train/epoch_loss": entry["train_loss"], **measured})
 
     def final(self, values: Mapping[str, Any]) -> None:
-        """Tell what the run came to: the numbers among ``values``."""
+        """Log the numbers among the final metrics."""
         self.log(
             self._last, {f"final/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Tell numbers after ``step`` optimiser steps."""
+        """Log numbers after ``step`` optimiser steps."""
         self._last = step
         for name in list(self._trackers):
             self._try(name, lambda tracker: tracker.log(dict(values), step=step))
@@ -117,7 +117,7 @@ class Tracking:
             self.progress.say(f"The tracker {name} failed and is left out from here on: {reason}")
 
     def _ids(self) -> dict[str, str]:
-        """How the trackers of the run that is resumed know it."""
+        """Read the trackers' ids of the run that is resumed."""
         try:
             ids = json.loads((self.folder / TRACKING).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

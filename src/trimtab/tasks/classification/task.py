@@ -33,12 +33,12 @@ from trimtab.tasks.classification.predictor import Predictor
 
 
 def classification_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, C) and class indices (B,), summed over images."""
+    """Compute the cross-entropy of logits (B, C) and class indices (B,), summed over images."""
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Metrics over a whole set.
+    """Compute the metrics of a whole set.
 
     Args:
         logits: (n, C).
@@ -63,19 +63,18 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 class ClassificationMetrics(Metrics):
-    """Keeps all logits: the calibration error is no sum over images."""
+    """Metrics of classes; all logits are kept, as the calibration error is no sum over images."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
         self.targets: list[Tensor] = []
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Logits (B, C) and class indices (B,)."""
+        """Keep logits (B, C) and class indices (B,)."""
         self.logits.append(logits)
         self.targets.append(targets)
 
     def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
-        """As :func:`classification_metrics`."""
         logits, targets = torch.cat(self.logits), torch.cat(self.targets)
         if gather is not None:
             logits, targets = gather(logits), gather(targets)
@@ -110,50 +109,40 @@ class Classification(Task):
         return {}
 
     def open_training(self, path: str | Path, val_fraction: float, seed: int) -> TrainingData:
-        """Class folders or a CSV file."""
         return open_training(path, val_fraction=val_fraction, seed=seed)
 
     def open_split(self, path: str | Path, split: str, classes: Sequence[str], made: Path) -> ImageSet:
-        """Class folders or a CSV file."""
         return open_split(path, split, classes, made=made)
 
     def named_splits(self, path: str | Path) -> set[str]:
-        """Of class folders or a CSV file."""
         return named_splits(path)
 
     def held_out(self, path: str | Path) -> Part:
-        """List the test images of class folders or a CSV file."""
         return held_out_part(path)
 
     def write_split(self, path: Path, training: TrainingData) -> None:
-        """As a CSV file of images with labels."""
         write_split(path, training)
 
     def identity(self, images: ImageSet) -> list[tuple[Any, ...]]:
-        """Names and classes, and sizes of files."""
         return [
             (images.name, images.classes[label], *stamp(path))
             for path, label in zip(images.paths, images.labels, strict=True)
         ]
 
     def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> Preprocess:
-        """At the backbone's image size."""
         return Preprocess(image_size=backbone.image_size, **values)
 
     def preprocess_of(self, values: Mapping[str, Any]) -> Preprocess:
-        """As saved."""
         return Preprocess.from_dict(values)
 
     def store(
         self, images: ImageSet, preprocess: AnyPreprocess, *, cache_bytes: int, threads: int, whole: bool
     ) -> ImageStore:
-        """Images with labels; all of an image is seen in any case."""
         if not isinstance(preprocess, Preprocess):
             raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with labels.")
         return ImageStore(images, preprocess, cache_bytes=cache_bytes, threads=threads)
 
     def loss(self, logits: Sequence[WeightedLogits], targets: Tensor) -> Tensor:
-        """Cross-entropy."""
         return classification_loss(logits[0].logits, targets)
 
     def standard_error(self, value: float, images: int) -> float:
@@ -161,7 +150,6 @@ class Classification(Task):
         return math.sqrt(value * (1 - value) / images)
 
     def make_metrics(self, classes: Sequence[str]) -> ClassificationMetrics:
-        """Of logits."""
         return ClassificationMetrics()
 
     def summary(self, images: ImageSet, classes: Sequence[str], metrics: Metrics) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from trimtab.tasks.segmentation.sliding import enlarged
 
 
 def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, C, h, w) and classes (B, h, w), summed over images.
+    """Compute the cross-entropy of logits (B, C, h, w) and classes (B, h, w), summed over images.
 
     Of an image it is the sum over its pixels that have a class, divided by the number of all its pixels: so every
     pixel weighs the same, and a batch gives the same gradient whole or in parts.
@@ -24,7 +24,7 @@ def segmentation_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def scores_of(matrix: Tensor) -> dict[str, Any]:
-    """Metrics of a confusion matrix (C, C), true classes by predicted ones.
+    """Compute the metrics of a confusion matrix (C, C), true classes by predicted ones.
 
     Returns:
         ``miou`` (mean over the classes that are there or predicted), ``pixel_accuracy``, ``mean_class_accuracy`` (over
@@ -59,7 +59,7 @@ class SegmentationMetrics(Metrics):
         """``miou`` and ``pixel_accuracy`` of each image, in order."""
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Logits (B, C, H, W), enlarged to the size of the masks (B, h, w)."""
+        """Count logits (B, C, H, W), resized to the masks (B, h, w)."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
         logits, targets = logits.float(), targets.long()
@@ -75,7 +75,7 @@ class SegmentationMetrics(Metrics):
             self.images.append({name: scores[name] for name in ("miou", "pixel_accuracy")})
 
     def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
-        """As :func:`scores_of`, and ``loss``, the mean over pixels; an image is never counted twice here."""
+        """Compute :func:`scores_of` and ``loss``, the mean over pixels; no image is counted twice here."""
         matrix, loss = self.matrix, self.loss
         if gather is not None:
             matrix, loss = gather(matrix[None]).sum(0), gather(loss[None]).sum(0)

@@ -1,4 +1,4 @@
-"""Images of any size through a model of one size: windows that slide over them, several scales, and turned about."""
+"""Sliding windows: images of any size through a model of one size, at several scales and flipped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from trimtab.validation import Range, check_fields
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """How often, and how, an image is looked at."""
+    """Views of an image: windows, scales and flips, whose predictions are averaged."""
 
     stride: Annotated[float, Range(above=0, most=1)] = 2 / 3
-    """How far a window moves on, in windows; 1 lets none overlap."""
+    """How far a window moves, in windows; 1 lets none overlap."""
     scales: Annotated[tuple[float, ...], Range(above=0)] = (1.0,)
-    """Sizes at which the image is looked at; what is seen is averaged."""
+    """Sizes of the image, averaged."""
     flip: bool = False
-    """Look at it turned about, too."""
+    """Average with the image flipped horizontally, too."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -33,18 +33,18 @@ class Views:
 
     @property
     def one(self) -> bool:
-        """Whether the image is looked at once, as it is."""
+        """Whether there is one view, of the image as it is."""
         return self.scales == (1.0,) and not self.flip
 
 
 def look(forward: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int], views: Views) -> Tensor:
-    """Logits of every pixel of images of any size.
+    """Compute the logits of every pixel of images of any size.
 
     Args:
         forward: A model: images (B, 3, *window) to logits (B, C, *window).
         images: (B, 3, H, W), normalised.
         window: Height and width of what the model takes.
-        views: How to look. Of several, the classes' probabilities are averaged and their logarithm is what comes out.
+        views: The views; of several, the result is the logarithm of the mean of the classes' probabilities.
 
     Returns:
         (B, C, H, W).
@@ -71,7 +71,7 @@ def look(forward: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int,
 
 
 def slide(forward: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int], stride: float) -> Tensor:
-    """Logits (B, C, H, W) of images (B, 3, H, W): the mean over all windows that see a pixel.
+    """Compute logits (B, C, H, W) of images (B, 3, H, W): the mean over all windows that hold a pixel.
 
     Where one window covers the image, that is the model's own answer. What is smaller than a window is enlarged by
     the mean colour (0) and cut again.
@@ -96,14 +96,14 @@ def slide(forward: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int
 
 
 def _positions(length: int, window: int, stride: float) -> list[int]:
-    """Where windows begin: evenly a stride apart, the last at the end."""
+    """Return the first position of each window: a stride apart, the last at the end."""
     step = max(int(window * stride), 1)
     count = math.ceil(max(length - window, 0) / step) + 1
     return [min(k * step, length - window) for k in range(count)]
 
 
 def enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (B, C, H, W) at the size of the file, at which they are measured and predicted."""
+    """Resize logits (B, C, H, W) to the size of the file, at which they are measured and predicted."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)

@@ -64,7 +64,7 @@ class Segmentation(Task):
     Args:
         config: The options.
         codes: How masks are written, where that is known already.
-        views: How whole images are looked at.
+        views: Windows, scales and flips of whole images.
     """
 
     name = "segmentation"
@@ -97,7 +97,6 @@ class Segmentation(Task):
             ) from error
 
     def saved(self, images: ImageSet | None) -> dict[str, Any]:
-        """The head's options, and how masks are written."""
         codes = masks_of(images).codes if images is not None else self.codes
         if codes is None:
             raise TypeError("Without images it is not known how masks are written.")
@@ -114,41 +113,36 @@ class Segmentation(Task):
 
     @property
     def head(self) -> SegmenterConfig:
-        """The head's options alone."""
+        """The options of the head alone."""
         names = [field.name for field in dataclasses.fields(SegmenterConfig)]
         return SegmenterConfig(**{name: getattr(self.config, name) for name in names})
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """With smaller batches: an image has many pixels."""
+        """Make batches smaller: an image has many pixels."""
         return dataclasses.replace(recipe, batch_size=min(recipe.batch_size, _BATCH))
 
     def open_training(self, path: str | Path, val_fraction: float, seed: int) -> TrainingData:
-        """Folders of images and masks, or a CSV file."""
         config = self.config
         return open_scenes(
             path, val_fraction=val_fraction, seed=seed, palette=config.palette, ignore_label=config.ignore_label
         )
 
     def open_split(self, path: str | Path, split: str, classes: Sequence[str], made: Path) -> MaskSet:
-        """Folders of images and masks, or a CSV file."""
         if self.codes is None:
             raise TypeError("It is not known how masks are written.")
         return open_scene_split(path, split, classes, self.codes, made=made)
 
     def named_splits(self, path: str | Path) -> set[str]:
-        """Of folders of images and masks, or a CSV file."""
         return named_scene_splits(path)
 
     def held_out(self, path: str | Path) -> Part:
-        """List the test images of folders of images and masks, or of a CSV file."""
         return held_out_scene_part(path)
 
     def write_split(self, path: Path, training: TrainingData) -> None:
-        """As a CSV file of images with masks."""
         write_scene_split(path, training)
 
     def identity(self, images: ImageSet) -> list[tuple[Any, ...]]:
-        """Classes, and names and sizes of files."""
+        """Return the classes, and names and sizes of the files of images and masks."""
         chosen = masks_of(images)
         files = [
             (chosen.name, *stamp(path), *stamp(mask)[1:]) for path, mask in zip(chosen.paths, chosen.masks, strict=True)
@@ -156,7 +150,7 @@ class Segmentation(Task):
         return [(chosen.classes, chosen.codes.values, chosen.codes.ignored), *files]
 
     def preprocess(self, values: Mapping[str, Any], backbone: Backbone) -> SegmentationTransform:
-        """Colours as given; sizes as the options say."""
+        """Make the preprocessing with the given colours and the sizes of the options."""
         kept = {name: values[name] for name in ("interpolation", "mean", "std", "augment") if name in values}
         config = self.config
         return SegmentationTransform(
@@ -164,34 +158,31 @@ class Segmentation(Task):
         )
 
     def preprocess_of(self, values: Mapping[str, Any]) -> SegmentationTransform:
-        """As saved."""
         return SegmentationTransform.from_dict(values)
 
     def store(
         self, images: ImageSet, preprocess: AnyPreprocess, *, cache_bytes: int, threads: int, whole: bool
     ) -> MaskStore:
-        """Images with masks, in windows or whole."""
         if not isinstance(preprocess, SegmentationTransform):
             raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with masks.")
         return MaskStore(masks_of(images), preprocess, cache_bytes=cache_bytes, threads=threads, whole=whole)
 
     def loss(self, logits: Sequence[WeightedLogits], targets: Tensor) -> Tensor:
-        """Cross-entropy of the head and of its auxiliary heads, by their weights."""
+        """Compute the cross-entropy of the head and of its auxiliary heads, by their weights."""
         total = segmentation_loss(logits[0].logits, targets)
         for weight, auxiliary in logits[1:]:
             total = total + weight * segmentation_loss(auxiliary, targets)
         return total
 
     def logits(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, window: tuple[int, int]) -> Tensor:
-        """Of whole images, by windows."""
+        """Compute logits (B, C, H, W) of whole images, by windows."""
         return look(forward, inputs, window, self.views)
 
     def make_metrics(self, classes: Sequence[str]) -> SegmentationMetrics:
-        """Of pixels."""
         return SegmentationMetrics(len(classes))
 
     def summary(self, images: ImageSet, classes: Sequence[str], metrics: Metrics) -> dict[str, Any]:
-        """The metrics, each class's by its name, each image's by its path."""
+        """Return the metrics, each class's by its name, each image's by its path."""
         if not isinstance(metrics, SegmentationMetrics):
             raise TypeError(f"{type(metrics).__name__} counts no pixels.")
         values = metrics.compute(len(images))
@@ -224,7 +215,7 @@ class Segmentation(Task):
 
 
 def masks_of(images: ImageSet) -> MaskSet:
-    """The same set, known to have masks."""
+    """Return the set, known to have masks."""
     if not isinstance(images, MaskSet):
         raise TypeError(f"The set {images.name!r} has no masks.")
     return images
