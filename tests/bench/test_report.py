@@ -377,6 +377,7 @@ def test_published_tables_have_their_sources() -> None:
         "ade20k.csv",
         "fgvc.csv",
         "ship_per_task_config.csv",
+        "vfpt_per_task.csv",
         "vpt_prompt_lengths.csv",
         "vtab1k_other_backbones.csv",
         "vtab1k_per_task.csv",
