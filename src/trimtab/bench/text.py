@@ -57,8 +57,7 @@ def rests_on(summary: Record) -> str:
         first = next(iter(row["tasks"].values()))
         tried = sorted({cell["tried"] for cell in row["tasks"].values()})
         lines.append(
-            f"{label(row)}: {row['chosen']}; {' or '.join(map(str, tried)) or 'no'} settings tried "
-            f"({row['sampler']}{', stopping the worse early' if row['prune'] else ''}), "
+            f"{label(row)}: {row['chosen']}; {_search(row, tried)}, "
             f"{' or '.join(sorted({str(len(cell['seeds'])) for cell in row['tasks'].values()}))} seeds, "
             f"{first['epochs']} epochs, {row['backbone']} (weights {row['fingerprint'][:12]}), "
             f"{preprocessing(first['preprocessing'])}."
@@ -66,6 +65,14 @@ def rests_on(summary: Record) -> str:
     variants = sorted({task["variant"] for task in summary["tasks"].values()})
     lines.append(f"Data: {', '.join(variants)}.")
     return "\n".join(lines)
+
+
+def _search(row: Record, tried: Sequence[int]) -> str:
+    """Describe the search that a row's settings are from."""
+    if not any(tried):
+        return "fixed settings, none tried"
+    early = ", stopping the worse early" if row["prune"] else ""
+    return f"{' or '.join(map(str, tried))} settings tried ({row['sampler']}{early})"
 
 
 def preprocessing(values: Mapping[str, Any]) -> str:
