@@ -1,0 +1,215 @@
+"""README and docs do what they print: their commands and snippets run, on small stand-ins for data and weights."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import trimtab
+from tests import job, scenes
+from trimtab.cli import commands
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SETS = {"MY_IMAGES", "NEW_IMAGES", "DATA", "IMAGES", "STREETS", "../shared/data/caltech101"}
+"""Names of data that stand-ins are made for."""
+PARSED_ONLY = {
+    "bench": "trains for hours, or needs a suite",
+    "data prepare": "fetches data",
+    "data verify": "needs data that was fetched",
+}
+"""Commands that are not run here, with the reason; what they print and do has tests of its own."""
+PARSED_LINES = {
+    "docs/comparison/README.md": "tests/test_comparison.py runs its reports",
+    "docs/scale.md": "64 GPUs",
+}
+WITH_DOCTESTS = ("trimtab.model", "trimtab.backbone.backbone")
+
+
+class Block(NamedTuple):
+    page: str
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [Block(page.relative_to(ROOT).as_posix(), language, text) for language, text in found]
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+COMMANDS = [
+    (block.page, line)
+    for block in ALL
+    if not block.language
+    for line in block.text.replace("\\\n", " ").splitlines()
+    if line.startswith(("trimtab ", "$ trimtab "))
+]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a printed command, without what only says where to type it."""
+    return shlex.split(line.removeprefix("$ "), comments=True)[1:]
+
+
+def is_run(page: str, words: list[str]) -> bool:
+    parsed = any(" ".join(words).startswith(name) for name in PARSED_ONLY) or page in PARSED_LINES
+    return not parsed and "..." not in words and not any(word.startswith("wandb") for word in words)
+
+
+def small(words: list[str]) -> list[str]:
+    """The same command for the backbone in the package, and with two epochs."""
+    text = " ".join(map(shlex.quote, words))
+    if words[0] != "backbones":
+        text = re.sub(r"\bvit_\w+(\.\w+)?(?= )", "trimtab-micro", re.sub(r" --weights \S+", "", text))
+        text = re.sub(r"--image-size \d+", "--image-size 64", re.sub(r" --epochs \d+", "", text))
+    more = " --epochs 2 --threads 1" if words[0] == "fit" else ""
+    if "sprites" in text and words[0] == "fit":
+        more += " --limit 24"
+    return shlex.split(text + more)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with stand-ins for all data that the pages name."""
+    home = tmp_path_factory.mktemp("pages") / "project"
+    for name in ("MY_IMAGES", "../shared/data/caltech101"):
+        for split, each in (("train", 10), ("val", 4), ("test", 4)):
+            job.draw_classes(home / name / split, each, seed=len(split) * 100 + each)
+    job.draw_classes(home / "NEW_IMAGES", 2, seed=999)
+    for name in ("DATA", "STREETS"):
+        scenes.write(home / name)
+    for name in ("a.jpg", "b.jpg"):
+        (home / "IMAGES").mkdir(exist_ok=True)
+        for folder in (home, home / "IMAGES"):
+            Image.new("RGB", (50, 40), "red").save(folder / name)
+    return home
+
+
+def run(words: list[str]) -> None:
+    assert commands.main(words) == 0, shlex.join(words)
+
+
+def needed_runs(words: list[str]) -> Iterator[str]:
+    """Results of runs that a command reads, and no command before it on the page made."""
+    if words[0] in {"eval", "predict", "report", "inspect", "export"}:
+        yield from (word for word in words[1:] if word.startswith("runs/") and word != _out(words))
+
+
+def _out(words: list[str]) -> str | None:
+    return words[words.index("--out") + 1] if "--out" in words else None
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in COMMANDS}))
+def test_commands_run_as_printed(page: str, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = place.parent / re.sub(r"\W", "-", page)
+    folder.mkdir()
+    for name in (*SETS - {"../shared/data/caltech101"}, "a.jpg"):
+        (folder / name).symlink_to(place / name)
+    monkeypatch.chdir(folder)
+    lines = [words_of(line) for at, line in COMMANDS if at == page]
+    done: set[str] = set()
+    # Reports of several runs stand before the commands that make them.
+    for words in sorted(lines, key=lambda words: words[0] != "fit"):
+        if not is_run(page, words):
+            if "..." not in words:
+                commands._parse(words)
+            continue
+        for name in needed_runs(words):
+            if not Path(name).exists():
+                method = name.partition("/")[2]
+                run(
+                    small(
+                        ["fit", "MY_IMAGES", "--method", method if method in trimtab.METHODS else "vpt", "--out", name]
+                    )
+                )
+        arguments = small(words)
+        if shlex.join(arguments) in done:
+            continue
+        done.add(shlex.join(arguments))
+        # Pages show alternatives that write to one place.
+        if (out := _out(words)) is not None and Path(out).exists():
+            arguments += ["--overwrite"]
+        run(arguments)
+
+
+def test_listed_backbones_are_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if f"timm {timm.__version__}" not in text:
+        pytest.skip(f"README shows another timm than {timm.__version__}")
+    (block,) = [block for block in ALL if block.text.startswith("$ ")]
+    for part in block.text.split("$ ")[1:]:
+        command, _, shown = part.partition("\n")
+        capsys.readouterr()
+        run(shlex.split(command)[1:])
+        assert capsys.readouterr().out == shown
+
+
+PYTHON = [block for block in ALL if block.language == "python" and block.page not in PARSED_LINES]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=[f"{block.page}-{i}" for i, block in enumerate(PYTHON)])
+def test_snippets_run(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(place)
+    text = re.sub(r'"(vit_\w+(\.\w+)?|\.\.\.)"', '"trimtab-micro"', block.text)
+    text = re.sub(r'out="', f'epochs=2, threads=1, out="{tmp_path}/', text)
+    text = re.sub(r'load\("', f'load("{tmp_path}/', text)
+    if "peft" in text:
+        text = peft_snippet(block.text, tmp_path)
+    names: dict[str, Any] = {
+        "trimtab": trimtab,
+        "torch": torch,
+        "timm_model": timm.create_model("test_vit", img_size=160),
+        "some_training_images": torch.randn(8, 3, 160, 160),
+        "images": torch.randn(2, 3, 160, 160),
+        "targets": torch.tensor([0, 1]),
+    }
+    exec(compile(text, block.page, "exec"), names)
+
+
+def peft_snippet(text: str, folder: Path) -> str:
+    """The snippet on a small model without weights, beside an adapter of peft's that is made for it."""
+    import peft
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=7)
+    config = peft.LoraConfig(target_modules=["qkv"], modules_to_save=["head"], r=2)
+    peft.get_peft_model(model, config).save_pretrained(folder / "their-adapter")
+    text = text.replace("vit_base_patch16_224.augreg_in21k", "test_vit").replace("pretrained=True", "pretrained=False")
+    return re.sub(r'"(\w+-adapter)"', rf'"{folder}/\1"', text)
+
+
+@pytest.mark.parametrize("module", WITH_DOCTESTS)
+def test_examples_of_docstrings_run(module: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(module), raise_on_error=False)
+    assert outcome.attempted
+    assert not outcome.failed
+
+
+def test_every_example_with_a_prompt_is_run() -> None:
+    source = ROOT / "src" / "trimtab"
+    with_prompts = {
+        ".".join(("trimtab", *path.relative_to(source).with_suffix("").parts))
+        for path in source.rglob("*.py")
+        if ">>> " in path.read_text(encoding="utf-8")
+    }
+    assert with_prompts == {*WITH_DOCTESTS}
+
+
+def test_links_lead_somewhere() -> None:
+    missing = []
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not (page.parent / target).exists():
+                missing.append(f"{page.relative_to(ROOT)}: {target}")
+    assert missing == []
