@@ -128,11 +128,8 @@ def test_commands_run_as_printed(page: str, place: Path, monkeypatch: pytest.Mon
         for name in needed_runs(words):
             if not Path(name).exists():
                 method = name.partition("/")[2]
-                run(
-                    small(
-                        ["fit", "MY_IMAGES", "--method", method if method in trimtab.METHODS else "vpt", "--out", name]
-                    )
-                )
+                method = method if method in trimtab.METHODS else "vpt"
+                run(small(["fit", "MY_IMAGES", "--method", method, "--out", name]))
         arguments = small(words)
         if shlex.join(arguments) in done:
             continue
