@@ -79,7 +79,7 @@ class Ours(Protocol):
         words: What tables say of it.
         trains_on_val: Whether final models are trained on training and validation images together.
         measured_on: The images that the tables' numbers are of.
-        epoch_on_test: Whether the epoch is the best on the test images, of six at most.
+        epoch_on_test: Whether the epoch is the best on the test images, of some six.
         setting_on_test: Whether the setting is, too.
     """
 
