@@ -85,10 +85,10 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def blocks(self) -> list[Part]:
-        """All blocks in order."""
+        """List all blocks in order."""
 
     def merges(self) -> list[Merge]:
-        """All patch mergings in order; none by default."""
+        """List all patch mergings in order; none by default."""
         return []
 
     @property
