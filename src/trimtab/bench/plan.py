@@ -1,4 +1,4 @@
-"""What to run next, derived from the recorded results alone, so that a stopped run resumes."""
+"""Plan of what to run next, derived from the recorded results alone, so that a stopped run resumes."""
 
 from __future__ import annotations
 

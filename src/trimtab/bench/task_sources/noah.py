@@ -75,7 +75,7 @@ class NoahTree(TaskSource):
 
 
 def _folder(task: BenchmarkTask, tree: Path) -> TreePath:
-    """Where the task is in a tree."""
+    """Folder of the task in a tree."""
     top: TreePath = tree
     if tree.is_file():
         try:
