@@ -1,4 +1,4 @@
-"""What can be tuned by which method: ours and timm's architectures, built without memory and never downloaded."""
+"""Table of backbones and the methods that can tune them: ours and timm's architectures, built without memory and never downloaded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a backbone that can be opened is like."""
+    """Sizes of a backbone that can be opened."""
 
     widths: tuple[int, ...]
     """D, one a block."""
