@@ -45,7 +45,7 @@ class _File:
 
 
 def identity(path: Path, known: os.stat_result) -> Hashable:
-    """What two paths of one real file have in common, whichever links lead to it.
+    """Identify the real file of a path, whichever links lead to it.
 
     Args:
         path: One of them.

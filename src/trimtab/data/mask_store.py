@@ -89,7 +89,7 @@ class MaskStore(Store):
 
     @property
     def turns(self) -> Counter[TrainingListing]:
-        """How the masks of images with an EXIF orientation were taken, of those decoded so far."""
+        """Count how masks of images with an EXIF orientation were turned, of those decoded so far."""
         return Counter(self._readings.values())
 
     def _load(self, index: int) -> Tensor:

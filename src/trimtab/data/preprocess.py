@@ -33,7 +33,7 @@ LONGEST = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How image files become a backbone's input: `read` each, `finish` a batch, `normalise` it.
+    """Preprocessing of images to a backbone's input: `read` each, `finish` a batch, `normalise` it.
 
     The result equals timm's own evaluation transform for the same values (its ``crop_mode``
     ``"squash"`` and ``"center"``). What `read` gives can be kept and used again every epoch.

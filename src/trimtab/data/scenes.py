@@ -1,4 +1,4 @@
-"""Where images with masks come from: two folders of the same names, a CSV file, and the split of one set in two.
+"""Sources of images with masks: two folders of the same names, a CSV file, and the split of one set in two.
 
 Nothing here opens an image; masks are opened where nothing else says which classes there are.
 """

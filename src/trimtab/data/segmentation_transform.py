@@ -33,7 +33,7 @@ from trimtab.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTransform:
-    """How images with masks become a backbone's input.
+    """Preprocessing of images with masks to a backbone's input.
 
     The backbone sees windows of ``image_size``. An image is measured or predicted whole: resized, then covered by
     windows. It is trained on by a window of it.

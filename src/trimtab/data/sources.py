@@ -1,4 +1,4 @@
-"""Where labelled images come from: class folders, CSV files, built-in sets, and the split of one set in two.
+"""Sources of labelled images: class folders, CSV files, built-in sets, and the split of one set in two.
 
 Nothing here opens an image; a set is a list of paths with labels.
 """
@@ -46,7 +46,7 @@ class ImageSet:
     left_out: int = field(default=0, compare=False, kw_only=True)
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.paths)
 
     @property
@@ -67,7 +67,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model is trained and selected on.
+    """Training and validation images of a run.
 
     Attributes:
         train: The training images.
