@@ -97,7 +97,7 @@ ResidualHook: TypeAlias = Callable[[Residual], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class BlockHooks:
-    """What a method adds to the residual stream of one block, at up to three places.
+    """Additions of a method to the residual stream of one block, at up to three places.
 
     A module beside a branch reads ``input`` or ``normed``, one behind a branch reads ``update``, one between the
     branches reads ``input + update``. Rows are the T tokens, then the P full prompts.

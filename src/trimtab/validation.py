@@ -66,7 +66,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class FieldType:
-    """What an annotation allows."""
+    """Values that an annotation allows."""
 
     type: type
     """bool, int, float or str; of a tuple, the type of its entries."""

@@ -23,7 +23,7 @@ _TAPS = (10, 15, 20, 24)
 
 @dataclasses.dataclass(frozen=True)
 class SegmenterConfig:
-    """What a segmentation head is."""
+    """Options of a segmentation head."""
 
     head: Literal["linear", "setr-pup", "dpt"] = "linear"
     """linear: one layer on each patch. setr-pup: SETR's progressive upsampling of the last block, with auxiliary
