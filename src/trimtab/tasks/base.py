@@ -52,7 +52,7 @@ class Task(abc.ABC):
     """
 
     name: ClassVar[str]
-    """The word users type."""
+    """Name on the command line."""
     Config: ClassVar[type]
     """Frozen dataclass of options; the text under each field is its help."""
     monitor: ClassVar[str]

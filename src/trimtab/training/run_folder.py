@@ -38,7 +38,7 @@ OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, R
 
 @dataclasses.dataclass
 class TrainState:
-    """Everything a run needs to go on as if it had never stopped."""
+    """State from which a run goes on as if it had never stopped."""
 
     epoch: int
     """Epochs done."""
@@ -64,7 +64,7 @@ class RunFolder:
     """The output folder of one run.
 
     Args:
-        path: Where to; made if it is not there.
+        path: The folder; made if it is not there.
         resume: Go on with a run that was stopped here; with nothing here, start.
         overwrite: Replace an adapter or run that is here.
 
