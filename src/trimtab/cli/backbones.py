@@ -1,4 +1,7 @@
-"""Table of backbones and the methods that can tune them: ours and timm's architectures, built without memory and never downloaded."""
+"""Table of backbones and the methods that can tune them.
+
+The package's own architectures and timm's are built without memory, and nothing is downloaded.
+"""
 
 from __future__ import annotations
 

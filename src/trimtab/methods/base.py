@@ -68,8 +68,8 @@ class Method(nn.Module, Generic[ConfigT]):
     """A way of steering a frozen backbone.
 
     Owns its trainable tensors and never keeps the backbone. Subclasses are final: they set the class
-    variables and override :meth:`step`, :meth:`weight_overrides`, :meth:`pixels` or several of them; everything else has a
-    default.
+    variables and override :meth:`step`, :meth:`weight_overrides`, :meth:`pixels` or several of them; everything
+    else has a default.
 
     Args:
         config: The method's options.

@@ -107,7 +107,7 @@ class VPT(Method[VPTConfig]):
         return []
 
     def initialise_head(self, head: nn.Linear) -> None:
-        """Start small, or as the official code: Kaiming-normal over the outputs, each class at a probability near 0.01."""
+        """Start small, or as the official code: Kaiming-normal over the outputs, each class at about 0.01."""
         if self.config.head_init == "small":
             super().initialise_head(head)
             return
