@@ -350,6 +350,7 @@ def test_the_scale_folds_into_what_it_multiplies(family: str) -> None:
     folded, images = model.fold(), images_for(model.backbone)
     torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-5)
     assert not [name for name, _ in folded.method.named_parameters() if "scale" in name]
+    assert not model.method.fold(model.backbone).training
     before = model(images)
     model.train()
     assert torch.equal(model.eval()(images), before)
