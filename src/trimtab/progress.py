@@ -26,7 +26,7 @@ class Advance(Protocol):
 
 
 class Progress:
-    """Says nothing. The base of all listeners; fit and evaluate work without one."""
+    """Progress that is shown nowhere; the base of all others."""
 
     def say(self, text: str) -> None:
         """Tell one sentence."""
@@ -49,7 +49,7 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """Tells on standard error.
+    """Progress on standard error.
 
     Args:
         stream: Where to write instead.

@@ -69,7 +69,7 @@ Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
 def softmax_attention(inputs: AttentionInputs) -> Tensor:
-    """Attend from every query to the sequence and the context, by one fused softmax."""
+    """Attend from every query to the sequence and the context, by one fused softmax: (B, H, T + P, d)."""
     everything = inputs.own if inputs.context is None else KeysValues.join([inputs.own, inputs.context])
     mask = inputs.mask
     if mask is not None and inputs.context is not None:

@@ -37,7 +37,7 @@ class WorkItem:
 
 
 class Trials:
-    """Makes the trials of a setup and opens the images they train on.
+    """Factory of the trials of a setup, and of the images that they train on.
 
     Args:
         config: The options of the benchmark.

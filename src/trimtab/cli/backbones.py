@@ -62,7 +62,7 @@ class Entry:
     reasons: tuple[str, ...]
     """Why it cannot be opened; empty if it can."""
     sizes: Sizes | None
-    """None if it cannot be opened."""
+    """Sizes of the backbone; None if it cannot be opened."""
     methods: Mapping[str, tuple[str, ...]]
     """By method, why it cannot tune this backbone with its default options; empty if it can."""
     pretrained: tuple[str, ...]

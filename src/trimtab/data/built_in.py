@@ -67,7 +67,7 @@ def named_images(name: str) -> list[BuiltInImage]:
 
 
 def write_folder(name: str, folder: str | Path) -> Path:
-    """Writes a set as PNG files: ``train/``, ``val/`` and ``test/``, each with a folder a class.
+    """Write a set as PNG files: ``train/``, ``val/`` and ``test/``, each with a folder a class.
 
     A new folder appears whole or not at all; one that is there gets each split whole, at the end.
 

@@ -106,7 +106,7 @@ ImageSource: TypeAlias = "Path | BuiltInImage"
 
 
 def open_image(image: str | ImageSource) -> Image.Image:
-    """Opens an image, whatever it comes from.
+    """Open an image, whatever it comes from.
 
     Raises:
         DataError: It is no regular file, or of a format that is not opened (see `open_allowed`).

@@ -131,7 +131,7 @@ def _comparisons(parts: Sequence[Part], *, made: bool) -> list[tuple[set[int], i
 
 
 class _Names:
-    """Tells pairs of files, by their names in a folder where they are in it."""
+    """Names of pairs of files, by their names in a folder where they are in it."""
 
     def __init__(self, data: Path) -> None:
         folder = data if data.is_dir() else data.parent

@@ -41,7 +41,7 @@ class MaskStore(Store):
         threads: int = 2,
         whole: bool = False,
     ) -> None:
-        """Opens the store; nothing is decoded yet.
+        """Open the store; nothing is decoded yet.
 
         Args:
             images: The set.
@@ -137,7 +137,7 @@ class MaskStore(Store):
 
 
 def _misfit(mask: Array, own: int | None, size: tuple[int, int], orientation: int) -> str:
-    """Says which sizes a mask and its image have; ``size`` is that of the upright image."""
+    """Say which sizes a mask and its image have; ``size`` is that of the upright image."""
     (height, width), (upright_height, upright_width) = mask.shape, size
     if orientation == UPRIGHT and own in (None, UPRIGHT):
         return f"it is {height}x{width} and its image {upright_height}x{upright_width} (height x width)"

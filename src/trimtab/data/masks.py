@@ -52,7 +52,7 @@ class Codes:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Codes:
-        """Reads what `to_dict` gave.
+        """Read what `to_dict` gave.
 
         Raises:
             CheckpointError: It is something else.

@@ -76,7 +76,7 @@ class Segmenter(Head):
         """Features to logits (B, C, h, w) at the head's own resolution."""
 
     def enlarged(self, logits: Tensor) -> Tensor:
-        """Logits at the size of the backbone's input."""
+        """Upsample logits (B, C, h, w) to the size of the backbone's input."""
         if logits.shape[-2:] == self.image_size:
             return logits
         return F.interpolate(logits, self.image_size, mode="bilinear", align_corners=False)
@@ -136,5 +136,5 @@ def default_out_indices(backbone: Backbone) -> tuple[int, ...]:
 
 
 def as_grids(features: Features) -> tuple[Tensor, ...]:
-    """Features as the grids that they are."""
+    """Return features as grids (B, D, h, w)."""
     return (features,) if isinstance(features, Tensor) else features

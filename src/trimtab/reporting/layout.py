@@ -62,7 +62,7 @@ class Layout:
         return rows
 
     def picture(self, given: Sequence[Tensor], whose: str) -> Captioned | None:
-        """The shares as a picture, if there are prompts; ``whose`` attention it is, in words."""
+        """Draw the shares, if there are prompts; ``whose`` attention it is, in words."""
         rows = self.shares(given)
         if not rows:
             return None

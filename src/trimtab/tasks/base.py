@@ -29,7 +29,7 @@ class Metrics(abc.ABC):
 
     @abc.abstractmethod
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch."""
+        """Count a batch of logits (B, C, ...) and targets (B, ...)."""
 
     @abc.abstractmethod
     def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
