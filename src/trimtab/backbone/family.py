@@ -161,7 +161,7 @@ class Family(abc.ABC):
 
 
 def run_mlp(mlp: Any, x: Tensor) -> Tensor:
-    """Run a block's MLP on (B, S, D) as timm does in eval mode, activating in place where no backward pass needs the input.
+    """Run a block's MLP (B, S, D) as timm does in eval mode, in place where no backward pass needs the input.
 
     The hidden values are the largest tensor of a block, four times the tokens: a second one costs a small backbone
     a tenth of its forward pass on a CPU.

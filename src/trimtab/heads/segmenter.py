@@ -30,7 +30,7 @@ class SegmenterConfig:
     heads on three more. dpt: segmentation_models_pytorch's DPT decoder on four blocks (extra `segmentation`)."""
     channels: Annotated[int | None, Range(least=1)] = None
     """Channels inside the head. Default: 256 (setr-pup), a quarter of the backbone's width up to 256 (dpt)."""
-    taps: tuple[int, ...] | None = None
+    taps: Annotated[tuple[int, ...] | None, Range(least=0, way_out="blocks are counted from 0")] = None
     """The blocks that are looked at, counted from 0: four, rising, the last of them the main one. Default: SETR's 9,
     14, 19, 23 of 24 blocks, in proportion to the depth; in Swin where stages end."""
     auxiliary_weight: Annotated[float, Range(least=0, way_out="use 0 to leave the heads out, or more")] = 0.4
@@ -44,7 +44,7 @@ class SegmenterConfig:
                 raise ConfigError(
                     f"{name} is {value}, and the head 'linear' has none; leave it out, or choose another."
                 )
-        if self.taps is not None and (len(self.taps) != 4 or list(self.taps) != sorted(self.taps) or self.taps[0] < 0):
+        if self.taps is not None and (len(self.taps) != 4 or list(self.taps) != sorted(self.taps)):
             raise ConfigError(f"taps is {self.taps}; list four blocks in rising order, counted from 0.")
 
 

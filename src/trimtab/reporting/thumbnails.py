@@ -35,7 +35,7 @@ def thumbnail(pixels: Tensor, alt: str, side: int = _SIDE) -> Drawing:
 
 
 def overlay(pixels: Tensor, heat: Tensor, alt: str) -> Drawing:
-    """Draw an image in grey under a heat map (h, w) of any range, each patch in one colour: dark little, yellow much."""
+    """Draw an image in grey under a heat map (h, w) of any range, a colour a patch: dark little, yellow much."""
     import matplotlib as mpl
 
     image = _image(pixels, _SIDE)
