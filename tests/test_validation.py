@@ -194,3 +194,8 @@ def test_annotations_that_are_no_texts_are_read_too() -> None:
         check_fields(made(count=0))
     with pytest.raises(ConfigError, match="how is 'c'"):
         check_fields(made(how="c"))
+
+
+def test_one_bound_is_put_into_words() -> None:
+    assert [str(Range(most=5)), str(Range(below=5))] == ["at most 5", "below 5"]
+    assert Range(most=5).sentence() == "use at most 5"

@@ -76,7 +76,7 @@ def save(
     Args:
         directory: The folder, which is there.
         model: The tuned model, for its configuration.
-        tensors: The tensors to save, by the names of :meth:`TunedModel.trained`.
+        tensors: The tensors to save, by the names of :meth:`TunedModel.adapter_state_dict`.
         labels: The classes.
         weights: The file of the backbone's weights, if it had one of its own.
         preprocess: What happens to an image before the backbone.

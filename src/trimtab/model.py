@@ -21,7 +21,7 @@ from trimtab.stream import AttentionHook, Stream
 
 
 class Outputs(NamedTuple):
-    """What a training step needs."""
+    """Outputs of a forward pass in training."""
 
     logits: Tensor
     """(B, C), of a segmenter (B, C, height, width)."""
@@ -65,7 +65,7 @@ class TunedModel(nn.Module):
     def training_logits(
         self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False
     ) -> tuple[list[WeightedLogits], Tensor]:
-        """All logits that a training loss is made of, with their weights, and the method's own loss.
+        """Return the logits of the head and its auxiliary heads with their weights, and the method's own loss.
 
         Args:
             images: Normalised, (B, 3, height, width).
@@ -78,13 +78,13 @@ class TunedModel(nn.Module):
         return weighted, weighted[0].logits.new_zeros(()) if loss is None else loss
 
     def forward_features(self, images: Tensor) -> Features:
-        """What the head reads of normalised images (B, 3, height, width)."""
+        """Return the head's input for normalised images (B, 3, height, width)."""
         return self.head.read(self.backbone, self._seen(images))
 
     def run(
         self, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False, recompute: bool = False
     ) -> Stream:
-        """Return the stream as it leaves the last block; if pooling alone reads it, with no more than that needs."""
+        """Return the last block's output; if pooling alone reads it, with no more than that needs."""
         streams = self.streams(images, noise=noise, pooled_only=pooled_only, recompute=recompute)
         last = next(streams)
         for stream in streams:
@@ -110,7 +110,7 @@ class TunedModel(nn.Module):
             attention_hook: Given a block's number and softmax core, returns the core to run in its place.
 
         Yields:
-            The stream that enters the first block, then what leaves each block.
+            The stream before the first block, then the output of each block.
         """
         stream = self.method.embed(self.backbone, images, noise=noise, pooled_only=pooled_only)
         if attention_hook is not None:

@@ -50,14 +50,14 @@ class Noise:
         """How many draws were made: what a second computation of the same has to start from."""
 
     def per_image(self, images: int, *shape: int, like: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1), an array of this shape for each image, with ``like``'s device and type."""
+        """Draw uniform numbers in [0, 1), (images, *shape), each image's own, with ``like``'s device and type."""
         if self.seed is None:
             return torch.rand(images, *shape, device=like.device, dtype=like.dtype)
         draws = self._draw(self.seed, [self.total, *shape])
         return draws[self.first : self.first + images].to(like)
 
     def shared(self, *shape: int, like: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1) that all images of the global batch share."""
+        """Draw uniform numbers in [0, 1), (*shape), that all images of the global batch share."""
         if self.seed is None:
             return torch.rand(*shape, device=like.device, dtype=like.dtype)
         return self._draw(self.seed, list(shape)).to(like)

@@ -1,4 +1,4 @@
-"""What a long job tells while it runs: bars with the time left on a terminal, plain lines elsewhere."""
+"""Progress of long jobs: bars with the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LINE_EVERY = 10.0
 
 
 class Advance(Protocol):
-    """How a stage is told what was done."""
+    """Callback that advances a stage."""
 
     def __call__(self, count: int = 1, note: str = "") -> None:
         """Tell that ``count`` more are done; a ``note`` (a loss, an accuracy) replaces the one before."""
 
 
 class Progress:
-    """Says nothing. The base of all listeners; fit and evaluate work without one."""
+    """Progress that is shown nowhere; the base of all others."""
 
     def say(self, text: str) -> None:
         """Tell one sentence."""
@@ -49,7 +49,7 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """Tells on standard error.
+    """Progress on standard error.
 
     Args:
         stream: Where to write instead.

@@ -69,7 +69,7 @@ Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
 def softmax_attention(inputs: AttentionInputs) -> Tensor:
-    """Attend from every query to the sequence and the context, by one fused softmax."""
+    """Attend from every query to the sequence and the context, by one fused softmax: (B, H, T + P, d)."""
     everything = inputs.own if inputs.context is None else KeysValues.join([inputs.own, inputs.context])
     mask = inputs.mask
     if mask is not None and inputs.context is not None:
@@ -97,7 +97,7 @@ ResidualHook: TypeAlias = Callable[[Residual], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class BlockHooks:
-    """What a method adds to the residual stream of one block, at up to three places.
+    """Additions of a method to the residual stream of one block, at up to three places.
 
     A module beside a branch reads ``input`` or ``normed``, one behind a branch reads ``update``, one between the
     branches reads ``input + update``. Rows are the T tokens, then the P full prompts.

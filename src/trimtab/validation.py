@@ -49,9 +49,10 @@ class Range:
         """Return the bounds in words: ``above 0``, ``at least 1``, ``0 to 1``."""
         low = f"{self.least:g}" if self.least is not None else f"above {self.above:g}" if self.above is not None else ""
         if self.most is not None:
-            return f"{low} to {self.most:g}" if self.least is not None else f"{low} and at most {self.most:g}".strip()
+            high = f"at most {self.most:g}"
+            return f"{low} to {self.most:g}" if self.least is not None else f"{low} and {high}" if low else high
         if self.below is not None:
-            return f"{low} up to, not including, {self.below:g}"
+            return f"{low} up to, not including, {self.below:g}" if low else f"below {self.below:g}"
         return f"at least {low}" if self.least is not None else low
 
     def sentence(self) -> str:
@@ -65,7 +66,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class FieldType:
-    """What an annotation allows."""
+    """Values that an annotation allows."""
 
     type: type
     """bool, int, float or str; of a tuple, the type of its entries."""

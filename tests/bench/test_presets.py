@@ -186,6 +186,21 @@ def test_tpe_takes_rows_whose_options_are_lists() -> None:
     assert setting["options"]["prompt_length"] in (10, 50)
 
 
+def test_tpe_chooses_between_lists() -> None:
+    pytest.importorskip("optuna")
+    space = Space(
+        {"lr": (1e-3, 1e-2), "weight_decay": (0.0, 1e-4)}, {"hierarchy": ((0, 1), (0, 2)), "deep": (True, None)}
+    )
+    done: list[tuple[dict[str, Any], float]] = []
+    for number in range(8):
+        setting = propose(space, "tpe", number, done, "x")
+        assert setting["options"]["hierarchy"] in space.options["hierarchy"]
+        assert setting["options"]["deep"] in (True, None)
+        assert setting["fit"]["weight_decay"] in (0.0, 1e-4)
+        # As the results have it.
+        done.append((json.loads(json.dumps(setting)), number / 10))
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys; from trimtab import cli\n"

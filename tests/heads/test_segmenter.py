@@ -166,6 +166,7 @@ def test_dpts_dropout_draws_nothing(plain: Backbone) -> None:
         ({"head": "linear", "taps": (0, 1, 2, 3)}, "taps is"),
         ({"head": "dpt", "taps": (0, 2, 1, 3)}, "four blocks in rising order"),
         ({"head": "dpt", "taps": (0, 1, 3)}, "four blocks"),
+        ({"head": "dpt", "taps": (-1, 0, 1, 3)}, "blocks are counted from 0"),
         ({"auxiliary_weight": -1.0}, "auxiliary_weight is -1.0"),
     ],
 )

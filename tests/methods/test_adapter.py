@@ -19,6 +19,7 @@ from trimtab.checkpoint import config_from_json
 from trimtab.errors import ConfigError
 from trimtab.heads import SegmenterConfig
 from trimtab.methods.adapter import Adapter, AdapterConfig
+from trimtab.methods.base import FoldedSteps
 from trimtab.model import build
 from trimtab.noise import Noise
 
@@ -350,6 +351,8 @@ def test_the_scale_folds_into_what_it_multiplies(family: str) -> None:
     folded, images = model.fold(), images_for(model.backbone)
     torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-5)
     assert not [name for name, _ in folded.method.named_parameters() if "scale" in name]
+    # Also where gradients are recorded.
+    assert isinstance(model.method.fold(model.backbone), FoldedSteps)
     before = model(images)
     model.train()
     assert torch.equal(model.eval()(images), before)

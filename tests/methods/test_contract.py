@@ -166,13 +166,18 @@ def test_training_step(model: TunedModel, prepared: Prepared, family: str) -> No
 
 @torch.no_grad()
 def test_inference(model: TunedModel, prepared: Prepared, family: str) -> None:
-    """Nothing is drawn, an image alone is the image in a batch, and features change iff the method touches blocks."""
+    """Nothing is drawn, an image alone is the image in a batch, and features change iff the method touches blocks.
+
+    The last block gives pooling the same whether it computes all tokens or those alone that pooling reads: hooks that
+    call themselves tokenwise are.
+    """
     shape, features = plain_stream(family)
     images, state = prepared.images, torch.get_rng_state()
     stream = model.run(images)
     assert stream.tokens.shape == shape
     assert torch.allclose(model.backbone.pool(stream), features, atol=1e-5) is not model.method.touches_blocks
     assert torch.equal(model(images), prepared.logits)
+    torch.testing.assert_close(model.head(model.backbone.pool(stream)), prepared.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(images[1:2]), prepared.logits[1:2], atol=1e-5, rtol=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
 

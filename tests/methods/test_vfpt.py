@@ -184,6 +184,7 @@ def test_blocks_beyond_those_that_have_prompts_are_refused(plain: Backbone) -> N
         ({"fourier_share": 1.5}, "fourier_share is 1.5"),
         ({"fourier_share": -0.5}, "fourier_share is -0.5"),
         ({"fourier_blocks": (-1,)}, "blocks are counted from 0"),
+        ({"fourier_blocks": ()}, "fourier_blocks is empty; name blocks, leave it out, or use fourier_share 0"),
         ({"fourier_dimension": "both"}, "fourier_dimension is 'both'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"projection": 0}, "projection is 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,9 @@ def test_a_restored_optimiser_goes_on_to_the_bit(tmp_path: Path, kind: Any) -> N
 
 def test_a_digest_tells_values_apart() -> None:
     assert digest(["a", 1]) == digest(["a", 1]) != digest(["a", 2])
+
+
+def test_beginning_returns_the_record_that_is_in_the_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path, overwrite=True).begin({**RUN, "command": "first"})
+    assert first == json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert RunFolder(tmp_path, resume=True).begin({**RUN, "command": "second"}) == first

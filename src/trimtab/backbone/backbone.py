@@ -147,7 +147,7 @@ class Backbone(nn.Module):
 
     @property
     def _num_read(self) -> int | None:
-        """How many of the first tokens pooling reads, if those are not all."""
+        """Number of leading tokens that pooling reads; None for all."""
         pooled = self.pooled_tokens
         return pooled.stop if pooled.start == 0 else None
 
@@ -166,7 +166,7 @@ class Backbone(nn.Module):
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """What the weights were trained with: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``."""
+        """Preprocessing of the pretraining: ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``."""
         config = timm.data.resolve_data_config({}, model=self.model)
         kept = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
         # From the JSON of a hub's repository they come as lists.
@@ -174,7 +174,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """Device of the parameters."""
         return next(self.model.parameters()).device
 
     @property

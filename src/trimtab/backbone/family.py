@@ -85,10 +85,10 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def blocks(self) -> list[Part]:
-        """All blocks in order."""
+        """List all blocks in order."""
 
     def merges(self) -> list[Merge]:
-        """All patch mergings in order; none by default."""
+        """List all patch mergings in order; none by default."""
         return []
 
     @property
@@ -114,7 +114,7 @@ class Family(abc.ABC):
         """Embed images: tokens (B, T, D) before block 0, and the rotary table."""
 
     def rope(self, i: int, rope: Tensor | None) -> Tensor | None:
-        """The rotary table of block ``i``."""
+        """Return the rotary table of block ``i``."""
         return rope
 
     @abc.abstractmethod
@@ -161,7 +161,7 @@ class Family(abc.ABC):
 
 
 def run_mlp(mlp: Any, x: Tensor) -> Tensor:
-    """Run a block's MLP as timm does in eval mode, activating in place where no backward pass needs the input.
+    """Run a block's MLP (B, S, D) as timm does in eval mode, in place where no backward pass needs the input.
 
     The hidden values are the largest tensor of a block, four times the tokens: a second one costs a small backbone
     a tenth of its forward pass on a CPU.

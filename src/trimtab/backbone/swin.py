@@ -63,7 +63,7 @@ class SwinFamily(Family):
         return reasons
 
     def blocks(self) -> list[Part]:
-        """Those of all stages."""
+        """List the blocks of all stages."""
         return [
             Part(f"layers.{s}.blocks.{j}", block)
             for s, stage in enumerate(self.model.layers)

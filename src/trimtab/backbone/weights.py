@@ -151,7 +151,7 @@ def _check_tag(architecture: str, tag: str) -> None:
 
 
 def _unknown(name: str) -> str:
-    """What to say of a name that leads nowhere."""
+    """Compose the message about an unknown name."""
     if Path(name).is_file():
         return (
             f"{name!r} is a file; name the model that it was saved from with --backbone, and the file with --weights."
@@ -264,7 +264,7 @@ def _why_not_fetched(error: Exception) -> str:
 
 
 def architectures(*, everything: bool = False) -> list[str]:
-    """What is in the package, then timm's architectures in its order: those that may be opened, or every one."""
+    """List the package's own architectures, then timm's in its order: those that may be opened, or every one."""
     if everything:
         return [*EMBEDDED, *timm.list_models()]
     wanted = {name for module in MODULES for name in timm.list_models(module=module)}
@@ -299,14 +299,14 @@ def _pretrained_config(name: str) -> dict[str, Any]:
 
 
 def pretrained_input(full: str) -> dict[str, Any]:
-    """What a pretrained name expects: ``image_size`` and the keys of :attr:`Backbone.data_config`."""
+    """Return the input of a pretrained name: ``image_size`` and the keys of :attr:`Backbone.data_config`."""
     config: dict[str, Any] = resolve_data_config({}, pretrained_cfg=_pretrained_config(full))
     kept = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
     return {"image_size": tuple(config["input_size"][-2:]), **kept}
 
 
 def normalisation(data_config: Mapping[str, Any]) -> str:
-    """What timm calls a mean and standard deviation of pixels; empty if it has no name for them."""
+    """Return timm's name for a mean and standard deviation of pixels; empty if it has none."""
     return _NORMALISATIONS.get((tuple(data_config["mean"]), tuple(data_config["std"])), "")
 
 

@@ -122,7 +122,7 @@ class Cluster:
         return (node["Resources"] for node in self._ray.nodes() if node["Alive"])
 
     def _slots(self) -> int:
-        """How many workers the cluster has room for, if nobody else uses it."""
+        """Count the workers that an otherwise unused cluster has room for."""
         each = int(1 / self._share + 1e-9)
         counts = ((int(_has(node, "CPU")), int(_has(node, "GPU")) * each) for node in self._nodes())
         return sum(min(cpus, gpus) if self._gpu else cpus for cpus, gpus in counts)

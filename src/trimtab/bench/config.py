@@ -93,6 +93,6 @@ class BenchConfig:
 
     @property
     def setup(self) -> dict[str, Any]:
-        """What all numbers of one folder have in common."""
+        """Return the settings that all results of a folder share."""
         names = ("protocol", "sampler", "trials", "prune", "backbone", "val_fraction")
         return {**{name: getattr(self, name) for name in names}, **self.overrides}

@@ -1,4 +1,4 @@
-"""What to run next, derived from the recorded results alone, so that a stopped run resumes."""
+"""Plan of what to run next, derived from the recorded results alone, so that a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class WorkItem:
 
 
 class Trials:
-    """Makes the trials of a setup and opens the images they train on.
+    """Factory of the trials of a setup, and of the images that they train on.
 
     Args:
         config: The options of the benchmark.

@@ -22,7 +22,7 @@ class PoolError(ConfigError):
 
 
 class Pool(Protocol):
-    """Runs functions in workers, several at a time.
+    """Workers that run functions, several at a time.
 
     A job whose worker dies has a ``BrokenExecutor`` in its future: a ``BrokenProcessPool`` where all jobs end with it.
     """

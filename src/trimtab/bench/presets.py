@@ -1,4 +1,4 @@
-"""What is searched for which method, and how the papers did it. With methods/ the only file that knows their names."""
+"""Search spaces of the methods, ours and the papers'. With methods/ the only file that names methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How hyper-parameters are chosen, and final models trained and measured: our protocols, and those of two papers."""
+"""Protocols, ours and four papers': how settings are chosen, and final models trained and evaluated."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Ours(Protocol):
         words: What tables say of it.
         trains_on_val: Whether final models are trained on training and validation images together.
         measured_on: The images that the tables' numbers are of.
-        epoch_on_test: Whether the epoch is the best on the test images, of six at most.
+        epoch_on_test: Whether the epoch is the best on the test images, of some six.
         setting_on_test: Whether the setting is, too.
     """
 
@@ -121,16 +121,16 @@ class PaperVPT(Protocol):
     seeds = (42, 44, 82, 100, 800)
 
     def space(self, row: Row, task: SuiteTask) -> Space:
-        """Learning rates and weight decays, and prompt lengths where none is published."""
+        """Return learning rates and weight decays, and prompt lengths where none is published."""
         return presets.vpt_space(row.method, row.options, task.suite, task.name)
 
     def complete(self, point: Record, space: Space) -> Record:
-        """With the batch size that goes with the number of prompts."""
+        """Return the point with the batch size that belongs to its number of prompts."""
         setting = super().complete(point, space)
         return {**setting, "fit": {"batch_size": presets.vpt_batch(setting["options"]), **setting["fit"]}}
 
     def choose(self, trials: Iterable[Record]) -> Record:
-        """The best on the validation images; of equal ones the smallest learning rate."""
+        """Choose the best on the validation images; of equal ones the smallest learning rate."""
 
         def rank(trial: Record) -> tuple[bool, float, float]:
             return not trial.get("failed") and not trial.get("pruned"), score(trial, "val"), -trial["fit"]["lr"]
@@ -180,11 +180,11 @@ class PaperSHIP(Protocol):
     epoch_on_test = True
 
     def space(self, row: Row, task: SuiteTask) -> Space:
-        """The setting that the code's logs have for the task, or the grid they show."""
+        """Return the logged setting of the task, or the grid that the logs show."""
         return presets.ship_space(row.method, row.options, task.name)
 
     def test_epochs(self, epochs: int) -> tuple[int, ...]:
-        """After the first, every tenth from there, and the last."""
+        """Return the first epoch, every tenth from there, and the last."""
         return tuple(sorted({*range(1, epochs + 1, 10), epochs}))
 
 

@@ -48,7 +48,7 @@ def finite(value: float | None) -> float | None:
 
 
 def head_parameters(out: Path) -> int:
-    """How many of an adapter's numbers are the head's."""
+    """Count the parameters of an adapter's head."""
     from safetensors import safe_open
 
     with safe_open(out / "adapter_model.safetensors", "pt") as tensors:

@@ -26,7 +26,7 @@ _KEYS = {"suite", "tasks", "groups", "rows", "comparisons", "tests", "published"
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was written."""
+    """Files that were written."""
 
     out: Path
     text: str

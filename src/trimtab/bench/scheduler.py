@@ -41,7 +41,7 @@ class Outcome:
 
 
 class Scheduler:
-    """Submits the work of a benchmark to a pool and records the results.
+    """Scheduler of a benchmark's work: submits it to a pool and records the results.
 
     Args:
         rows: The rows of the table.

@@ -119,22 +119,33 @@ def _tpe(space: Space, number: int, done: Sequence[tuple[Record, float]], name: 
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for setting, value in done:
-        params = {**_flat("options", setting["options"]), **_flat("fit", setting["fit"])}
-        known = {key: params[key] for key in spread}
+        known = {
+            f"{part}.{key}": _position(key, choices, setting[part][key])
+            for part, grid in (("options", space.options), ("fit", space.fit))
+            for key, choices in grid.items()
+            if f"{part}.{key}" in spread
+        }
         study.add_trial(optuna.trial.create_trial(params=known, distributions=dict(spread), value=value))
     found = study.ask(dict(spread)).params
     return {
-        part: {key: _value(key, found.get(f"{part}.{key}", choices[0])) for key, choices in grid.items()}
+        part: {key: _value(key, choices, found.get(f"{part}.{key}")) for key, choices in grid.items()}
         for part, grid in (("options", space.options), ("fit", space.fit))
     }
 
 
-def _flat(part: str, values: Mapping[str, Any]) -> Record:
-    return {f"{part}.{key}": value for key, value in values.items()}
+def _position(key: str, choices: tuple[Any, ...], value: Any) -> Any:
+    """Return how Optuna knows a value: a choice by its position, as a choice may be a tuple."""
+    if _ends(key, choices) != (None, None):
+        return value
+    # In the records a tuple is a list.
+    return choices.index(tuple(value) if isinstance(value, list) else value)
 
 
-def _value(key: str, value: Any) -> Any:
-    return _rounded(value) if key == "lr" else value
+def _value(key: str, choices: tuple[Any, ...], found: Any) -> Any:
+    """Return the value that Optuna found; the only one where nothing was searched."""
+    if found is None:
+        return _rounded(choices[0]) if key == "lr" else choices[0]
+    return choices[found] if _ends(key, choices) == (None, None) else _rounded(found)
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -145,10 +156,9 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
         for key, choices in grid.items():
             low, high = _ends(key, choices)
             if len(choices) == 1:
-                # Nothing to search; and it may be a tuple, which is a list in the records.
-                continue
+                continue  # nothing to search
             if low is None or high is None:
-                found[f"{part}.{key}"] = CategoricalDistribution(choices)
+                found[f"{part}.{key}"] = CategoricalDistribution(range(len(choices)))
             else:
                 # Rounding may lead beyond the ends.
                 found[f"{part}.{key}"] = FloatDistribution(low * 0.99, high * 1.01, log=not math.isclose(low, 0.0))

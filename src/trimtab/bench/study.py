@@ -25,7 +25,7 @@ _ROW_KEYS = ("name", "method", "options", "fit", "search")
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's file says."""
+    """Content of a study's file."""
 
     path: Path
     suite: str

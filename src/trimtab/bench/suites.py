@@ -146,7 +146,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _data(path: Path, text: str) -> str:
-    """What ``fit`` takes; paths start at the suite file's own folder."""
+    """Return the data for ``fit``; paths start at the suite file's own folder."""
     beside = path.parent / text
     return str(beside) if beside.exists() or text not in BUILT_IN else text
 

@@ -76,7 +76,7 @@ def summarise(folders: Sequence[str | Path], baselines: Sequence[str] = ()) -> R
 
 
 def _tasks(read: Iterable[Results]) -> dict[str, Record]:
-    """What is known of each task; the rows of a table are of the same images."""
+    """Describe each task; all rows of a table are of the same images."""
     tasks: dict[str, Record] = {}
     for results in read:
         check_variants([(t["task"], t["variant"]) for t in (*tasks.values(), *results.find("task"))])
@@ -217,7 +217,7 @@ def _cell(results: Results, name: str, task: str, lines: Sequence[Record], kind:
 
 
 def _tried(choice: Record | None, tests: Sequence[Record]) -> int:
-    """How many settings the number was chosen from, on whichever images; 0 where there was nothing to choose."""
+    """Count the settings that the number was chosen from, on whichever images; 0 where there was nothing to choose."""
     if choice is None:
         return 0
     if len(choice["settings"]) == 1:

@@ -159,7 +159,7 @@ def _of_classes(summary: Record) -> dict[str, tuple[list[str], list[list[str]]]]
 
 
 def _of_choices(summary: Record) -> tuple[list[str], list[list[str]]]:
-    """What the search chose for each row and task."""
+    """Table of the settings chosen for each row and task."""
     tasks = list(summary["tasks"])
     rows = [
         [label(row), *(chosen(row["tasks"][name]) if name in row["tasks"] else NONE for name in tasks)]
@@ -183,7 +183,7 @@ def chosen(cell: Record) -> str:
 
 
 def _of_spread(summary: Record) -> tuple[list[str], list[list[str]]]:
-    """How far seeds lie apart."""
+    """Table of the spread over seeds."""
     tasks, lines = list(summary["tasks"]), []
     for row in summary["rows"]:
         cells = [row["tasks"].get(name) for name in tasks]
@@ -200,7 +200,7 @@ def _of_spread(summary: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def _cost(row: Record, name: str, factor: float, unit: str) -> str:
-    """What a row's models cost, the mean over tasks."""
+    """Cost of a row's models, mean over tasks."""
     found = [one[name] for one in row["tasks"].values() if one[name] is not None]
     return f"{factor * sum(found) / len(found):,.0f} {unit}" if found else NONE
 

@@ -80,13 +80,13 @@ class Trial:
 
     @property
     def setting(self) -> Record:
-        """What a search chooses."""
+        """The settings that a search chooses."""
         inputs = self.inputs()
         return {"options": inputs["options"], "fit": inputs["fit"]}
 
     @property
     def words(self) -> str:
-        """For messages."""
+        """Short description for messages."""
         chosen = {**self.fit, **self.options}
         return ", ".join([self.task, self.row, *(f"{name} {value}" for name, value in chosen.items()), self._turn])
 
@@ -109,7 +109,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class TrialFiles:
-    """Where a trial finds its images and leaves its model."""
+    """Images and output folder of a trial."""
 
     training: TrainingData
     out: Path
@@ -123,7 +123,7 @@ class TrialFiles:
 
     @property
     def score(self) -> str:
-        """What the validation score is called in the history of a training."""
+        """Key of the validation score in a training's history."""
         return f"val_{self.kind.monitor}"
 
 
@@ -209,7 +209,7 @@ def _remove(folder: Path) -> None:
 
 
 def _measured(place: TrialFiles, result: FitResult) -> Record:
-    """Return what a finished training says of itself."""
+    """Read the record of a finished training."""
     out = place.out
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
@@ -250,7 +250,7 @@ def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSetti
 
 
 def _metric(kind: Task) -> Record:
-    """What a record says of its metric, unless it is that of records that do not."""
+    """Name the metric in a record; left out for accuracy, as in the first records."""
     return {} if kind.monitor == metric_of({}) else {"monitor": kind.monitor}
 
 
@@ -321,7 +321,7 @@ class _OfTask:
         self._task, self._shared = "", None  # type: str, RunCache | None
 
     def of(self, task: str) -> RunCache:
-        """What trials of this task share."""
+        """Return the cache that trials of this task share."""
         from trimtab.training.inputs import RunCache
 
         if self._shared is None or task != self._task:

@@ -1,4 +1,7 @@
-"""What can be tuned by which method: ours and timm's architectures, built without memory and never downloaded."""
+"""Table of backbones and the methods that can tune them.
+
+The package's own architectures and timm's are built without memory, and nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a backbone that can be opened is like."""
+    """Sizes of a backbone that can be opened."""
 
     widths: tuple[int, ...]
     """D, one a block."""
@@ -59,7 +62,7 @@ class Entry:
     reasons: tuple[str, ...]
     """Why it cannot be opened; empty if it can."""
     sizes: Sizes | None
-    """None if it cannot be opened."""
+    """Sizes of the backbone; None if it cannot be opened."""
     methods: Mapping[str, tuple[str, ...]]
     """By method, why it cannot tune this backbone with its default options; empty if it can."""
     pretrained: tuple[str, ...]

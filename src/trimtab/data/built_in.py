@@ -47,7 +47,7 @@ def split_images(built_in: BuiltInSet, wanted: str) -> list[LabelledImage]:
 
 
 def named_images(name: str) -> list[BuiltInImage]:
-    """What a name stands for: ``SET`` for its test images, ``SET/SPLIT`` or ``SET/SPLIT/NUMBER``.
+    """Return the images of a name: ``SET`` for its test images, ``SET/SPLIT`` or ``SET/SPLIT/NUMBER``.
 
     None where it is no such name, or something of that name is there.
     """
@@ -67,7 +67,7 @@ def named_images(name: str) -> list[BuiltInImage]:
 
 
 def write_folder(name: str, folder: str | Path) -> Path:
-    """Writes a set as PNG files: ``train/``, ``val/`` and ``test/``, each with a folder a class.
+    """Write a set as PNG files: ``train/``, ``val/`` and ``test/``, each with a folder a class.
 
     A new folder appears whole or not at all; one that is there gets each split whole, at the end.
 

@@ -74,7 +74,7 @@ def in_colour(image: Image.Image, bits: int = WIDEST, background: Colour | None 
 
 
 def bits_used(image: Image.Image) -> int | None:
-    """How many bits the greatest value of a 16-bit image has; None for an image of fewer bits.
+    """Count the bits of a 16-bit image's greatest value; None for an image of fewer bits.
 
     Transparent pixels do not count.
     """
@@ -103,7 +103,7 @@ def _narrow(image: Image.Image) -> Image.Image:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """How opaque each pixel is; None where all are wholly."""
+    """Opacity of each pixel; None where all are opaque."""
     palette = image.palette.mode if image.mode == "P" and image.palette is not None else ""
     if image.mode not in _WITH_ALPHA and "transparency" not in image.info and palette != "RGBA":
         return None
@@ -203,7 +203,7 @@ def _both_halves(image: Image.Image) -> Array:
 
 
 def _greatest_of_ppm(tile: Any) -> int:
-    """What a PPM file calls the greatest value of its colours, where Pillow scales them; otherwise 0."""
+    """Maximum value that a PPM file declares, where Pillow scales by it; otherwise 0."""
     return int(tile[3][1]) if tile[0] in ("ppm", "ppm_plain") and tile[3][0] == "RGB" else 0
 
 

@@ -1,4 +1,4 @@
-"""How many bits the values of 16-bit images use: cameras and scanners often fill 10, 12 or 14 of them."""
+"""Bit depth of 16-bit images: cameras and scanners often fill 10, 12 or 14 of them."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Digits(BuiltInSet):
         return Image.fromarray(pixels[self._positions(split)[number]])
 
     def _positions(self, split: str) -> tuple[int, ...]:
-        """Where the images of a split are in scikit-learn's order."""
+        """Positions of a split's images in scikit-learn's order."""
         first = 0
         for name, size in self.sizes.items():
             if name == split:

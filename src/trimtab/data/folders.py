@@ -47,7 +47,7 @@ def list_images(patterns: Sequence[str | Path]) -> list[ImageSource]:
 
 
 def find_images(patterns: Sequence[str | Path]) -> tuple[list[ImageSource], dict[str, str]]:
-    """As `list_images`, and the patterns that stand for no image, each with a sentence that says so."""
+    """List images as `list_images`, and the patterns that match none, each with a sentence that says so."""
     found = search_images(patterns)
     return found.images, found.unmatched
 
@@ -68,7 +68,7 @@ class Search:
 
 
 def search_images(patterns: Sequence[str | Path]) -> Search:
-    """As `list_images`, and what was not found or not taken.
+    """List images as `list_images`, and what was not found or not taken.
 
     Raises:
         DataError: A folder cannot be read.

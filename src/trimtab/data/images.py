@@ -1,4 +1,4 @@
-"""What an image of a set is: a file, or one image of a set that comes with trimtab."""
+"""Images of a set: files, or images of a set that comes with trimtab."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BuiltInSet(abc.ABC):
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """What ``fit`` knows it by."""
+        """Name for ``fit``."""
 
     @property
     @abc.abstractmethod
@@ -46,7 +46,7 @@ class BuiltInSet(abc.ABC):
     @property
     @abc.abstractmethod
     def sizes(self) -> Mapping[str, int]:
-        """How many images each split has."""
+        """Number of images of each split."""
 
     @abc.abstractmethod
     def labels(self, split: str) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class BuiltInSet(abc.ABC):
         """One image, grey or in colour."""
 
     def mask(self, split: str, number: int) -> Image.Image:
-        """For every pixel of an image the number of the kind of thing that is there; 0 is background.
+        """Return the class of every pixel of an image; 0 is background.
 
         Raises:
             DataError: The set has no masks.
@@ -71,7 +71,7 @@ class BuiltInSet(abc.ABC):
 
 @dataclass(frozen=True)
 class BuiltInImage:
-    """One image of a set that comes with trimtab: what a path is to a file.
+    """Reference to an image of a set that comes with trimtab, as a path refers to a file.
 
     As text it is the set's name, the split and the number, ``sprites/shape/test/0007``.
     """
@@ -106,7 +106,7 @@ ImageSource: TypeAlias = "Path | BuiltInImage"
 
 
 def open_image(image: str | ImageSource) -> Image.Image:
-    """Opens an image, whatever it comes from.
+    """Open an image, whatever it comes from.
 
     Raises:
         DataError: It is no regular file, or of a format that is not opened (see `open_allowed`).
@@ -116,7 +116,7 @@ def open_image(image: str | ImageSource) -> Image.Image:
 
 
 def stamp(image: ImageSource) -> tuple[str, int]:
-    """What tells an image from another without opening it: its file's name and size, or its name and edition."""
+    """Identify an image without opening it: its file's name and size, or its name and edition."""
     return image.name, image.of.edition if isinstance(image, BuiltInImage) else image.stat().st_size
 
 

@@ -1,4 +1,4 @@
-"""What the readers of folders and of CSV files have in common."""
+"""Parts shared by the readers of folders and of CSV files."""
 
 from __future__ import annotations
 

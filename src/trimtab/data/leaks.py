@@ -45,7 +45,7 @@ class _File:
 
 
 def identity(path: Path, known: os.stat_result) -> Hashable:
-    """What two paths of one real file have in common, whichever links lead to it.
+    """Identify the real file of a path, whichever links lead to it.
 
     Args:
         path: One of them.
@@ -131,7 +131,7 @@ def _comparisons(parts: Sequence[Part], *, made: bool) -> list[tuple[set[int], i
 
 
 class _Names:
-    """Tells pairs of files, by their names in a folder where they are in it."""
+    """Names of pairs of files, by their names in a folder where they are in it."""
 
     def __init__(self, data: Path) -> None:
         folder = data if data.is_dir() else data.parent

@@ -95,7 +95,7 @@ def _way_out(kind: str) -> str:
 
 
 class Walk:
-    """Lists the images in a folder and the folders inside it, each real folder once.
+    """A walk over the images in a folder and the folders inside it, each real folder once.
 
     A link to a folder is followed unless it leads to a folder above it, into another one of ``roots``, or to a folder
     that is searched without it.

@@ -41,7 +41,7 @@ class MaskStore(Store):
         threads: int = 2,
         whole: bool = False,
     ) -> None:
-        """Opens the store; nothing is decoded yet.
+        """Open the store; nothing is decoded yet.
 
         Args:
             images: The set.
@@ -89,7 +89,7 @@ class MaskStore(Store):
 
     @property
     def turns(self) -> Counter[TrainingListing]:
-        """How the masks of images with an EXIF orientation were taken, of those decoded so far."""
+        """Count how masks of images with an EXIF orientation were turned, of those decoded so far."""
         return Counter(self._readings.values())
 
     def _load(self, index: int) -> Tensor:
@@ -137,7 +137,7 @@ class MaskStore(Store):
 
 
 def _misfit(mask: Array, own: int | None, size: tuple[int, int], orientation: int) -> str:
-    """Says which sizes a mask and its image have; ``size`` is that of the upright image."""
+    """Say which sizes a mask and its image have; ``size`` is that of the upright image."""
     (height, width), (upright_height, upright_width) = mask.shape, size
     if orientation == UPRIGHT and own in (None, UPRIGHT):
         return f"it is {height}x{width} and its image {upright_height}x{upright_width} (height x width)"

@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Codes:
-    """How masks are written: which value of a pixel is which class.
+    """Encoding of masks: the class of each pixel value.
 
     A value is that of a single channel, or of a colour ``65536 red + 256 green + blue``.
 
@@ -47,12 +47,12 @@ class Codes:
     palette: tuple[tuple[int, int, int], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it; `from_dict` reads it back."""
+        """Return JSON values; `from_dict` reads them back."""
         return dataclasses.asdict(self) | {"palette": [list(colour) for colour in self.palette]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Codes:
-        """Reads what `to_dict` gave.
+        """Read what `to_dict` gave.
 
         Raises:
             CheckpointError: It is something else.
@@ -196,7 +196,7 @@ def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:
 
 
 def codes_of_values(values: Sequence[int], ignored: Sequence[int]) -> Codes:
-    """How masks of these index values are written."""
+    """Return the encoding of masks with these index values."""
     kept = tuple(sorted(set(values) - set(ignored)))
     return Codes(kept, tuple(ignored), False, tuple(shade(k) for k in range(len(kept))))
 

@@ -46,7 +46,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def turned_array(pixels: Array, orientation: int) -> Array:
-    """As `turned`, for pixels (h, w)."""
+    """Turn pixels (h, w) as `turned` does images."""
     if orientation in SIDEWAYS:
         pixels = pixels.T
     if orientation in (2, 3, 6, 7):

@@ -65,7 +65,7 @@ def existing(path: Path) -> Path:
 
 
 def read_pairs(path: Path, wanted: Collection[str], *, whole: bool = False) -> Pairs:
-    """Lists the images with their masks of each wanted split.
+    """List the images with their masks of each wanted split.
 
     Args:
         path: A folder or a CSV file.

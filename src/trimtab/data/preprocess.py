@@ -33,7 +33,7 @@ LONGEST = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How image files become a backbone's input: `read` each, `finish` a batch, `normalise` it.
+    """Preprocessing of images to a backbone's input: `read` each, `finish` a batch, `normalise` it.
 
     The result equals timm's own evaluation transform for the same values (its ``crop_mode``
     ``"squash"`` and ``"center"``). What `read` gives can be kept and used again every epoch.
@@ -68,7 +68,7 @@ class Preprocess:
     background: Colour | None = None
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot work."""
+        """Refuse values that cannot work."""
         for name, known in (("resize", Resize), ("interpolation", Interpolation), ("augment", Augment)):
             check_word(name, getattr(self, name), get_args(known))
         size: tuple[Any, ...] = self.image_size  # may come from a file, so its type is not sure
@@ -89,12 +89,12 @@ class Preprocess:
         check_colours(self.bits, self.background)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them; `from_dict` reads them back."""
+        """Return JSON values; `from_dict` reads them back."""
         return as_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Reads what `to_dict` gave.
+        """Read what `to_dict` gave.
 
         Raises:
             CheckpointError: A value is missing, unknown or unusable.
@@ -102,7 +102,7 @@ class Preprocess:
         return from_json(cls, values)
 
     def read(self, path: str | ImageSource) -> Tensor:
-        """Reads and resizes an image, upright and in colour.
+        """Read and resize an image, upright and in colour.
 
         Args:
             path: A file of a format that is opened (see `open_allowed`), of any mode, or an image of a
@@ -123,7 +123,7 @@ class Preprocess:
             raise DataError(unreadable(path, error)) from error
 
     def from_image(self, image: Image.Image) -> Tensor:
-        """Resizes an open image; as `read`, whose errors come as Pillow raises them."""
+        """Resize an open image; as `read`, whose errors come as Pillow raises them."""
         image = upright_colours(image, self.bits, self.background)
         if self.resize == "shorter" and max(image.size) > LONGEST * min(image.size):
             # With its shorter side enlarged, a thin line would fill the memory.
@@ -154,7 +154,7 @@ class Preprocess:
         return torch.stack([self._cut(image, *self._centre(*image.shape[1:])) for image in stored])
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Scales (B, 3, H, W) uint8 to 0..1, subtracts the mean and divides by the deviation.
+        """Scale (B, 3, H, W) uint8 to 0..1, subtract the mean and divide by the deviation.
 
         Returns:
             (B, 3, H, W) float32, on the device of ``images``.
@@ -259,13 +259,13 @@ def upright_colours(image: Image.Image, bits: int, background: Colour | None) ->
 
 
 def unreadable(image: object, error: BaseException) -> str:
-    """Says that an image cannot be read, why, and what to do."""
+    """Say that an image cannot be read, why, and what to do."""
     way = "" if isinstance(error, DataError) else "; replace or remove it"
     return f"{image} cannot be read: {why_unreadable(error)}{way}."
 
 
 def why_unreadable(error: BaseException) -> str:
-    """Says in words why an image could not be read, without the file's name."""
+    """Say in words why an image could not be read, without the file's name."""
     if isinstance(error, UnidentifiedImageError):
         return "it is empty or not an image"
     if isinstance(error, Image.DecompressionBombError):

@@ -127,7 +127,7 @@ def _files_of(path: Path, rows: Sequence[_Row]) -> list[LabelledImage]:
 
 
 class DuplicateRows:
-    """Refuses rows of a CSV file that name one real file, however it is spelled or linked.
+    """A check for rows of a CSV file that name one real file, however it is spelled or linked.
 
     Args:
         path: The CSV file.

@@ -1,4 +1,4 @@
-"""Where images with masks come from: two folders of the same names, a CSV file, and the split of one set in two.
+"""Sources of images with masks: two folders of the same names, a CSV file, and the split of one set in two.
 
 Nothing here opens an image; masks are opened where nothing else says which classes there are.
 """
@@ -39,7 +39,7 @@ def open_scenes(
     palette: str | None = None,
     ignore_label: int | None = None,
 ) -> TrainingData:
-    """Reads the training and validation images of a data set with masks; its test images are not looked at.
+    """Read the training and validation images of a data set with masks; its test images are not looked at.
 
     Args:
         path: A folder with ``images/`` and ``masks/``, a CSV file, or the name of a set with masks that comes with
@@ -87,7 +87,7 @@ def open_scenes(
 def open_scene_split(
     path: str | Path, split: str, classes: Sequence[str], codes: Codes, *, made: Path | None = None
 ) -> MaskSet:
-    """Reads one split of a data set with masks, written as a model's training masks were.
+    """Read one split of a data set with masks, written as a model's training masks were.
 
     Args:
         path: As for `open_scenes`.
@@ -142,7 +142,7 @@ def held_out_scene_part(path: str | Path) -> Part:
 
 
 def write_scene_split(path: str | Path, data: TrainingData) -> None:
-    """Writes which image is in which split as a CSV file that `open_scene_split` reads.
+    """Write which image is in which split as a CSV file that `open_scene_split` reads.
 
     Raises:
         TrainingError: The file cannot be written.

@@ -33,7 +33,7 @@ from trimtab.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTransform:
-    """How images with masks become a backbone's input.
+    """Preprocessing of images with masks to a backbone's input.
 
     The backbone sees windows of ``image_size``. An image is measured or predicted whole: resized, then covered by
     windows. It is trained on by a window of it.
@@ -69,7 +69,7 @@ class SegmentationTransform:
     background: Colour | None = None
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot work."""
+        """Refuse values that cannot work."""
         for name, known in (("resize", Resize), ("interpolation", Interpolation), ("augment", Augment)):
             check_word(name, getattr(self, name), get_args(known))
         if self.interpolation == "lanczos":
@@ -86,12 +86,12 @@ class SegmentationTransform:
         check_colours(self.bits, self.background)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON can hold them; `from_dict` reads them back."""
+        """Return JSON values; `from_dict` reads them back."""
         return as_json(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SegmentationTransform:
-        """Reads what `to_dict` gave.
+        """Read what `to_dict` gave.
 
         Raises:
             CheckpointError: A value is missing, unknown or unusable.
@@ -99,7 +99,7 @@ class SegmentationTransform:
         return from_json(cls, values)
 
     def read(self, path: str | ImageSource) -> Tensor:
-        """Reads an image, upright and in colour, at its own size.
+        """Read an image, upright and in colour, at its own size.
 
         Returns:
             (3, h, w) uint8.
@@ -110,7 +110,7 @@ class SegmentationTransform:
         return self.read_turned(path)[0]
 
     def read_turned(self, path: str | ImageSource) -> tuple[Tensor, int]:
-        """As `read`, and the EXIF orientation by which the image was turned, 1 to 8.
+        """Read as `read`, and return the EXIF orientation by which the image was turned, too, 1 to 8.
 
         Raises:
             DataError: The file cannot be read as an image.
@@ -125,7 +125,7 @@ class SegmentationTransform:
             raise DataError(unreadable(path, error)) from error
 
     def from_image(self, image: Image.Image) -> Tensor:
-        """An open image, as `read`."""
+        """Return the pixels (3, h, w) of an open image, as `read`."""
         image = upright_colours(image, self.bits, self.background)
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(
@@ -177,7 +177,7 @@ class SegmentationTransform:
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Scales (B, 3, H, W) uint8 to 0..1, subtracts the mean and divides by the deviation, as float32."""
+        """Scale (B, 3, H, W) uint8 to 0..1, subtract the mean and divide by the deviation, as float32."""
         return normalised(images, self.mean, self.std)
 
     def _scaled(self, height: int, width: int, factor: float) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Stroke:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is in a picture.
+    """Content of a picture.
 
     Attributes:
         sprites: The shapes; later ones lie above earlier ones.
@@ -83,7 +83,7 @@ class Scene:
 
 
 def _outline(sprite: Sprite) -> Image.Image:
-    """How much of each pixel a sprite covers, 0 to 255."""
+    """Coverage of each pixel by a sprite, 0 to 255."""
     turn = math.radians(sprite.angle)
     cos, sin = sprite.radius * math.cos(turn), sprite.radius * math.sin(turn)
     # In pictures y grows downwards.

@@ -1,4 +1,4 @@
-"""Where labelled images come from: class folders, CSV files, built-in sets, and the split of one set in two.
+"""Sources of labelled images: class folders, CSV files, built-in sets, and the split of one set in two.
 
 Nothing here opens an image; a set is a list of paths with labels.
 """
@@ -46,7 +46,7 @@ class ImageSet:
     left_out: int = field(default=0, compare=False, kw_only=True)
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.paths)
 
     @property
@@ -67,7 +67,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model is trained and selected on.
+    """Training and validation images of a run.
 
     Attributes:
         train: The training images.
@@ -85,7 +85,7 @@ class TrainingData:
 
 
 def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0) -> TrainingData:
-    """Reads the training and validation images of a data set; its test images are not looked at.
+    """Read the training and validation images of a data set; its test images are not looked at.
 
     Validation images that the data does not name are held out from the training images, class by
     class (see `stratified_split`).
@@ -138,7 +138,7 @@ def named_splits(path: str | Path) -> set[str]:
 
 
 def open_split(path: str | Path, split: str, classes: Sequence[str], *, made: Path | None = None) -> ImageSet:
-    """Reads one split of a data set, labelled by a model's own list of classes.
+    """Read one split of a data set, labelled by a model's own list of classes.
 
     Args:
         path: As for `open_training`.
@@ -215,7 +215,7 @@ def _made_split(path: Path, made: Path, wanted: str, classes: tuple[str, ...]) -
 
 
 def write_split(path: str | Path, data: TrainingData) -> None:
-    """Writes which image is in which split as a CSV file that `open_training` and `open_split` read.
+    """Write which image is in which split as a CSV file that `open_training` and `open_split` read.
 
     The file appears whole or not at all. Files are named by their absolute paths.
 

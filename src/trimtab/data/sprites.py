@@ -101,7 +101,7 @@ class Sprites(BuiltInSet):
         return self.scene(split, number).mask()
 
     def scene(self, split: str, number: int) -> Scene:
-        """What is in a picture, in numbers."""
+        """Return the content of a picture, in numbers."""
         alone = self.factor not in ("count", "middle")
         # Those of lone sprites share their pictures.
         draw = randomness("sprites", "alone" if alone else self.factor, self.seed, split, number)

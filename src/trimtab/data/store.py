@@ -58,10 +58,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def _load(self, index: int) -> Tensor:
-        """Decodes an image as it is kept."""
+        """Decode an image as it is kept."""
 
     def fill(self, on_image: Callable[[int], None] | None = None) -> None:
-        """Decodes every image now: keeps what fits and makes sure that the others can be read.
+        """Decode every image now: keep what fits and make sure that the others can be read.
 
         Args:
             on_image: Called in this thread with 1 after each image, to advance a progress bar.
@@ -122,7 +122,7 @@ class Store(abc.ABC):
         return image
 
     def _fault(self, index: int) -> str | None:
-        """Decodes an image, and says what is wrong with it if it cannot be read."""
+        """Decode an image; return what is wrong with it if it cannot be read."""
         if self._kept[index] is not None:
             return None
         try:
@@ -133,7 +133,7 @@ class Store(abc.ABC):
 
 
 def note_of_turns(*stores: Store) -> str | None:
-    """Says how masks were taken whose images have an EXIF orientation; nothing where there are none."""
+    """Say how masks were taken whose images have an EXIF orientation; nothing where there are none."""
     turns = sum((store.turns for store in stores), Counter[TrainingListing]())
     words: dict[TrainingListing, str] = {
         "with image": "turned with their images",
@@ -152,7 +152,7 @@ class ImageStore(Store):
     """
 
     def __init__(self, images: ImageSet, preprocess: Preprocess, *, cache_bytes: int, threads: int = 2) -> None:
-        """Opens the store; nothing is decoded yet.
+        """Open the store; nothing is decoded yet.
 
         Args:
             images: The set.

@@ -12,11 +12,11 @@ from trimtab.backbone import Backbone
 from trimtab.stream import Stream
 
 Features: TypeAlias = "Tensor | tuple[Tensor, ...]"
-"""What a head reads: (B, num_features), or a grid (B, D, h, w) for each block it looks at."""
+"""Input of a head: (B, num_features), or a grid (B, D, h, w) for each block that it reads."""
 
 
 class WeightedLogits(NamedTuple):
-    """Logits, and what they weigh in the training loss."""
+    """Logits with their weight in the training loss."""
 
     weight: float
     logits: Tensor
@@ -27,7 +27,7 @@ class Head(nn.Module, abc.ABC):
 
     Attributes:
         out_indices: Blocks whose output it reads besides the last block's, in rising order.
-        pooled_only: Whether nothing but pooling reads what leaves the last block.
+        pooled_only: Whether nothing but pooling reads the last block's output.
         linear: The layer whose start values are the method's, if there is such a layer.
     """
 

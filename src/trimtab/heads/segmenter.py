@@ -23,14 +23,14 @@ _TAPS = (10, 15, 20, 24)
 
 @dataclasses.dataclass(frozen=True)
 class SegmenterConfig:
-    """What a segmentation head is."""
+    """Options of a segmentation head."""
 
     head: Literal["linear", "setr-pup", "dpt"] = "linear"
     """linear: one layer on each patch. setr-pup: SETR's progressive upsampling of the last block, with auxiliary
     heads on three more. dpt: segmentation_models_pytorch's DPT decoder on four blocks (extra `segmentation`)."""
     channels: Annotated[int | None, Range(least=1)] = None
     """Channels inside the head. Default: 256 (setr-pup), a quarter of the backbone's width up to 256 (dpt)."""
-    taps: tuple[int, ...] | None = None
+    taps: Annotated[tuple[int, ...] | None, Range(least=0, way_out="blocks are counted from 0")] = None
     """The blocks that are looked at, counted from 0: four, rising, the last of them the main one. Default: SETR's 9,
     14, 19, 23 of 24 blocks, in proportion to the depth; in Swin where stages end."""
     auxiliary_weight: Annotated[float, Range(least=0, way_out="use 0 to leave the heads out, or more")] = 0.4
@@ -44,7 +44,7 @@ class SegmenterConfig:
                 raise ConfigError(
                     f"{name} is {value}, and the head 'linear' has none; leave it out, or choose another."
                 )
-        if self.taps is not None and (len(self.taps) != 4 or list(self.taps) != sorted(self.taps) or self.taps[0] < 0):
+        if self.taps is not None and (len(self.taps) != 4 or list(self.taps) != sorted(self.taps)):
             raise ConfigError(f"taps is {self.taps}; list four blocks in rising order, counted from 0.")
 
 
@@ -76,7 +76,7 @@ class Segmenter(Head):
         """Features to logits (B, C, h, w) at the head's own resolution."""
 
     def enlarged(self, logits: Tensor) -> Tensor:
-        """Logits at the size of the backbone's input."""
+        """Upsample logits (B, C, h, w) to the size of the backbone's input."""
         if logits.shape[-2:] == self.image_size:
             return logits
         return F.interpolate(logits, self.image_size, mode="bilinear", align_corners=False)
@@ -136,5 +136,5 @@ def default_out_indices(backbone: Backbone) -> tuple[int, ...]:
 
 
 def as_grids(features: Features) -> tuple[Tensor, ...]:
-    """Features as the grids that they are."""
+    """Return features as grids (B, D, h, w)."""
     return (features,) if isinstance(features, Tensor) else features

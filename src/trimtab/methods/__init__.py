@@ -45,7 +45,7 @@ class _Methods(Mapping[str, "type[Method[Any]]"]):
         return _BUILT_IN | {name: place for name, place in theirs.items() if name not in _BUILT_IN}
 
     def locate(self, name: str) -> str:
-        """Where a method lives, ``"module:Class"``, without importing it.
+        """Return where a method is defined, ``"module:Class"``, without importing it.
 
         Raises:
             ConfigError: If there is no such method, with the nearest names.

@@ -236,6 +236,7 @@ class Adapter(Method[AdapterConfig]):
             return added * self.scales[n] if self.scale is None else added * self.scale[n]
         return added if design.scale == 1 else added * design.scale
 
+    @torch.no_grad()
     def fold(self, backbone: Backbone) -> Method[Any]:
         """Multiply scales of channels into the layers before them; without such scales nothing is constant."""
         if not self.scales:

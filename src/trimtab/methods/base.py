@@ -33,7 +33,7 @@ class PromptSet:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """All blocks that have them."""
+        """All blocks that have these prompts."""
         return tuple(sorted({*self.enters, *self.carried}))
 
 
@@ -68,7 +68,8 @@ class Method(nn.Module, Generic[ConfigT]):
     """A way of steering a frozen backbone.
 
     Owns its trainable tensors and never keeps the backbone. Subclasses are final: they set the class
-    variables and override :meth:`step`, :meth:`weight_overrides` or both; everything else has a default.
+    variables and override :meth:`step`, :meth:`weight_overrides`, :meth:`pixels` or several of them; everything
+    else has a default.
 
     Args:
         config: The method's options.
@@ -79,7 +80,7 @@ class Method(nn.Module, Generic[ConfigT]):
     """
 
     name: ClassVar[str]
-    """The word users type."""
+    """Name on the command line."""
     Config: ClassVar[type]
     """Frozen dataclass of options; the text under each field is its help."""
     recipe: ClassVar[Recipe] = Recipe()
@@ -217,7 +218,7 @@ class FoldedMethod(Method[Any]):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """That of the method that was folded."""
+        """The name of the method that was folded."""
         return self._name
 
     def context(self, i: int) -> KeysValues | None:

@@ -71,7 +71,7 @@ class E2VPT(Method[E2VPTConfig]):
         self.values = None if config.share_key_values else _key_values(backbone, config.num_key_values)
 
     def num_prepare_images(self, available: int) -> int:
-        """Some, where prompts start from patches."""
+        """Return up to 64, where prompts start from patches."""
         return min(available, PATCH_IMAGES) if self._from_patches else 0
 
     def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
@@ -96,7 +96,7 @@ class E2VPT(Method[E2VPTConfig]):
         return backbone.block(i, stream, context=[learned] if prompts is None else [prompts, learned])
 
     def fold(self, backbone: Backbone) -> Method[Any]:
-        """All prompts as stored keys and values."""
+        """Store all prompts as keys and values."""
         contexts = [self._key_values(i) for i in range(backbone.depth)]
         if self.prompts is not None:
             contexts = [

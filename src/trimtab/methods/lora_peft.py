@@ -68,7 +68,7 @@ class Factors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """What such a folder holds."""
+    """Content of a PEFT folder."""
 
     rank: int
     """Of every update: smaller ones are filled up with zeros."""

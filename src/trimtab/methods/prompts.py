@@ -1,4 +1,4 @@
-"""What prompt methods share: how prompts start, and how they are dropped."""
+"""Prompts shared by prompt methods: initialisation and dropout."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Prompts(nn.Module):
         self._places = tuple((s, j) for s, stage in enumerate(stages) for j in range(len(stage)))
 
     def __len__(self) -> int:
-        """Blocks that have prompts."""
+        """Number of blocks that have prompts."""
         return len(self._places)
 
     def __getitem__(self, i: int) -> Tensor:
@@ -72,7 +72,7 @@ class Prompts(nn.Module):
         return prompts
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Those of each block."""
+        """Iterate over the prompts (P, D) of each block."""
         return (self[i] for i in range(len(self)))
 
 

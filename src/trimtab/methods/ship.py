@@ -265,7 +265,7 @@ class SHIP(Method[SHIPConfig]):
         return reasons
 
     def num_prepare_images(self, available: int) -> int:
-        """As many as ``prototype_images``, if anything has to be learned from them."""
+        """Return up to ``prototype_images``, if anything has to be learned from them."""
         needed = self.config.hierarchy is None or self.config.attribute_sets > 0
         return min(available, self.config.prototype_images) if needed else 0
 

@@ -151,7 +151,7 @@ class SVPT(Method[SVPTConfig]):
             self.strength = nn.Parameter(torch.full((backbone.depth - 1,), config.strength / _GAIN))
 
     def _add_gates(self, links: int, width: int) -> None:
-        """Those of a stage."""
+        """Add the gates of a stage."""
         config = self.config
         looks = {"output": 1, "prompts": 2, "constant": 0}[config.gate_from]
         if looks:
@@ -171,7 +171,7 @@ class SVPT(Method[SVPTConfig]):
         return []
 
     def num_prepare_images(self, available: int) -> int:
-        """Some, where prompts start from patches."""
+        """Return up to 64, where prompts start from patches."""
         return min(available, PATCH_IMAGES) if self.config.prompt_init == "patches" else 0
 
     def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:

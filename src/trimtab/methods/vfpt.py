@@ -45,6 +45,10 @@ class VFPTConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.fourier_blocks == ():
+            raise ConfigError(
+                "fourier_blocks is empty; name blocks, leave it out, or use fourier_share 0 for plain VPT."
+            )
         if self.fourier_share > 0 and self.num_fourier == 0:
             raise ConfigError(
                 f"fourier_share is {self.fourier_share}, which is less than one of {self.num_prompts} prompts; use "

@@ -101,20 +101,20 @@ class VPT(Method[VPTConfig]):
 
     @classmethod
     def unsupported(cls, config: VPTConfig, backbone: Backbone) -> list[str]:
-        """A projection to several widths."""
+        """List a projection to several widths."""
         if config.projection is not None and config.deep and len(backbone.stages) > 1:
             return [f"a projection maps prompts to one width and its stages have {len(backbone.stages)}"]
         return []
 
     def initialise_head(self, head: nn.Linear) -> None:
-        """Small, or the official code's: Kaiming-normal over the outputs, every class at a probability near 0.01."""
+        """Start small, or as the official code: Kaiming-normal over the outputs, each class at about 0.01."""
         if self.config.head_init == "small":
             super().initialise_head(head)
             return
         paper_head_(head)
 
     def num_prepare_images(self, available: int) -> int:
-        """Some, where prompts start from patches."""
+        """Return up to 64, where prompts start from patches."""
         return min(available, PATCH_IMAGES) if self.config.from_patches else 0
 
     def prepare(self, backbone: Backbone, batches: Iterable[Tensor]) -> None:
@@ -136,13 +136,13 @@ class VPT(Method[VPTConfig]):
         return backbone.block(i, stream)
 
     def fold(self, backbone: Backbone) -> Method[Any]:
-        """Deep prompts as stored keys and values; shallow ones flow through the blocks and stay."""
+        """Store deep prompts as keys and values; shallow ones flow through the blocks and stay."""
         if not self.config.deep:
             return self
         contexts = [backbone.keys_values(i, self.projection(prompts)) for i, prompts in enumerate(self.prompts)]
         return FoldedMethod(self, backbone, contexts=contexts)
 
     def _inserted(self, i: int, stream: Stream) -> Tensor:
-        """Prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
+        """Return the prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""
         prompts: Tensor = self.projection(self.prompts[i])
         return dropped(prompts, self.dropout, stream) if self.training else prompts

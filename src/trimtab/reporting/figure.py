@@ -1,4 +1,4 @@
-"""How pictures are drawn: sizes for a phone's width, colours for light and dark, text that stays text."""
+"""Style of pictures: sizes for a phone's width, colours for light and dark, text that stays text."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Layout:
         return slice(first, first + one.count)
 
     def shares(self, given: Sequence[Tensor]) -> list[tuple[str, list[float | None]]]:
-        """Of each set, and of all if there are several, what is given to it in each block.
+        """Return the attention given to each prompt set in each block, and to all together if there are several.
 
         Args:
             given: (B, P) of each block: what some tokens of each image give to each prompt.
@@ -62,7 +62,7 @@ class Layout:
         return rows
 
     def picture(self, given: Sequence[Tensor], whose: str) -> Captioned | None:
-        """The shares as a picture, if there are prompts; ``whose`` attention it is, in words."""
+        """Draw the shares, if there are prompts; ``whose`` attention it is, in words."""
         rows = self.shares(given)
         if not rows:
             return None
@@ -73,7 +73,7 @@ class Layout:
         )
 
     def overlays(self, pixels: Tensor, k: int, what: str) -> list[Captioned]:
-        """Where the patches of the ``k``-th image, ``what`` in words, attend to some prompts."""
+        """Draw where the patches of the ``k``-th image, ``what`` in words, attend to some prompts."""
         drawn = []
         for name, i, column in self.maps():
             alt = f"Where patches of {what} attend to {name} in block {i}."

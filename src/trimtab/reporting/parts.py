@@ -48,7 +48,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFigures:
-    """All that is shown of what one model says of images."""
+    """Figures of one model's predictions."""
 
     measured: str
     """A sentence on the images and the metrics."""

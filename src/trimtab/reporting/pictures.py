@@ -285,7 +285,7 @@ def _order(values: Sequence[Sequence[float | None]]) -> list[int]:
 
 
 def _ends(order: Sequence[int]) -> tuple[list[int], str]:
-    """As many classes as can be shown, and what to say where that is not all."""
+    """Return as many classes as can be shown, and a note where that is not all."""
     if len(order) <= _MOST_BARS:
         return list(order), ""
     half = _MOST_BARS // 2

@@ -35,7 +35,7 @@ def thumbnail(pixels: Tensor, alt: str, side: int = _SIDE) -> Drawing:
 
 
 def overlay(pixels: Tensor, heat: Tensor, alt: str) -> Drawing:
-    """An image in grey under a heat map (h, w) of any range, each patch in one colour: dark little, yellow much."""
+    """Draw an image in grey under a heat map (h, w) of any range, a colour a patch: dark little, yellow much."""
     import matplotlib as mpl
 
     image = _image(pixels, _SIDE)
@@ -47,7 +47,7 @@ def overlay(pixels: Tensor, heat: Tensor, alt: str) -> Drawing:
 
 
 def classes_over(pixels: Tensor, classes: Tensor, palette: Sequence[tuple[int, int, int]], alt: str) -> Drawing:
-    """An image in grey with the classes (h, w) of its pixels laid over it; what is `VOID` stays grey."""
+    """Draw an image in grey under the classes (h, w) of its pixels; what is `VOID` stays grey."""
     image = _image(pixels, SCENE)
     colours = np.zeros((VOID + 1, 3), dtype=np.uint8)
     colours[: len(palette)] = palette
@@ -57,7 +57,7 @@ def classes_over(pixels: Tensor, classes: Tensor, palette: Sequence[tuple[int, i
 
 
 def wrong_over(pixels: Tensor, truth: Tensor, said: Tensor, alt: str) -> Drawing:
-    """An image in dark grey, in orange where what was said (h, w) is not the truth; `VOID` is never wrong."""
+    """Draw an image in dark grey, in orange where the prediction (h, w) is wrong; `VOID` is never wrong."""
     image = _image(pixels, SCENE)
     wrong = _resized(((said != truth) & (truth != VOID)).to(torch.uint8), image.size) > 0
     dim = _grey(image).point([round(_DIM * value) for value in range(256)] * 3)

@@ -81,7 +81,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _draft_prefix(name: str) -> str:
-    """How a draft's name begins; cut where the name would be longer than file systems take."""
+    """Prefix of a draft's name; cut where the name would be longer than file systems take."""
     # mkstemp adds eight characters.
     room = _LONGEST_NAME - 8 - len(DRAFT)
     return os.fsdecode(os.fsencode(f".{name}.")[:room])
@@ -123,7 +123,7 @@ def _special(path: Path) -> bool:
 
 
 def _target(path: Path) -> Path:
-    """Where a path leads once all links are followed, whether or not anything is there."""
+    """Follow all links of a path, whether or not anything is there."""
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -281,7 +281,7 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """What tells a plain file from all others."""
+    """Identify a plain file."""
     try:
         found = os.stat(path)  # noqa: PTH116 - of many files
     except (OSError, ValueError):
@@ -293,7 +293,7 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that JSON says.
+    """Parse JSON.
 
     Raises:
         ValueError: If it is no JSON, or lists in lists without end.

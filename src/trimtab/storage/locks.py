@@ -166,7 +166,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def _key(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another, whatever it is called; ``None`` if it is not there."""
+    """Identify a folder by whichever path; ``None`` if it is not there."""
     try:
         status = folder.stat()
     except OSError:
@@ -338,7 +338,7 @@ def _content(handle: int) -> bytes:
 
 
 def _parsed(content: bytes) -> dict[str, Any] | None:
-    """What a lock file of trimtab says; ``None`` if it is another's, or empty."""
+    """Parse a lock file of trimtab; ``None`` if it is another's, or empty."""
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError):

@@ -29,7 +29,7 @@ class Metrics(abc.ABC):
 
     @abc.abstractmethod
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count a batch."""
+        """Count a batch of logits (B, C, ...) and targets (B, ...)."""
 
     @abc.abstractmethod
     def compute(self, images: int, gather: Gather | None = None) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Task(abc.ABC):
     """
 
     name: ClassVar[str]
-    """The word users type."""
+    """Name on the command line."""
     Config: ClassVar[type]
     """Frozen dataclass of options; the text under each field is its help."""
     monitor: ClassVar[str]

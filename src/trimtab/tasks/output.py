@@ -19,7 +19,7 @@ from trimtab.tasks.predictor import TablePredictor, TaskPredictor
 
 
 class PredictionCounts(NamedTuple):
-    """How many images were predicted, and which were not."""
+    """Number of images that were predicted, and those that were not."""
 
     done: int
     """Images predicted."""

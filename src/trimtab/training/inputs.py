@@ -74,7 +74,7 @@ class RunCache:
 
 
 def index(features: Features, rows: list[int] | Tensor) -> Features:
-    """Return the features at these positions."""
+    """Return the features (B, D) or grids (B, D, h, w) at these positions."""
     return features[rows] if isinstance(features, Tensor) else tuple(grid[rows] for grid in features)
 
 

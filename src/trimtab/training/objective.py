@@ -37,7 +37,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def logits(self, inputs: Any) -> Tensor:
-        """Compute the logits of whole images, or of features that stand for them."""
+        """Compute logits (B, C, ...) of whole images (B, 3, H, W), or of features that stand for them."""
 
         def forward(inputs: Tensor) -> Tensor:
             with self.autocast(inputs.device):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from accelerate import Accelerator
 
 from trimtab import __version__
-from trimtab.checkpoint import RUN
 from trimtab.data import TrainingData
 from trimtab.model import TunedModel
 from trimtab.progress import Progress
@@ -72,10 +70,9 @@ class TrainingRun:
     def begin(self, record: dict[str, Any]) -> dict[str, Any]:
         """Start the folder, in the main process, and return the record in it: of a resumed run the first one's."""
         if self.accelerator.is_main_process:
-            self.folder.begin(record)
+            record = self.folder.begin(record)
             if self.training.split_made:
                 self.task.write_split(self.folder.path / SPLIT, self.training)
-            record = json.loads((self.folder.path / RUN).read_text(encoding="utf-8"))
         self.accelerator.wait_for_everyone()
         return record
 

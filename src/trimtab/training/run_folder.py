@@ -38,7 +38,7 @@ OURS = (CONFIG, RESUME, TENSORS, PREPROCESSOR, METRICS, CARD, SPLIT, TRACKING, R
 
 @dataclasses.dataclass
 class TrainState:
-    """Everything a run needs to go on as if it had never stopped."""
+    """State from which a run goes on as if it had never stopped."""
 
     epoch: int
     """Epochs done."""
@@ -64,7 +64,7 @@ class RunFolder:
     """The output folder of one run.
 
     Args:
-        path: Where to; made if it is not there.
+        path: The folder; made if it is not there.
         resume: Go on with a run that was stopped here; with nothing here, start.
         overwrite: Replace an adapter or run that is here.
 
@@ -101,8 +101,12 @@ class RunFolder:
         self.finished = self.going_on and CONFIG in there and RESUME not in there
         self._identity: str | None = None
 
-    def begin(self, run: dict[str, Any]) -> None:
-        """Make the folder ours and record the run's configuration, unless it is being resumed."""
+    def begin(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Make the folder ours and record the run's configuration, unless it is being resumed.
+
+        Returns:
+            The record that is in the folder: of a resumed run the first one's.
+        """
         # First, so that a record that cannot be written leaves everything as it was.
         record = json_bytes({**run, _SEALED: True})
         try:
@@ -116,7 +120,9 @@ class RunFolder:
             raise TrainingError(f"Could not make the folder {str(self.path)!r}: {error.strerror}.") from error
         if not self.going_on:
             write_bytes(self.path / RUN, record)
-        self._identity = json_digest(self.recorded())
+        kept: dict[str, Any] = self._record() if self.going_on else parse_json(record)
+        self._identity = json_digest(kept["identity"])
+        return kept
 
     def check(self, run: dict[str, Any]) -> None:
         """Make sure that a run to be resumed is this one; nothing is changed.
@@ -126,7 +132,7 @@ class RunFolder:
         """
         if not self.going_on:
             return
-        before = self._upgraded(run["identity"].get("method"))
+        before = self._upgraded(run["identity"].get("method"), self.recorded())
         # Through JSON, so that tuples and lists compare.
         now = json.loads(json.dumps(run["identity"]))
         differing = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
@@ -146,13 +152,13 @@ class RunFolder:
         """
         if not self.going_on or not isinstance(method, str):
             return configure(method, options)
-        before, now = self.recorded(), self._upgraded(method)
+        before = self.recorded()
+        now = self._upgraded(method, before)
         meant = {name.partition(".")[2]: value for name, value in now.items() if name not in before}
         return configure(method, {**meant, **(options or {})})
 
-    def _upgraded(self, method: str | None) -> dict[str, Any]:
+    def _upgraded(self, method: str | None, before: dict[str, Any]) -> dict[str, Any]:
         """Return what was recorded, with what the method's options of that time meant without saying it."""
-        before = self.recorded()
         if method is None or before.get("method") != method:
             return before
         upgrade = getattr(METHODS[method].Config, "upgrade", None)
@@ -167,13 +173,13 @@ class RunFolder:
         Raises:
             CheckpointError: If its record is broken.
         """
-        return self._record()[0]
+        return dict(self._record()["identity"])
 
-    def _record(self) -> tuple[dict[str, Any], bool]:
-        """The run's identity, and whether its states have a checksum."""
+    def _record(self) -> dict[str, Any]:
+        """Return the run's record, whose ``identity`` is a mapping."""
         try:
-            record = parse_json((self.path / RUN).read_bytes())
-            return dict(record["identity"]), _SEALED in record
+            record = dict(parse_json((self.path / RUN).read_bytes()))
+            return {**record, "identity": dict(record["identity"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{RUN} in {str(self.path)!r} is broken ({type(error).__name__}), so the run cannot be resumed; "
@@ -237,12 +243,13 @@ class RunFolder:
 
         if not self.going_on or not (self.path / RESUME).exists():
             return None
-        identity, has_seal = self._record()
+        record = self._record()
         parts: dict[str, dict[str, Tensor]] = {"trained": {}, "best": {}, "optimizer": {}}
         try:
             seal = seal_of(self.path / RESUME)
             # States of earlier versions have none, and neither do their runs.
-            if (seal is None and has_seal) or (seal is not None and seal.get("run") != json_digest(identity)):
+            other = seal is not None and seal.get("run") != json_digest(record["identity"])
+            if other or (seal is None and _SEALED in record):
                 raise CheckpointError(
                     f"{RESUME} in {str(self.path)!r} is the state of another run, or was changed, so the run cannot "
                     "be resumed; start anew with --overwrite."

@@ -20,7 +20,7 @@ def embedded_weights(name: str) -> Path:
 
 
 def embedded_model(name: str) -> tuple[str, dict[str, Any]]:
-    """What timm builds one of :data:`EMBEDDED` from: an architecture of its own, and options of ``create_model``."""
+    """Return timm's architecture of one of :data:`EMBEDDED`, and options for ``create_model``."""
     # Not timm's `local-dir:`, which came with 1.0.16.
     config = json.loads(embedded_weights(name).with_name("config.json").read_text(encoding="utf-8"))
     return config["architecture"], {**config["model_args"], "pretrained_cfg": config["pretrained_cfg"]}

@@ -126,13 +126,13 @@ class Fetched:
 
     @property
     def where(self) -> str:
-        """What the manifest says of it."""
+        """The archive's entry in the manifest."""
         if self._own is not None:
             return f"{self._own.name} (the user's)"
         return f"hub data set {self._archive.hub}" if self._archive.hub else self._archive.url
 
     def size(self) -> int:
-        """How much it takes, once it is here; before that, how much is to be downloaded."""
+        """Bytes on disk; before the download, bytes to download."""
         if self.path.is_dir():
             return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
         return self.path.stat().st_size if self.path.is_file() else self.bytes
@@ -155,7 +155,7 @@ class Fetched:
             self._found = check(self.path, wanted, progress, remove=self._own is None)
 
     def facts(self) -> dict[str, object]:
-        """What the manifest says of the file; a folder has no checksum."""
+        """Return the file's entry in the manifest; a folder has no checksum."""
         return {"name": self.path.name, "bytes": self.size(), "checksum": self._found}
 
     def remove(self) -> None:

@@ -37,12 +37,12 @@ class SourceImage:
 
     @property
     def key(self) -> Key:
-        """What tells it from the others."""
+        """Name that tells it from the others."""
         return self.split, self.place
 
 
 class TaskSource(abc.ABC):
-    """Where the images of one task come from. Made without reading images; `fetch` comes before the rest.
+    """Source of the images of one task. Made without reading images; `fetch` comes before the rest.
 
     Attributes:
         task: The task.

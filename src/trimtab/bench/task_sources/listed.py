@@ -102,7 +102,7 @@ class ListedArchive(TaskSource):
         return f"{label:0{len(str(most))}}"
 
     def _places(self, container: Container) -> Mapping[str, list[Key]]:
-        """For each file of the archive, the splits and places it stands at."""
+        """Map each file of the archive to its splits and positions."""
         ends: defaultdict[str, list[str]] = defaultdict(list)
         for name in real_names(container):
             ends[name.rpartition("/")[2]].append(name)

@@ -52,11 +52,11 @@ class NoahTree(TaskSource):
         self._bytes = sum(sizes) // max(1, len(sizes)) * sum(len(rows) for rows in self._rows.values())
 
     def bytes_needed(self) -> tuple[int, int]:
-        """Nothing is downloaded; the images take what the first of each split take on average."""
+        """Estimate from the first images of each split; nothing is downloaded."""
         return 0, self._bytes
 
     def fetch(self, progress: Progress) -> None:
-        """Nothing to do."""
+        """Download nothing: the images are there."""
 
     def classes(self) -> tuple[str, ...]:
         """The lists have numbers only."""
@@ -75,7 +75,7 @@ class NoahTree(TaskSource):
 
 
 def _folder(task: BenchmarkTask, tree: Path) -> TreePath:
-    """Where the task is in a tree."""
+    """Folder of the task in a tree."""
     top: TreePath = tree
     if tree.is_file():
         try:

@@ -41,7 +41,7 @@ def names_of(paths: Sequence[str]) -> list[str]:
 
 
 class _Names:
-    """Gives names that share no file."""
+    """Names that share no file."""
 
     def __init__(self) -> None:
         self.files = {LIST}

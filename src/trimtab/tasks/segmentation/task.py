@@ -52,9 +52,9 @@ class SegmentationConfig(SegmenterConfig):
     """A value of pixels that are neither learned nor measured, besides 255."""
     resize: Literal["shorter", "squash"] = "shorter"
     """shorter: keep the aspect ratio and just cover the window (--image-size). squash: exactly the window."""
-    zoom: float = 1.0
+    zoom: Annotated[float, Range(above=0)] = 1.0
     """How many times larger than that images are made; windows slide over what they do not cover."""
-    jitter: tuple[float, ...] = (0.5, 2.0)
+    jitter: Annotated[tuple[float, ...], Range(above=0)] = (0.5, 2.0)
     """The least and the greatest random factor on that size in training (where --augment crops)."""
 
 
