@@ -150,3 +150,10 @@ def test_thin_lines_are_refused() -> None:
 
     with pytest.raises(ValueError, match="nothing above 1:100"):
         joint().from_image(Image.fromarray(np.zeros((1, 200, 3), dtype=np.uint8)))
+
+
+def test_the_former_name_still_works_with_a_warning() -> None:
+    import trimtab.data
+
+    with pytest.warns(DeprecationWarning, match="MaskPreprocess is now SegmentationTransform"):
+        assert trimtab.data.MaskPreprocess is SegmentationTransform

@@ -129,6 +129,37 @@ def test_overrides_under_former_names_are_taken_with_a_warning(plain: Backbone) 
     assert list(Foreign(LinearConfig(), plain).weight_overrides(plain)) == ["norm.weight"]
 
 
+def test_an_override_under_a_former_name_calls_that_of_its_base(plain: Backbone) -> None:
+    class Mixin:
+        def facts(self) -> dict[str, object]:
+            return {**super().facts(), "mixed": 2}  # type: ignore[misc]
+
+    with pytest.warns(DeprecationWarning, match="Foreign.facts is now summary"):
+
+        class Foreign(Linear):
+            def facts(self) -> dict[str, object]:
+                return {**super().facts(), "own": 1}  # type: ignore[misc]
+
+    with pytest.warns(DeprecationWarning, match="Mixed.facts is now summary"):
+
+        class Mixed(Mixin, Foreign):
+            pass
+
+    class Modern(Mixed):
+        def summary(self) -> dict[str, object]:
+            return {**super().summary(), "new": 3}
+
+    assert Modern(LinearConfig(), plain).summary() == {"own": 1, "mixed": 2, "new": 3}
+
+
+def test_an_override_that_is_not_called_any_more_says_so() -> None:
+    with pytest.warns(DeprecationWarning, match="hierarchy is not called any more; override figures"):
+
+        class Foreign(Linear):
+            def hierarchy(self) -> None:
+                return None
+
+
 @dataclasses.dataclass(frozen=True)
 class FrameConfig:
     """Nothing to choose."""

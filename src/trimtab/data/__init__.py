@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folder
 from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
@@ -79,3 +82,11 @@ __all__ = [
     "write_scene_split",
     "write_split",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return :class:`SegmentationTransform` under its former name, with a deprecation warning."""
+    if name != "MaskPreprocess":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("trimtab.data.MaskPreprocess is now SegmentationTransform", DeprecationWarning, stacklevel=2)
+    return SegmentationTransform

@@ -62,6 +62,8 @@ _FORMER_NAMES = {
     "images_wanted": "num_prepare_images",
 }
 """What methods of other packages may still call the methods that they override."""
+_REPLACED = {"hierarchy": "figures"}
+"""What methods of other packages may still override, and what is called in its place."""
 
 
 class Method(nn.Module, Generic[ConfigT]):
@@ -93,14 +95,24 @@ class Method(nn.Module, Generic[ConfigT]):
     """False if the pooled features do not depend on what is trained, so that they need computing only once."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Take overrides under their former names, with a warning."""
+        """Take overrides under their former names, those of a mixin too, with a warning."""
         super().__init_subclass__(**options)
         for old, new in _FORMER_NAMES.items():
-            override = cls.__dict__.get(old)
-            if callable(override) and new not in cls.__dict__:
-                message = f"{cls.__name__}.{old} is now {new}; the old name will be removed."
+            first = next(kind for kind in cls.__mro__ if old in kind.__dict__ or new in kind.__dict__)
+            override = first.__dict__.get(old)
+            if not callable(override) or new in first.__dict__:
+                continue
+            message = f"{cls.__name__}.{old} is now {new}; the old name will be removed."
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            setattr(cls, new, override)
+            # So that super() has the old name where there is an override of it, and nowhere else.
+            for kind in cls.__mro__[1:]:
+                if new in kind.__dict__ and old not in kind.__dict__:
+                    setattr(kind, old, kind.__dict__[new])
+        for old, new in _REPLACED.items():
+            if callable(cls.__dict__.get(old)):
+                message = f"{cls.__name__}.{old} is not called any more; override {new} in its place."
                 warnings.warn(message, DeprecationWarning, stacklevel=2)
-                setattr(cls, new, override)
 
     def __init__(self, config: ConfigT, backbone: Backbone) -> None:
         super().__init__()
