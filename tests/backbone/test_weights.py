@@ -14,7 +14,7 @@ import timm
 import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import save_file
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
 from tests.families import scramble
