@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
 from packaging.version import Version
-from timm.models import vision_transformer
+from timm.models import resnet, vision_transformer
+from torch import nn
 
 
 def has(package: str, version: str) -> bool:
@@ -22,25 +25,33 @@ def need(package: str, version: str) -> None:
         pytest.skip(f"needs {package} {version} or newer")
 
 
-def _stand_in_for_test_vit() -> None:
-    """Give timm before 1.0.8 its later ``test_vit``, in this process."""
+opens_folders = pytest.mark.skipif(not has("timm", "1.0.16"), reason="needs timm 1.0.16 or newer, which opens folders")
 
-    def test_vit(pretrained: bool = False, **options: Any) -> Any:
-        sizes = {
-            "patch_size": 16,
-            "embed_dim": 64,
-            "depth": 6,
-            "num_heads": 2,
-            "mlp_ratio": 3,
-            "dynamic_img_size": True,
-        }
-        return vision_transformer._create_vision_transformer("test_vit", pretrained=pretrained, **{**sizes, **options})
-
-    tagged = {"test_vit.r160_in1k": vision_transformer._cfg(hf_hub_id="timm/", input_size=(3, 160, 160), crop_pct=0.95)}
-    vision_transformer.default_cfgs.update(timm.models.generate_default_cfgs(tagged))
-    test_vit.__module__ = vision_transformer.__name__
-    timm.models.register_model(test_vit)
+_SMALL = {"patch_size": 16, "embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3, "dynamic_img_size": True}
+_AVERAGE = {"depth": 8, "class_token": False, "reg_tokens": 1, "global_pool": "avg", "init_values": 1e-5}
+_MAP = {"embed_dim": 96, "depth": 9, "num_heads": 3, "mlp_ratio": 2, "global_pool": "map", "dynamic_img_size": False}
+_TEST_MODELS: dict[str, dict[str, Any]] = {
+    "test_vit": _SMALL,
+    "test_vit2": _SMALL | _AVERAGE,
+    "test_vit3": _SMALL | _AVERAGE | _MAP,
+}
+"""Models that timm has had for tests since 1.0.10, to be made with these options before."""
 
 
-if not has("timm", "1.0.8"):
-    _stand_in_for_test_vit()
+def _stand_in(name: str, module: types.ModuleType, make: Callable[..., nn.Module], **sizes: Any) -> None:
+    """Make timm know a model, in this process, as if it were one of that module of its own."""
+
+    def entry(pretrained: bool = False, **options: Any) -> nn.Module:
+        return make(name, pretrained=pretrained, **{**sizes, **options})
+
+    tagged = {f"{name}.r160_in1k": module._cfg(hf_hub_id="timm/", input_size=(3, 160, 160), crop_pct=0.95)}
+    module.default_cfgs.update(timm.models.generate_default_cfgs(tagged))
+    entry.__name__, entry.__module__ = name, module.__name__
+    timm.models.register_model(entry)
+
+
+if not has("timm", "1.0.10"):
+    for _name, _sizes in _TEST_MODELS.items():
+        if not timm.is_model(_name):
+            _stand_in(_name, vision_transformer, vision_transformer._create_vision_transformer, **_sizes)
+    _stand_in("test_resnet", resnet, resnet._create_resnet, block=resnet.BasicBlock, layers=(1, 1, 1, 1))
