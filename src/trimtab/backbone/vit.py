@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import timm.layers
@@ -151,7 +150,7 @@ class ViTFamily(Family):
         places = inputs.select(saliency)  # (B, k)
         read = first + places.shape[1]
         x, normed = (torch.cat([v[:, :first], gathered(v, places), v[:, count:]], 1) for v in (x, normed))
-        seen = dataclasses.replace(seen, queries=queries(normed), num_queries=read)
+        seen = seen.replace(queries=queries(normed), num_queries=read)
         attended = inputs.attend(seen).transpose(1, 2).flatten(2)
         x = _residuals(block, x, normed, attended, inputs.keep, inputs.hooks)
         return x[:, :read], x[:, read:], saliency

@@ -159,7 +159,7 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         if inputs.queries.shape[2] == read:
             return mixed
         mask = None if inputs.mask is None else inputs.mask[:, :, t:]
-        attending = dataclasses.replace(inputs, queries=inputs.queries[:, :, read:], mask=mask)
+        attending = inputs.replace(queries=inputs.queries[:, :, read:], mask=mask)
         return torch.cat([mixed, softmax_attention(attending)], 2)
 
     return attend
