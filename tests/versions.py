@@ -26,6 +26,7 @@ def need(package: str, version: str) -> None:
 
 
 opens_folders = pytest.mark.skipif(not has("timm", "1.0.16"), reason="needs timm 1.0.16 or newer, which opens folders")
+writes_onnx = pytest.mark.skipif(not has("torch", "2.7"), reason="needs torch 2.7 or newer, which writes it as ONNX")
 
 _SMALL = {"patch_size": 16, "embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3, "dynamic_img_size": True}
 _AVERAGE = {"depth": 8, "class_token": False, "reg_tokens": 1, "global_pool": "avg", "init_values": 1e-5}
