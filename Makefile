@@ -1,10 +1,11 @@
-# Targets: test test-nightly test-faults test-all lint format demo clean. The environment lives in .venv and follows
-# pyproject.toml and constraints.txt; PYTHON=... picks another interpreter for it.
+# Targets: test test-nightly test-lowest test-faults test-all lint format demo clean. The environment lives in .venv and
+# follows pyproject.toml and constraints.txt; PYTHON=... picks another interpreter for it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-.PHONY: env .venv test test-nightly test-faults test-all lint format demo clean
+LOWEST := .venv-lowest
+.PHONY: env .venv test test-nightly test-lowest test-faults test-all lint format demo clean
 
 .venv: env
 env: $(STAMP)
@@ -31,6 +32,20 @@ test-nightly: export OMP_NUM_THREADS := 1
 test-nightly: env
 	$(BIN)/python -m pytest -n 2 -m nightly
 
+# The lowest versions that pyproject.toml allows, in an environment of their own, with Python 3.10 where it is found
+# (PYTHON_LOWEST=... names another). What old packages deprecate among themselves is not ours.
+test-lowest: export OMP_NUM_THREADS := 1
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
+
+$(LOWEST)/.installed: pyproject.toml
+	@for python in $(PYTHON_LOWEST) python3.10 $(HOME)/.pyenv/versions/3.10.*/bin/python $(PYTHON); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break; done; \
+	  "$$python" -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
+
 # Small faults planted in copies of the package, one at a time: do the tests find each? About an hour of one core.
 test-faults: export OMP_NUM_THREADS := 1
 test-faults: env
@@ -49,5 +64,5 @@ demo: env
 	$(BIN)/python scripts/demo.py
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv $(LOWEST) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import nn
 
+from tests.versions import has, need
 from trimtab.backbone import Backbone
 
 SMALL: Mapping[str, Any] = MappingProxyType(
@@ -35,9 +36,12 @@ class Family:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     """Set after the model was made, where it is not the native one."""
+    since: str = "1.0.3"
+    """The first timm that has it; with an older one, what uses it is skipped."""
 
     def model(self, **options: Any) -> nn.Module:
         """A new model with random weights, the same at every call."""
+        need("timm", self.since)
         merged = {**SMALL, **self.options, **options}
         model = timm.create_model(self.timm_name, **{k: v for k, v in merged.items() if v is not None})
         return scramble(model).eval()
@@ -60,17 +64,19 @@ FAMILIES: dict[str, Family] = {
     "map-pool": Family("vit_base_patch16_siglip_224"),
     "pre-norm": Family("vit_base_patch16_clip_224"),
     "eva02": Family("eva02_tiny_patch14_224"),
-    "dinov3": Family("vit_small_patch16_dinov3"),
-    "rope-mixed": Family("vit_small_patch16_rope_mixed_224"),
-    "qk-norm": Family("vit_base_patch16_224", {"qk_norm": True, "scale_attn_norm": True}),
+    "dinov3": Family("vit_small_patch16_dinov3", since="1.0.20"),
+    "rope-mixed": Family("vit_small_patch16_rope_mixed_224", since="1.0.17"),
+    "qk-norm": Family(
+        "vit_base_patch16_224", {"qk_norm": True, **({"scale_attn_norm": True} if has("timm", "1.0.16") else {})}
+    ),
     "swiglu": Family("vit_giant_patch14_dinov2", {"img_size": 32}),
     "wide-image": Family("vit_base_patch16_gap_224", {"img_size": (24, 48)}),
     "depth-1": Family("vit_base_patch16_224", {"depth": 1}),
     "depth-5": Family("vit_base_patch16_224", {"depth": 5}),
     # Four windows, shifted in every other block of the first stage; one window in the second.
     "swin": Family("swin_tiny_patch4_window7_224", {**_STAGES, "window_size": 4}),
-    # Grids of 9x7 and 5x4 that windows of 4x4 do not divide.
-    "swin-v2": Family("swinv2_tiny_window8_256", {**_STAGES, "window_size": 4, "img_size": (36, 28)}),
+    # Grids of 9x7 and 5x4 that windows of 4x4 do not divide: timm before 1.0.8 does not pad them.
+    "swin-v2": Family("swinv2_tiny_window8_256", {**_STAGES, "window_size": 4, "img_size": (36, 28)}, since="1.0.8"),
 }
 STAGED = [name for name, family in FAMILIES.items() if "depths" in family.options]
 """Families whose blocks have several widths."""

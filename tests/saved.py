@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import timm
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf
 from torch import nn
 
 from tests.families import scramble

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests import job, saved
+from tests.versions import need
 from trimtab import checkpoint
 from trimtab.checkpoint import CONFIG, METRICS, PREPROCESSOR, TENSORS, describe, read, restore
 from trimtab.errors import BackboneError, CheckpointError
@@ -201,6 +202,7 @@ def test_weights_that_moved_can_be_named(adapter: Path) -> None:
 @pytest.fixture
 def on_a_folder(tmp_path: Path) -> Path:
     """An adapter of a backbone that lies in the folder ``mine`` beside it."""
+    need("timm", "1.0.16")
     saved.save(tmp_path / "mine")
     return job.run("vpt", tmp_path / "adapter", backbone=str(tmp_path / "mine"), weights=None)
 
@@ -246,6 +248,7 @@ def test_a_folder_that_moved_can_be_named(on_a_folder: Path, tmp_path: Path) -> 
 
 
 def test_a_copy_does_for_the_hub(on_a_repository: Path, tmp_path: Path) -> None:
+    need("timm", "1.0.16")
     before = probabilities(on_a_repository)
     (tmp_path / "hub").rename(tmp_path / "gone")
     with pytest.raises(BackboneError, match="copy the repository and name its folder"):

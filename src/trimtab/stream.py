@@ -62,6 +62,10 @@ class AttentionInputs:
     """(B or 1, H, T + P, T + P) added to the logits between queries and own keys, where positions have a bias. The
     context has none. (Where attention is within windows, each window is an image of its own, and T its patches.)"""
 
+    def replace(self, **changes: Any) -> AttentionInputs:
+        """Return a copy with some fields changed."""
+        return AttentionInputs(**{**{name: getattr(self, name) for name in _INPUTS}, **changes})
+
 
 Attend: TypeAlias = Callable[[AttentionInputs], Tensor]
 AttentionHook: TypeAlias = Callable[[int, Attend], Attend]
@@ -163,7 +167,7 @@ class Stream:
 
     def replace(self, **changes: Any) -> Stream:
         """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        return Stream(**{**{name: getattr(self, name) for name in _STREAM}, **changes})
 
     def with_prompts(self, prompts: Tensor) -> Stream:
         """A copy whose full prompts are ``prompts``, (P, D), (1, P, D) or (B, P, D)."""
@@ -173,3 +177,8 @@ class Stream:
     def without_prompts(self) -> Stream:
         """A copy that carries no full prompts."""
         return self.replace(prompts=self.tokens[:, :0])
+
+
+# dataclasses.replace of Python 3.10 is not compiled by torch 2.6.
+_INPUTS = tuple(field.name for field in dataclasses.fields(AttentionInputs))
+_STREAM = tuple(field.name for field in dataclasses.fields(Stream))

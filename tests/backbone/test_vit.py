@@ -11,7 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.families import FAMILIES, images_for, scramble, shared_backbone
+from tests.versions import has, need
 from trimtab.backbone import Backbone
+from trimtab.backbone.vit import resize_positions
 from trimtab.methods.ship import decoupled_attention
 from trimtab.stream import BlockHooks, Stream
 
@@ -47,6 +49,7 @@ def attention_of(backbone: Backbone, stream: Stream) -> torch.Tensor:
     ids=str,
 )
 def test_saliency_is_what_timms_pooling_attends_to(pooling: dict[str, object]) -> None:
+    need("timm", "1.0.28" if "q_proj" in pooling else "1.0.7" if "feat_size" in pooling else "1.0.3")
     backbone = made(**pooling)
     stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True)
     assert stream.saliency is not None
@@ -235,3 +238,29 @@ def test_the_last_block_costs_what_one_token_costs() -> None:
         flops.append(counter.get_total_flops())
     # Keys and values of 17 tokens, everything else of one: 2 of 12 parts of a plain block's layers.
     assert flops[1] < 0.26 * flops[0]
+
+
+@pytest.mark.parametrize("family", ["class-token", "registers-average", "distilled", "eva02"])
+@pytest.mark.parametrize("grid", [(3, 5), (2, 2), (8, 8)])
+def test_positions_are_resized_as_by_a_timm_that_can(family: str, grid: tuple[int, int]) -> None:
+    need("timm", "1.0.18")
+    timms, ours = FAMILIES[family].model(), FAMILIES[family].model()
+    size = tuple(g * p for g, p in zip(grid, timms.patch_embed.patch_size, strict=True))
+    timms.set_input_size(img_size=size)
+    resize_positions(ours, *size)
+    images = torch.randn(2, 3, *size)
+    assert torch.equal(ours.forward_features(images), timms.forward_features(images))
+    assert ours.patch_embed.grid_size == grid
+    assert ours.patch_embed.num_patches == timms.patch_embed.num_patches
+
+
+def test_positions_of_a_dynamic_model_are_resized_at_every_pass() -> None:
+    if has("timm", "1.0.8"):
+        pytest.skip("timm 1.0.8 and newer resize them themselves")
+    model = FAMILIES["class-token"].model(dynamic_img_size=True)
+    before, images = model.pos_embed, torch.randn(2, 3, 24, 40)
+    expected = model.forward_features(images)
+    resize_positions(model, 24, 40)
+    assert model.pos_embed is before
+    assert model.patch_embed.grid_size == (3, 5)
+    assert torch.equal(model.forward_features(images), expected)

@@ -14,11 +14,12 @@ import timm
 import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import save_file
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
 from tests.families import scramble
 from tests.saved import NAME, OWN, cached, offline, save
+from tests.versions import has, need, opens_folders
 from trimtab.backbone import weights as weights_room
 from trimtab.backbone.meta import SkipInit
 from trimtab.backbone.weights import (
@@ -207,6 +208,7 @@ def set_config(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
 
 
+@opens_folders
 class TestFolders:
     """A folder with config.json and weights, by its path."""
 
@@ -266,6 +268,7 @@ class TestFolders:
         assert resolve(f"./{NAME}") == f"local-dir:./{NAME}"
 
 
+@opens_folders
 class TestBadFolders:
     """Folders and paths that are no backbone: one line, with the name and the way out."""
 
@@ -607,8 +610,10 @@ class TestLists:
     """What timm has, told without building anything."""
 
     def test_modules_are_timms_and_each_has_something_to_open(self) -> None:
-        assert set(MODULES) <= set(timm.list_modules())
-        for module in MODULES:
+        # timm 1.0.3 has no ViTamin yet.
+        modules = [module for module in MODULES if module != "vitamin" or has("timm", "1.0.7")]
+        assert set(modules) <= set(timm.list_modules())
+        for module in modules:
             names = timm.list_models(module=module)
             assert set(names) <= set(architectures())
             assert any(not weights_room.reasons_not_to_open(meta_model(name)) for name in names[:3])
@@ -658,6 +663,7 @@ class TestBlank:
 
     @pytest.mark.parametrize("name", ["test_vit", "test_vit4", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"])
     def test_is_the_model_in_all_but_its_numbers(self, name: str) -> None:
+        need("timm", "1.0.16" if name == "test_vit4" else "1.0.3")
         real, blank = timm.create_model(name), meta_model(name)
         assert type(blank) is type(real)
         shapes = {key: (value.shape, value.dtype) for key, value in real.state_dict().items()}
@@ -669,6 +675,7 @@ class TestBlank:
         assert sum(value.numel() for value in model.parameters()) > 1e9
         assert all(value.is_meta for value in model.parameters())
 
+    @opens_folders
     def test_a_folder_needs_no_weights(self, folder: Path) -> None:
         (folder / "model.safetensors").unlink()
         assert tuple(meta_model(str(folder)).pretrained_cfg["mean"]) == OWN["mean"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.versions import need
 from timm.data import create_transform
 from torch import Tensor
 
@@ -56,6 +57,8 @@ def test_equals_timms_evaluation_transform(
     interpolation: Any,
     norm: dict[str, Any],
 ) -> None:
+    if crop_mode == "center" and size[0] != size[1]:
+        need("timm", "1.0.31")  # older ones take bilinear, whatever is asked for
     image = picture(*shape)
     transform = create_transform(
         (3, *size),

@@ -13,6 +13,7 @@ from torch import nn
 import trimtab
 from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
+from trimtab.backbone.meta import SkipInit
 from trimtab.errors import ConfigError
 from trimtab.heads import SegmenterConfig, make_segmenter
 from trimtab.heads.decoders import DECODERS
@@ -30,7 +31,7 @@ def small(head: str, **options: Any) -> SegmenterConfig:
 
 def blank(name: str, size: int) -> Backbone:
     """An architecture of timm's without memory for its numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), SkipInit():
         return Backbone(timm.create_model(name, img_size=size, num_classes=0))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests import job
 from tests.families import FAMILIES, shared_backbone
+from tests.versions import writes_onnx
 from trimtab import checkpoint
 from trimtab.cli.commands import main
 from trimtab.errors import CheckpointError, ConfigError
@@ -47,6 +48,7 @@ def one_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@writes_onnx
 @pytest.mark.parametrize("method", ["vpt", "ship"])
 def test_onnx_says_what_the_model_says(method: str, tmp_path: Path) -> None:
     written = export(job.finished(method), out=tmp_path / "x")
@@ -65,6 +67,7 @@ def test_torch_program_says_what_the_model_says(tmp_path: Path) -> None:
     torch.testing.assert_close(program(images), load(job.finished("vpt")).logits(pixels), atol=1e-5, rtol=1e-5)
 
 
+@writes_onnx
 def test_what_is_beside_the_graph_is_enough_to_use_it(one_graph: Path) -> None:
     about = json.loads((one_graph / ABOUT).read_text("utf-8"))
     saved = checkpoint.read(job.finished("vpt"))
@@ -75,6 +78,7 @@ def test_what_is_beside_the_graph_is_enough_to_use_it(one_graph: Path) -> None:
     assert about["backbone"]["fingerprint"] == saved.fingerprint
 
 
+@writes_onnx
 def test_one_graph_serves_every_task(one_graph: Path) -> None:
     pixels, images = pictures()
     own = load_file(one_graph / "task.safetensors")
@@ -137,11 +141,21 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         export(job.finished("vpt"), out=tmp_path / "x")
 
 
+def test_a_torch_that_cannot_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", refused)
+    with pytest.raises(ConfigError, match="cannot write this model as ONNX; install a newer one"):
+        export(job.finished("vpt"), out=tmp_path / "out")
+
+
 def test_unknown_format(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="format is 'tflite'; use one of onnx, torch"):
         export(job.finished("vpt"), out=tmp_path / "x", format="tflite")  # type: ignore[arg-type]
 
 
+@writes_onnx
 def test_the_command_writes_into_the_result_folder_by_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 import trimtab
 from tests import job, scenes
+from tests.versions import writes_onnx
 from trimtab import checkpoint
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.inference.evaluate import predict_to
@@ -269,7 +270,7 @@ def test_an_image_of_the_windows_size_is_seen_once_and_as_it_is() -> None:
 # --- export ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "head"), [("torch", "setr-pup"), ("onnx", "dpt")])
+@pytest.mark.parametrize(("kind", "head"), [("torch", "setr-pup"), pytest.param("onnx", "dpt", marks=writes_onnx)])
 def test_exported_it_gives_every_pixel_logits(kind: Any, head: str, tmp_path: Path) -> None:
     written = export(finished(head), out=tmp_path, format=kind)
     assert written.difference is not None

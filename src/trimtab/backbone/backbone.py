@@ -204,7 +204,7 @@ class Backbone(nn.Module):
                 f"Image size {height}x{width} is not a multiple of the patch size {patch[0]}x{patch[1]} of "
                 f"{self.name!r}; use {below[0]}x{below[1]} or {above[0]}x{above[1]}."
             )
-        if not hasattr(self.model, "set_input_size"):
+        if not self._family.resizable:
             raise BackboneError(
                 f"timm {timm.__version__} cannot change the image size of {self.name!r} from "
                 f"{self.image_size[0]}x{self.image_size[1]}; install a newer timm."

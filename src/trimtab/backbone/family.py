@@ -101,6 +101,11 @@ class Family(abc.ABC):
         """Which of the T tokens pooling reads; all by default."""
         return slice(0, None)
 
+    @property
+    def resizable(self) -> bool:
+        """Whether the installed timm lets the model take images of another size."""
+        return hasattr(self.model, "set_input_size")
+
     def resize(self, height: int, width: int) -> None:
         """Let the model take images of another size, as timm does it.
 

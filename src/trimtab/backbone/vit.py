@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import timm.layers
 import torch
 import torch.nn.functional as F
-from timm.layers import AttentionPoolLatent, apply_rot_embed_cat
+from timm.layers import AttentionPoolLatent, PatchEmbed, RotaryEmbeddingCat, apply_rot_embed_cat
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
@@ -78,6 +77,23 @@ class ViTFamily(Family):
         )
         return slice(0 if whole else self.num_prefix_tokens, None)
 
+    @property
+    def resizable(self) -> bool:
+        """As timm says, and where :func:`resize_positions` does it for an older timm."""
+        model = self.model
+        rope = getattr(model, "rope", None)
+        known = rope is None or (type(rope) is RotaryEmbeddingCat and not rope.in_pixels)
+        # timm before 1.0.8 resizes positions of dynamic models from the native size, later ones from the last size set.
+        known &= not model.dynamic_img_size or not hasattr(VisionTransformer, "set_input_size")
+        return super().resizable or (known and type(model.patch_embed) is PatchEmbed)
+
+    def resize(self, height: int, width: int) -> None:
+        """Resize the position embeddings."""
+        if super().resizable:
+            super().resize(height, width)
+        else:
+            resize_positions(self.model, height, width)
+
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embed patches, add position embeddings and prefix tokens, and apply the norm before the blocks."""
         embedded = model._pos_embed(model.patch_embed(images))
@@ -134,7 +150,7 @@ class ViTFamily(Family):
         places = inputs.select(saliency)  # (B, k)
         read = first + places.shape[1]
         x, normed = (torch.cat([v[:, :first], gathered(v, places), v[:, count:]], 1) for v in (x, normed))
-        seen = dataclasses.replace(seen, queries=queries(normed), num_queries=read)
+        seen = seen.replace(queries=queries(normed), num_queries=read)
         attended = inputs.attend(seen).transpose(1, 2).flatten(2)
         x = _residuals(block, x, normed, attended, inputs.keep, inputs.hooks)
         return x[:, :read], x[:, read:], saliency
@@ -181,6 +197,26 @@ class ViTFamily(Family):
         """Apply the final norm and timm's own pooling."""
         pooled: Tensor = model.forward_head(model.norm(tokens), pre_logits=True)
         return pooled
+
+
+def resize_positions(model: Any, height: int, width: int) -> None:
+    """Do what timm's ``set_input_size`` does to a VisionTransformer or an Eva, for a timm that does not have it yet."""
+    stem, before = model.patch_embed, tuple(model.patch_embed.grid_size)
+    stem.img_size, grid = (height, width), (height // stem.patch_size[0], width // stem.patch_size[1])
+    stem.grid_size, stem.num_patches = grid, grid[0] * grid[1]
+    if model.dynamic_img_size:
+        return  # timm before 1.0.8 resizes the others at every pass
+    if model.pos_embed is not None:
+        prefix = model.pos_embed.shape[1] - before[0] * before[1]
+        places = model.pos_embed[:, prefix:].float().unflatten(1, before).permute(0, 3, 1, 2)  # (1, D, h, w)
+        places = F.interpolate(places, size=grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+        places = torch.cat([model.pos_embed[:, :prefix], places.to(model.pos_embed.dtype)], 1)
+        model.pos_embed = nn.Parameter(places.detach(), requires_grad=model.pos_embed.requires_grad)
+    if getattr(model, "rope", None) is not None:
+        rope = model.rope
+        options = ("temperature", "in_pixels", "ref_feat_shape", "grid_offset", "grid_indexing")
+        same = {option: getattr(rope, option) for option in options if hasattr(rope, option)}
+        model.rope = RotaryEmbeddingCat(rope.dim, feat_shape=grid, **same).to(rope.get_embed().device)
 
 
 def _residuals(block: Any, x: Tensor, normed: Tensor, attended: Tensor, keep: Keep, hooks: BlockHooks) -> Tensor:

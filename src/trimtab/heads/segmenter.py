@@ -119,7 +119,7 @@ class TappedSegmenter(Segmenter):
 
     def read(self, backbone: Backbone, streams: Sequence[Stream]) -> tuple[Tensor, ...]:
         """Four grids (B, D, h, w)."""
-        left = dict(zip(self.out_indices, streams, strict=False))
+        left = dict(zip(self.out_indices, streams[: len(self.out_indices)], strict=True))
         return tuple(backbone.raw_grid(left[i]) for i in self.tapped)
 
 

@@ -33,6 +33,8 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 ABOUT = "export.json"
 TASK = "task.safetensors"
 _OPSET = 18
+_LARGEST = 2**31 - 1
+"""Of sizes that change; without an end torch 2.6 finds one that a slice excludes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,10 +204,10 @@ def _inputs(task: dict[str, Tensor], backbone: Backbone) -> tuple[Any, ...]:
 
 def _dynamic(task: dict[str, Tensor], backbone: Backbone) -> dict[str, Any]:
     """Return the dimensions that may change from call to call."""
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", max=_LARGEST)
     if not task:
         return {"images": {0: batch}}
-    prompts, classes = torch.export.Dim("prompts"), torch.export.Dim("classes")
+    prompts, classes = torch.export.Dim("prompts", max=_LARGEST), torch.export.Dim("classes", max=_LARGEST)
     each = [{2: prompts} for _ in backbone.stages]
     return {"images": {0: batch}, "keys": each, "values": each, "head_weight": {0: classes}, "head_bias": {0: classes}}
 
@@ -227,14 +229,19 @@ def _write(program: torch.export.ExportedProgram, path: Path, format: str, names
     with warnings.catch_warnings():
         # The exporter's remarks about its own insides are nothing to a user.
         warnings.simplefilter("ignore")
-        onnx = torch.onnx.export(
-            program,
-            input_names=ordered,
-            output_names=["logits"],
-            opset_version=_OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            onnx = torch.onnx.export(
+                program,
+                input_names=ordered,
+                output_names=["logits"],
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ConfigError(
+                f"torch {torch.__version__} cannot write this model as ONNX; install a newer one or use --format torch."
+            ) from error
         if onnx is None:
             raise ConfigError("torch's ONNX exporter gave nothing; use --format torch.")
         onnx.save(str(path), external_data=False)

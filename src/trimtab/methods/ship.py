@@ -159,7 +159,7 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         if inputs.queries.shape[2] == read:
             return mixed
         mask = None if inputs.mask is None else inputs.mask[:, :, t:]
-        attending = dataclasses.replace(inputs, queries=inputs.queries[:, :, read:], mask=mask)
+        attending = inputs.replace(queries=inputs.queries[:, :, read:], mask=mask)
         return torch.cat([mixed, softmax_attention(attending)], 2)
 
     return attend
@@ -446,7 +446,7 @@ class SHIP(Method[SHIPConfig]):
         carried: Carried | None = stream.carry
         shared = self._inserted(self.shared[self._stage_of[i]] if self.shared else None, stream)
         if carried is not None and i not in starts and self.config.inside == "carry":
-            return carried._replace(shared=shared)
+            return Carried(carried.independent, carried.attribute, shared)
         independent = self._inserted(self.independent[self.group_of[i]] if self.independent else None, stream)
         attribute = stream.tokens[:, :0]
         if i in self.attribute_starts:
