@@ -48,6 +48,16 @@ class Recipe:
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is not full."""
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the fields by name, without those that earlier versions did not know where they change nothing.
+
+        Trials of a benchmark are known by these.
+        """
+        values = dataclasses.asdict(self)
+        if self.warmup_inclusive is None:
+            del values["warmup_inclusive"]
+        return values
+
     def check(self, steps_per_epoch: int) -> None:
         """Check that the learning rate is above 0 at some step.
 

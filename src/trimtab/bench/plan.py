@@ -105,7 +105,7 @@ class Trials:
             own = kind.recipe(METHODS[row.method].recipe)
             recipe = paper_recipe(config.recipe) if config.recipe else own
             resolved = {
-                "recipe": dataclasses.asdict(config.resolve(recipe)),
+                "recipe": config.resolve(recipe).recorded(),
                 "method_config": dataclasses.asdict(configure(row.method, options)),
                 "preprocessing": make_preprocess(config, self._backbone, kind, bits).to_dict(),
                 **({"task": kind.recorded()} if kind.recorded() else {}),
