@@ -216,7 +216,7 @@ def resize_positions(model: Any, height: int, width: int) -> None:
         rope = model.rope
         options = ("temperature", "in_pixels", "ref_feat_shape", "grid_offset", "grid_indexing")
         same = {option: getattr(rope, option) for option in options if hasattr(rope, option)}
-        model.rope = RotaryEmbeddingCat(rope.dim, feat_shape=grid, **same).to(rope.get_embed().device)
+        model.rope = RotaryEmbeddingCat(rope.dim, feat_shape=list(grid), **same).to(rope.get_embed().device)
 
 
 def _residuals(block: Any, x: Tensor, normed: Tensor, attended: Tensor, keep: Keep, hooks: BlockHooks) -> Tensor:
