@@ -6,7 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
+
+from trimtab.bench.benchmark import _check_meaning, read_row
 from trimtab.bench.trial import Trial
+from trimtab.errors import ConfigError
 from trimtab.methods import METHODS, configure
 from trimtab.recipe import FitConfig
 
@@ -24,3 +28,26 @@ def test_a_trial_of_an_earlier_version_is_found_and_not_repeated() -> None:
         method_config = dataclasses.asdict(configure(method, line["options"]))
         resolved = {**line["resolved"], "recipe": recipe, "method_config": method_config}
         assert Trial(**{name: line[name] for name in names} | {"resolved": resolved}).key == line["key"], method
+
+
+class _Recorded:
+    """Results with one trial."""
+
+    def __init__(self, trial: dict[str, object]) -> None:
+        self.trial = trial
+
+    def last(self, kind: str, row: str) -> dict[str, object] | None:
+        return self.trial if row == self.trial["row"] else None
+
+
+def test_a_row_that_meant_something_else_is_not_gone_on_with() -> None:
+    options = {"dim": 64, "scale": 0.1, "learned_scale": False, "dropout": 0.1}
+    recorded = _Recorded({"row": "adapter", "method": "adapter", "resolved": {"method_config": options}})
+    with pytest.raises(
+        ConfigError, match=r"'adapter' of 'runs' was measured by an earlier version, .*style=adaptformer"
+    ):
+        _check_meaning(recorded, [read_row("adapter")], Path("runs"))  # type: ignore[arg-type]
+    for row in ("adapter:style=adaptformer", "vpt"):
+        _check_meaning(recorded, [read_row(row)], Path("runs"))  # type: ignore[arg-type]
+    now = {"row": "adapter", "method": "adapter", "resolved": {"method_config": {**options, "style": "adapter-plus"}}}
+    _check_meaning(_Recorded(now), [read_row("adapter")], Path("runs"))  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from trimtab.bench.study import OF_A_ROW, Study, read_study
 from trimtab.bench.suites import OWN, SuiteTask, check_duplicates, check_variants, open_suite
 from trimtab.bench.workers import alone
 from trimtab.errors import ConfigError
-from trimtab.methods import METHODS
+from trimtab.methods import METHODS, configure
 from trimtab.options import read_options
 from trimtab.progress import Progress
 from trimtab.storage.locks import LOCK
@@ -77,6 +77,7 @@ def bench(
         size = _image_size(config)
         backbone = load_backbone(config.backbone, weights=config.weights, image_size=size, device="cpu")
         _check_setup(results, config, found, backbone.fingerprint, out)
+        _check_meaning(results, rows, out)
         trials = Trials(config, backbone, transparency=_shows_transparency(results))
         for task in found:
             # Of a prepared task it was said when it was begun; only data of one's own may have changed.
@@ -219,6 +220,23 @@ def _check_setup(
             raise ConfigError(
                 f"The data of {task.name} is not what {str(out)!r} has results of (variant {seen['variant']}, now "
                 f"{task.variant}, or other images); name another folder with --out."
+            )
+
+
+def _check_meaning(results: Results, rows: Sequence[Row], out: Path) -> None:
+    """Refuse a row whose name meant other options when an earlier version measured it."""
+    for row in rows:
+        before, config = results.last("trial", row=row.name), configure(row.method, row.options)
+        upgrade = getattr(config, "upgrade", None)
+        if before is None or upgrade is None or before["method"] != row.method:
+            continue
+        recorded, now = before["resolved"]["method_config"], json.loads(json.dumps(dataclasses.asdict(config)))
+        meant = {name: value for name, value in upgrade(recorded).items() if name not in recorded}
+        other = [f"{name}={value}" for name, value in meant.items() if now.get(name) != value]
+        if other:
+            raise ConfigError(
+                f"The row {row.name!r} of {str(out)!r} was measured by an earlier version, for which it meant "
+                f"{', '.join(other)}; leave it out, or name another folder with --out."
             )
 
 
