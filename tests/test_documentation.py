@@ -110,6 +110,13 @@ def _out(words: list[str]) -> str | None:
     return words[words.index("--out") + 1] if "--out" in words else None
 
 
+def test_commands_are_ones_that_trimtab_takes() -> None:
+    for _, line in COMMANDS:
+        if "..." not in (words := words_of(line)):
+            commands._parse(words)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("page", sorted({page for page, _ in COMMANDS}))
 def test_commands_run_as_printed(page: str, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = place.parent / re.sub(r"\W", "-", page)
@@ -122,8 +129,6 @@ def test_commands_run_as_printed(page: str, place: Path, monkeypatch: pytest.Mon
     # Reports of several runs stand before the commands that make them.
     for words in sorted(lines, key=lambda words: words[0] != "fit"):
         if not is_run(page, words):
-            if "..." not in words:
-                commands._parse(words)
             continue
         for name in needed_runs(words):
             if not Path(name).exists():
@@ -155,7 +160,13 @@ def test_listed_backbones_are_as_printed(capsys: pytest.CaptureFixture[str]) -> 
 PYTHON = [block for block in ALL if block.language == "python" and block.page not in PARSED_LINES]
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=[f"{block.page}-{i}" for i, block in enumerate(PYTHON)])
+SNIPPETS = [
+    pytest.param(block, id=f"{block.page}-{i}", marks=[pytest.mark.nightly] if "trimtab.fit(" in block.text else [])
+    for i, block in enumerate(PYTHON)
+]
+
+
+@pytest.mark.parametrize("block", SNIPPETS)
 def test_snippets_run(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(place)
     text = re.sub(r'"(vit_\w+(\.\w+)?|\.\.\.)"', '"trimtab-micro"', block.text)
