@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trimtab.data.folders import list_images
-from trimtab.data.scenes import ADE20K, PALETTE
+from trimtab.data.segmentation_data import ADE20K, PALETTE
 from trimtab.errors import DataError
 
 
