@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from trimtab.data.base import DataSource
 from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folder
 from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
@@ -42,6 +43,7 @@ __all__ = [
     "VOID",
     "BuiltInImage",
     "BuiltInSet",
+    "DataSource",
     "Digits",
     "ImageSet",
     "ImageSource",
