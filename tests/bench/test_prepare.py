@@ -35,7 +35,7 @@ from trimtab.bench.pixels import look_at, together
 from trimtab.bench.prepare import prepare
 from trimtab.bench.task_sources.noah import NoahTree
 from trimtab.bench.verify import verify
-from trimtab.data import open_scenes, open_split, open_training
+from trimtab.data import open_segmentation_data, open_split, open_training
 from trimtab.errors import ConfigError, DataError
 from trimtab.progress import Progress
 
@@ -424,7 +424,7 @@ def test_fit_takes_prepared_scenes(tasks: Tasks, tmp_path: Path, monkeypatch: py
     tasks["ade20k"]["ade20k"] = whole.__class__(**{**vars(whole), "classes": 150})
     (tmp_path / "ADEChallengeData2016.zip").write_bytes(zipped(files))
     folder = prepare("ade20k", tmp_path / "data", given=tmp_path).folders["ade20k"]
-    data = open_scenes(folder)
+    data = open_segmentation_data(folder)
     assert (len(data.train), len(data.val), len(data.train.classes)) == (3, 2, 150)
 
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from tests.scenes import data, scene, write
 
-from trimtab.data import VOID, MaskSet, MaskStore, SegmentationTransform, open_scenes
+from trimtab.data import VOID, MaskSet, MaskStore, SegmentationTransform, open_segmentation_data
 from trimtab.errors import DataError
 
 
 def opened(path: Path, *, whole: bool = False, cache: int = 10**8, size: tuple[int, int] = (32, 32)) -> MaskStore:
-    images = open_scenes(path, val_fraction=0.0).train
+    images = open_segmentation_data(path, val_fraction=0.0).train
     assert isinstance(images, MaskSet)
     prepare = SegmentationTransform(image_size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return MaskStore(images, prepare, cache_bytes=cache, whole=whole)

@@ -97,7 +97,7 @@ def test_what_is_beside_a_small_image_is_void_and_grey() -> None:
 def test_whole_images_just_cover_the_window(options: dict[str, Any], size: tuple[int, int]) -> None:
     prepare = joint(**options)
     assert prepare.whole(striped()[:3]).shape == (3, *size)
-    assert prepare.looked_at(60, 90) == size
+    assert prepare.processed_size(60, 90) == size
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
@@ -150,10 +150,3 @@ def test_thin_lines_are_refused() -> None:
 
     with pytest.raises(ValueError, match="nothing above 1:100"):
         joint().from_image(Image.fromarray(np.zeros((1, 200, 3), dtype=np.uint8)))
-
-
-def test_the_former_name_still_works_with_a_warning() -> None:
-    import trimtab.data
-
-    with pytest.warns(DeprecationWarning, match="MaskPreprocess is now SegmentationTransform"):
-        assert trimtab.data.MaskPreprocess is SegmentationTransform

@@ -121,7 +121,7 @@ def test_the_command_line_names_the_program(
 
 def test_a_mask_that_is_a_program_is_told(tmp_path: Path, started: list[str]) -> None:
     place = scenes.write(tmp_path / "data", [("train", 2)])
-    images = data.open_scenes(place, val_fraction=0.0).train
+    images = data.open_segmentation_data(place, val_fraction=0.0).train
     (place / "masks" / "train" / "001.png").write_bytes(PROGRAM)
     assert isinstance(images, data.MaskSet)
     store = data.MaskStore(images, JOINT, cache_bytes=0)

@@ -21,9 +21,9 @@ from trimtab.data import (
     find_images,
     find_leaks,
     held_out_part,
-    held_out_scene_part,
-    open_scene_split,
-    open_scenes,
+    held_out_segmentation_part,
+    open_segmentation_data,
+    open_segmentation_split,
     open_split,
     open_training,
     search_images,
@@ -154,7 +154,7 @@ def test_which_names_are_like_splits(name: str, split: str | None) -> None:
 def test_splits_inside_folders_of_masks(tmp_path: Path, inner: tuple[str, ...]) -> None:
     scenes.write(tmp_path, [(place, 2) for place in inner])
     with pytest.raises(DataError, match=r"splits") as caught:
-        open_scenes(tmp_path)
+        open_segmentation_data(tmp_path)
     assert "used alike" in one_line(caught)
 
 
@@ -219,8 +219,8 @@ def test_one_image_twice_in_a_csv_of_masks(tmp_path: Path, again: str, split: st
     data = table(tmp_path / "set.csv", *rows, f"{again},masks/003.png,{split}", columns="path,mask,split")
 
     def opened() -> None:
-        found = open_scenes(data)
-        find_leaks(data, (found.train.part, found.val.part, held_out_scene_part(data)))
+        found = open_segmentation_data(data)
+        find_leaks(data, (found.train.part, found.val.part, held_out_segmentation_part(data)))
 
     with pytest.raises(DataError, match=r"row 4: .* row 2 already|1 of 1 test images are the same files"):
         opened()
@@ -229,10 +229,10 @@ def test_one_image_twice_in_a_csv_of_masks(tmp_path: Path, again: str, split: st
 def test_an_image_may_be_several_times_in_one_split_of_a_csv_of_masks(tmp_path: Path) -> None:
     scenes.write(tmp_path, [("", 3)])
     rows = ["images/001.jpg,masks/001.png,train"] * 2 + ["images/002.jpg,masks/002.png,val"]
-    assert len(open_scenes(table(tmp_path / "set.csv", *rows, columns="path,mask,split")).train) == 2
+    assert len(open_segmentation_data(table(tmp_path / "set.csv", *rows, columns="path,mask,split")).train) == 2
     without = [row.rpartition(",")[0] for row in rows]
     with pytest.raises(DataError, match=r"row 3: .* row 2 already"):
-        open_scenes(table(tmp_path / "other.csv", *without, columns="path,mask"))
+        open_segmentation_data(table(tmp_path / "other.csv", *without, columns="path,mask"))
 
 
 def test_copies_are_counted_and_named(tmp_path: Path) -> None:
@@ -396,11 +396,11 @@ def test_a_pair_goes_if_half_of_it_cannot_be_decoded(tmp_path: Path) -> None:
     (tmp_path / "masks/val/list.txt").write_text("not an image")
     Image.open(tmp_path / "images/train/001.jpg").save(tmp_path / "images/train/001", "PNG")
     (tmp_path / "images/train/001.jpg").unlink()
-    data = open_scenes(tmp_path)
+    data = open_segmentation_data(tmp_path)
     assert (len(data.train), len(data.val)) == (3, 2)
     assert any("/images/ " not in note and "images/val/" in note and "1 EPS ('004.eps'" in note for note in data.notes)
     codes = data.train.codes  # type: ignore[attr-defined]
-    images = open_scene_split(tmp_path, "val", data.train.classes, codes)
+    images = open_segmentation_split(tmp_path, "val", data.train.classes, codes)
     assert (len(images), images.left_out) == (2, 1)
 
 
@@ -546,7 +546,7 @@ def test_images_and_masks_in_two_forms(tmp_path: Path) -> None:
     (tmp_path / "images/train/001.jpg").rename(tmp_path / f"images/train/{APART}.jpg")
     (tmp_path / "masks/train/001.png").rename(tmp_path / f"masks/train/{COMPOSED}.png")
     (tmp_path / "palette.csv").write_text(f"name,value\n{APART},0\nred,1\nblue,2\n", encoding="utf-8")
-    data = open_scenes(tmp_path, val_fraction=0)
+    data = open_segmentation_data(tmp_path, val_fraction=0)
     assert len(data.train) == 3
     assert data.train.classes == (COMPOSED, "red", "blue")
 

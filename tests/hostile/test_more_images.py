@@ -22,7 +22,7 @@ from trimtab.data import (
     Preprocess,
     SegmentationTransform,
     bits_in_use,
-    open_scenes,
+    open_segmentation_data,
     open_split,
     open_training,
 )
@@ -67,7 +67,7 @@ def test_pairs_of_names_are_no_classes(tmp_path: Path) -> None:
 def test_pairs_of_names_in_folders_of_masks(tmp_path: Path) -> None:
     scenes.write(tmp_path, [("street_train", 2), ("street_test", 2)])
     with pytest.raises(DataError, match="used alike"):
-        open_scenes(tmp_path)
+        open_segmentation_data(tmp_path)
 
 
 def test_links_to_splits_are_splits_whatever_they_are_called(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_numbered_files_without_extensions_have_masks(tmp_path: Path) -> None:
     for number, image in enumerate(sorted((tmp_path / "images").iterdir())):
         (tmp_path / "masks" / f"{image.stem}.png").rename(tmp_path / f"masks/scene.{number}.png")
         image.rename(tmp_path / f"images/scene.{number}")
-    data = open_scenes(tmp_path, val_fraction=0)
+    data = open_segmentation_data(tmp_path, val_fraction=0)
     assert [path.name for path in data.train.paths] == ["scene.0", "scene.1", "scene.2"]
 
 
@@ -241,9 +241,9 @@ def test_a_mask_that_fits_both_ways_is_read_as_others_of_its_set(tmp_path: Path,
             (tmp_path / folder).mkdir(exist_ok=True)
         Image.fromarray(shape * 200).convert("RGB").save(tmp_path / f"images/{k}.png", exif=exif)
         Image.fromarray(turned_array(shape, orientation) if upright else shape).save(tmp_path / f"masks/{k}.png")
-    data = open_scenes(tmp_path, val_fraction=0).train
+    data = open_segmentation_data(tmp_path, val_fraction=0).train
     assert isinstance(data, MaskSet)
     store = MaskStore(data, JOINT, cache_bytes=0, whole=True)
     for pixels, mask in store.batches([[k] for k in range(4)]):
         assert ((pixels[:, 0] > 100) == (mask == 1)).all()
-    assert store.turns == {"upright" if upright else "with image": 3}
+    assert store.orientations == {"upright" if upright else "with image": 3}

@@ -22,9 +22,9 @@ from trimtab.data import (
     MaskStore,
     Preprocess,
     SegmentationTransform,
-    note_of_turns,
-    open_scenes,
+    open_segmentation_data,
     open_training,
+    orientation_note,
 )
 from trimtab.data.orientation import orientation_tag, stored_array, turned, turned_array
 from trimtab.errors import DataError
@@ -72,7 +72,7 @@ def pair(
 
 
 def store_of(folder: Path) -> MaskStore:
-    images = open_scenes(folder, val_fraction=0.0).train
+    images = open_segmentation_data(folder, val_fraction=0.0).train
     assert isinstance(images, MaskSet)
     return MaskStore(images, SegmentationTransform(image_size=(32, 32), **HALF), cache_bytes=10**8, whole=True)
 
@@ -99,7 +99,7 @@ def test_a_mask_is_turned_with_its_image(tmp_path: Path, orientation: int, size:
     pixels, mask, store = read(tmp_path)
     assert suffix == "webp" or np.array_equal(pixels, image)
     assert np.array_equal(mask, classes)
-    assert dict(store.turns) == ({} if orientation == 1 else {"with image": 1})
+    assert dict(store.orientations) == ({} if orientation == 1 else {"with image": 1})
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
@@ -108,7 +108,7 @@ def test_a_mask_that_fits_the_upright_image_only_stays(tmp_path: Path, orientati
     pixels, mask, store = read(tmp_path)
     assert np.array_equal(pixels, image)
     assert np.array_equal(mask, classes)
-    assert dict(store.turns) == {"upright": 1}
+    assert dict(store.orientations) == {"upright": 1}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -124,7 +124,7 @@ def test_a_mask_with_an_orientation_is_turned_by_it(
     _, classes = pair(tmp_path, orientation, size, mask=save, upright=True)
     _, mask, store = read(tmp_path)
     assert np.array_equal(mask, classes)
-    assert dict(store.turns) == ({} if orientation == 1 else {"own": 1})
+    assert dict(store.orientations) == ({} if orientation == 1 else {"own": 1})
 
 
 def test_an_orientation_that_does_not_fit_is_passed_over(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_no_mask_no_note() -> None:
     prepare = Preprocess(image_size=(8, 8), resize="squash", **HALF)
     store = ImageStore(open_training(job.data()).train, prepare, cache_bytes=0)
     store.fill()
-    assert note_of_turns(store) is None
+    assert orientation_note(store) is None
 
 
 def test_the_look_of_a_turned_image_is_unchanged(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from trimtab.data.base import DataSource
 from trimtab.data.built_in import BUILT_IN, hidden_by, named_images, write_folder
 from trimtab.data.depth import bits_in_use
 from trimtab.data.digits import Digits
@@ -14,14 +15,14 @@ from trimtab.data.input_files import files_of
 from trimtab.data.leaks import Leaks, Part, find_leaks
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.mask_store import MaskStore
-from trimtab.data.masks import VOID, Codes
+from trimtab.data.masks import VOID, LabelEncoding
 from trimtab.data.preprocess import Preprocess, unreadable, why_unreadable
-from trimtab.data.scenes import (
-    held_out_scene_part,
-    named_scene_splits,
-    open_scene_split,
-    open_scenes,
-    write_scene_split,
+from trimtab.data.segmentation_data import (
+    held_out_segmentation_part,
+    named_segmentation_splits,
+    open_segmentation_data,
+    open_segmentation_split,
+    write_segmentation_split,
 )
 from trimtab.data.segmentation_transform import SegmentationTransform
 from trimtab.data.sources import (
@@ -35,18 +36,19 @@ from trimtab.data.sources import (
     write_split,
 )
 from trimtab.data.sprites import Sprites
-from trimtab.data.store import ImageStore, Store, note_of_turns
+from trimtab.data.store import ImageStore, Store, orientation_note
 
 __all__ = [
     "BUILT_IN",
     "VOID",
     "BuiltInImage",
     "BuiltInSet",
-    "Codes",
+    "DataSource",
     "Digits",
     "ImageSet",
     "ImageSource",
     "ImageStore",
+    "LabelEncoding",
     "Leaks",
     "MaskSet",
     "MaskStore",
@@ -61,32 +63,45 @@ __all__ = [
     "find_images",
     "find_leaks",
     "held_out_part",
-    "held_out_scene_part",
+    "held_out_segmentation_part",
     "hidden_by",
     "list_images",
     "named_images",
-    "named_scene_splits",
+    "named_segmentation_splits",
     "named_splits",
-    "note_of_turns",
     "open_image",
-    "open_scene_split",
-    "open_scenes",
+    "open_segmentation_data",
+    "open_segmentation_split",
     "open_split",
     "open_training",
+    "orientation_note",
     "search_images",
     "stamp",
     "stratified_split",
     "unreadable",
     "why_unreadable",
     "write_folder",
-    "write_scene_split",
+    "write_segmentation_split",
     "write_split",
 ]
 
 
+_FORMER = {
+    "Codes": "LabelEncoding",
+    "MaskPreprocess": "SegmentationTransform",
+    "held_out_scene_part": "held_out_segmentation_part",
+    "named_scene_splits": "named_segmentation_splits",
+    "note_of_turns": "orientation_note",
+    "open_scene_split": "open_segmentation_split",
+    "open_scenes": "open_segmentation_data",
+    "write_scene_split": "write_segmentation_split",
+}
+"""Former names, each with the present one."""
+
+
 def __getattr__(name: str) -> Any:
-    """Return :class:`SegmentationTransform` under its former name, with a deprecation warning."""
-    if name != "MaskPreprocess":
+    """Return what had another name before under that name, with a deprecation warning."""
+    if name not in _FORMER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn("trimtab.data.MaskPreprocess is now SegmentationTransform", DeprecationWarning, stacklevel=2)
-    return SegmentationTransform
+    warnings.warn(f"trimtab.data.{name} is now {_FORMER[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[_FORMER[name]]

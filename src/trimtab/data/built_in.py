@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from trimtab.data.base import DataSource
 from trimtab.data.digits import Digits
 from trimtab.data.images import BuiltInImage, BuiltInSet
-from trimtab.data.labelled import LabelledImage, TrainingListing
+from trimtab.data.labelled import LabelledImage, SplitListing, TrainingListing
 from trimtab.data.sprites import FACTORS, Sprites
 from trimtab.errors import DataError, TrainingError, nearest
 
@@ -31,19 +32,45 @@ def hidden_by(path: str | Path) -> str | None:
     return None
 
 
-def training_images(built_in: BuiltInSet) -> TrainingListing:
-    """The training and validation images of a set."""
-    note = f"{built_in.name} comes with trimtab; its {built_in.sizes['test']} test images are left for the evaluation."
-    return TrainingListing("built-in", split_images(built_in, "train"), split_images(built_in, "val"), [note])
+class BuiltInData(DataSource):
+    """A set that comes with trimtab, by its name."""
 
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """Tell whether it is the name of a set, and nothing of that name is there."""
+        return built_in_set(path) is not None
 
-def split_images(built_in: BuiltInSet, wanted: str) -> list[LabelledImage]:
-    """The images of one split of a set, or of all."""
-    return [
-        LabelledImage(image, label, str(image), str(image))
-        for split in (built_in.sizes if wanted == "all" else [wanted])
-        for image, label in zip(built_in.images(split), built_in.labels(split), strict=True)
-    ]
+    @property
+    def of(self) -> BuiltInSet:
+        """The set."""
+        return BUILT_IN[self.path.as_posix()]
+
+    def training(self) -> TrainingListing:
+        """List the training and validation images."""
+        name, sizes = self.of.name, self.of.sizes
+        note = f"{name} comes with trimtab; its {sizes['test']} test images are left for the evaluation."
+        return TrainingListing("built-in", self._images("train"), self._images("val"), [note])
+
+    def named_splits(self) -> set[str]:
+        """Return the splits of the set."""
+        return set(self.of.sizes)
+
+    def split(self, wanted: str) -> SplitListing:
+        """List the images of one split, or of all."""
+        splits = self.of.sizes if wanted == "all" else [wanted]
+        return SplitListing([image for split in splits for image in self._images(split)], [])
+
+    def held_out(self) -> list[LabelledImage]:
+        """Return none: the splits of a set are its own, and compared with nothing."""
+        return []
+
+    def input_files(self) -> Iterator[Path]:
+        """Return none: a set has no files."""
+        return iter(())
+
+    def _images(self, split: str) -> list[LabelledImage]:
+        pairs = zip(self.of.images(split), self.of.labels(split), strict=True)
+        return [LabelledImage(image, label, str(image), str(image)) for image, label in pairs]
 
 
 def named_images(name: str) -> list[BuiltInImage]:

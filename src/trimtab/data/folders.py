@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.data.base import DataSource
 from trimtab.data.built_in import named_images
 from trimtab.data.images import BuiltInImage, ImageSource
 from trimtab.data.labelled import (
-    LAYOUTS,
+    CSV_LAYOUT,
+    FOLDER_LAYOUT,
     SPLIT_WORDS,
     LabelledImage,
     SplitListing,
@@ -92,73 +94,92 @@ def search_images(patterns: Sequence[str | Path]) -> Search:
     return Search([*sorted(chosen.values()), *built_in], unmatched, list(notes))
 
 
-def training_folders(path: Path) -> TrainingListing:
-    """The training and validation images of a folder; a test folder is not looked into."""
-    splits, others = split_folders(path)
-    if not splits:
-        _refuse_other_words(path, others)
-        listed = _class_folders(path, allow_empty=False)
-        return TrainingListing("folder", listed.images, [], listed.notes)
-    if "train" not in splits:
-        named = next(iter(splits.values())).name
-        raise DataError(
-            f"{path} has a folder {named!r} but no 'train'; put the training images in train/, "
-            f"or rename {named!r} if it is a class."
+class ClassFolders(DataSource):
+    """A folder of class folders, or of ``train/`` and perhaps ``val/`` and ``test/`` of class folders."""
+
+    kind = "a folder"
+    layout = FOLDER_LAYOUT
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """Tell whether it is a folder."""
+        return path.is_dir()
+
+    def training(self) -> TrainingListing:
+        """List the training and validation images; a test folder is not looked into."""
+        splits, others = split_folders(self.path)
+        if not splits:
+            _refuse_other_words(self.path, others)
+            listed = _class_folders(self.path, allow_empty=False)
+            return TrainingListing("folder", listed.images, [], listed.notes)
+        if "train" not in splits:
+            named = next(iter(splits.values())).name
+            raise DataError(
+                f"{self.path} has a folder {named!r} but no 'train'; put the training images in train/, "
+                f"or rename {named!r} if it is a class."
+            )
+        train = _class_folders(splits["train"], allow_empty=False)
+        val = _class_folders(splits["val"], allow_empty=True) if "val" in splits else SplitListing([], [])
+        if "val" in splits and not val.images:
+            raise DataError(f"{splits['val']} has no images; add some, or remove it to have some of train/ held out.")
+        notes = train.notes + val.notes
+        if "test" in splits:
+            notes.append(f"{splits['test'].name}/ is not trained on; it is for the final evaluation.")
+        if others:
+            notes.append(f"Ignored beside {splits['train'].name}/: {some([folder.name for folder in others])}.")
+        return TrainingListing("split folders", train.images, val.images, notes)
+
+    def named_splits(self) -> set[str]:
+        """Return the splits that there are folders for."""
+        return set(split_folders(self.path)[0])
+
+    def split(self, wanted: str) -> SplitListing:
+        """List the images of one split, or of all splits or class folders."""
+        splits, others = split_folders(self.path)
+        if wanted == "all":
+            folders = list(splits.values()) or in_other_words(others) or [self.path]
+        elif wanted in splits:
+            folders = [splits[wanted]]
+        elif splits:
+            there = ", ".join(repr(split) for split in splits)
+            raise DataError(
+                f"{self.path} has no {wanted!r} split, only {there}; choose one of these, or give the .csv file "
+                "of the split that training made."
+            )
+        else:
+            _refuse_other_words(self.path, others)
+            raise DataError(
+                f"{self.path} has no {wanted!r} split, for it is one folder of class folders; use the split 'all', "
+                "or give the .csv file of the split that training made."
+            )
+        listed = [_class_folders(folder, allow_empty=True, whole=wanted == "all") for folder in folders]
+        return SplitListing(
+            [image for part in listed for image in part.images],
+            [note for part in listed for note in part.notes],
+            sum(part.left_out for part in listed),
         )
-    train = _class_folders(splits["train"], allow_empty=False)
-    val = _class_folders(splits["val"], allow_empty=True) if "val" in splits else SplitListing([], [])
-    if "val" in splits and not val.images:
-        raise DataError(f"{splits['val']} has no images; add some, or remove it to have some of train/ held out.")
-    notes = train.notes + val.notes
-    if "test" in splits:
-        notes.append(f"{splits['test'].name}/ is not trained on; it is for the final evaluation.")
-    if others:
-        notes.append(f"Ignored beside {splits['train'].name}/: {some([folder.name for folder in others])}.")
-    return TrainingListing("split folders", train.images, val.images, notes)
 
+    def held_out(self) -> list[LabelledImage]:
+        """List the images of the test folder."""
+        test = split_folders(self.path)[0].get("test")
+        if test is None:
+            return []
+        left, found = SkippedFiles(), list[LabelledImage]()
+        for folder in class_roots(test, left):
+            with contextlib.suppress(DataError):
+                found += _labelled(test, folder, Walk(left, above=(os.path.realpath(test),)).by_folder(folder))
+        return found
 
-def folder_splits(path: Path) -> set[str]:
-    """The splits that a folder has folders for."""
-    return set(split_folders(path)[0])
-
-
-def split_folder(path: Path, wanted: str) -> SplitListing:
-    """The images of one split of a folder, or of all its splits or class folders."""
-    splits, others = split_folders(path)
-    if wanted == "all":
-        folders = list(splits.values()) or in_other_words(others) or [path]
-    elif wanted in splits:
-        folders = [splits[wanted]]
-    elif splits:
-        there = ", ".join(repr(split) for split in splits)
-        raise DataError(
-            f"{path} has no {wanted!r} split, only {there}; choose one of these, or give the .csv file "
-            "of the split that training made."
-        )
-    else:
-        _refuse_other_words(path, others)
-        raise DataError(
-            f"{path} has no {wanted!r} split, for it is one folder of class folders; use the split 'all', "
-            "or give the .csv file of the split that training made."
-        )
-    listed = [_class_folders(folder, allow_empty=True, whole=wanted == "all") for folder in folders]
-    return SplitListing(
-        [image for part in listed for image in part.images],
-        [note for part in listed for note in part.notes],
-        sum(part.left_out for part in listed),
-    )
-
-
-def held_out_folder(path: Path) -> list[LabelledImage]:
-    """The images of the test split, taken as far as they can be listed; nothing is checked."""
-    test = split_folders(path)[0].get("test")
-    if test is None:
-        return []
-    left, found = SkippedFiles(), list[LabelledImage]()
-    for folder in class_roots(test, left):
+    def input_files(self) -> Iterator[Path]:
+        """List all images in the folder, whatever they are for."""
         with contextlib.suppress(DataError):
-            found += _labelled(test, folder, Walk(left, above=(os.path.realpath(test),)).by_folder(folder))
-    return found
+            yield from (image for image in list_images([self.path]) if isinstance(image, Path))
+
+    def check_splits(self) -> None:
+        """Refuse splits of other names, which would be taken for classes (see `in_other_words`)."""
+        splits, others = split_folders(self.path)
+        if not splits:
+            _refuse_other_words(self.path, others)
 
 
 def split_folders(path: Path) -> tuple[dict[str, Path], list[Path]]:
@@ -199,17 +220,6 @@ def in_other_words(folders: Sequence[Path], *, flat: bool = False) -> list[Path]
     return list(like) if all(scan(folder)[0] for folder in like) else []
 
 
-def refuse_other_words(path: Path) -> None:
-    """Refuse a folder whose splits have other names, which would be taken for classes.
-
-    Raises:
-        DataError: They do (see `in_other_words`).
-    """
-    splits, others = split_folders(path)
-    if not splits:
-        _refuse_other_words(path, others)
-
-
 def _refuse_other_words(path: Path, folders: Sequence[Path]) -> None:
     pairs = split_pairs(folder.name for folder in folders)
     if named := in_other_words(folders) or [folder for folder in folders if folder.name in pairs]:
@@ -238,7 +248,9 @@ def _class_folders(path: Path, *, allow_empty: bool, whole: bool = False) -> Spl
         found += _labelled(path, folder, places)
     hint = "".join(f" {sentence}" for sentence in left.sentences(f"{path.name}/")) if left.images else ""
     if not found and not allow_empty:
-        raise DataError(f"{path} has no images in its class folders ({some(empty)}); give {LAYOUTS}.{hint}")
+        raise DataError(
+            f"{path} has no images in its class folders ({some(empty)}); give {FOLDER_LAYOUT}, or {CSV_LAYOUT}.{hint}"
+        )
     if empty and not allow_empty:
         raise DataError(f"{path} has class folders without images: {some(empty)}; fill or remove them.{hint}")
     if beside:

@@ -39,8 +39,8 @@ class BuiltInSet(abc.ABC):
         """The names of the classes, sorted."""
 
     @property
-    def things(self) -> tuple[str, ...]:
-        """The kinds of things in masks, by their numbers; nothing for a set without masks."""
+    def mask_classes(self) -> tuple[str, ...]:
+        """Names of the classes of masks, by their numbers; nothing for a set without masks."""
         return ()
 
     @property

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab.data.folders import list_images
-from trimtab.data.scenes import ADE20K, PALETTE
-from trimtab.errors import DataError
+from trimtab.data.rows import ImageRows
+from trimtab.data.segmentation_data import ADE20K, PALETTE
+from trimtab.data.sources import find_source
 
 
 def files_of(data: str | Path) -> Iterator[Path]:
@@ -18,26 +16,11 @@ def files_of(data: str | Path) -> Iterator[Path]:
     Nothing is refused here; what cannot be read is left out. A built-in set has no files.
     """
     path = Path(data)
-    if path.is_dir():
-        folder = path
-        with contextlib.suppress(DataError):
-            yield from (image for image in list_images([path]) if isinstance(image, Path))
-    elif path.is_file():
-        folder = path.parent
-        yield path
-        yield from _named_in(path)
-    else:
-        return
-    yield from (folder / name for name in (PALETTE, ADE20K))
-
-
-def _named_in(path: Path) -> Iterator[Path]:
-    """The images and masks that the rows of a CSV file name."""
-    with (
-        contextlib.suppress(OSError, csv.Error, UnicodeDecodeError),
-        path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-    ):
-        rows = csv.reader(file)
-        columns = [k for k, name in enumerate(next(rows, [])) if name.strip().lower() in ("path", "mask")]
-        for row in rows:
-            yield from (path.parent / row[k].strip() for k in columns if k < len(row))
+    source = find_source(path)
+    if source is None and path.is_file():
+        source = ImageRows(path)  # by another extension it will be refused, but until then it may be what was meant
+    if source is not None:
+        yield from source.input_files()
+    if path.is_dir() or path.is_file():
+        folder = path if path.is_dir() else path.parent
+        yield from (folder / name for name in (PALETTE, ADE20K))

@@ -40,10 +40,8 @@ _AFFIX = "datasets?|data|sets?|splits?|images?|imgs?|photos?|pictures?|pics?|fol
 _HELD = re.compile("(hold|held)[-_ ]out", re.IGNORECASE)
 _WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SPLIT_LIKE = re.compile(f"(?:{_AFFIX})?({'|'.join(sorted(_MORE_WORDS, key=len, reverse=True))})(?:{_AFFIX})?")
-LAYOUTS = (
-    "a folder with train/ (and val/, test/) of class folders, one folder of class folders, "
-    "or a .csv file with the columns path,label[,split]"
-)
+FOLDER_LAYOUT = "a folder with train/ (and val/, test/) of class folders, one folder of class folders"
+CSV_LAYOUT = "a .csv file with the columns path,label[,split]"
 
 
 @dataclass(frozen=True)

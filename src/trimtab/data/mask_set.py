@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trimtab.data.built_in import BUILT_IN
 from trimtab.data.images import BuiltInSet, ImageSource
-from trimtab.data.masks import VOID, Codes, codes_of_values
+from trimtab.data.masks import VOID, LabelEncoding, codes_of_values
 from trimtab.data.sources import ImageSet
 from trimtab.errors import DataError
 
@@ -24,7 +24,7 @@ class MaskSet(ImageSet):
     """
 
     masks: tuple[ImageSource, ...]
-    codes: Codes
+    codes: LabelEncoding
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -44,7 +44,7 @@ class MaskSet(ImageSet):
 
 def with_masks() -> str:
     """The names of the sets with masks that come with trimtab."""
-    return ", ".join(name for name, one in BUILT_IN.items() if one.things)
+    return ", ".join(name for name, one in BUILT_IN.items() if one.mask_classes)
 
 
 def built_in_masks(built_in: BuiltInSet, split: str) -> MaskSet:
@@ -53,8 +53,8 @@ def built_in_masks(built_in: BuiltInSet, split: str) -> MaskSet:
     Raises:
         DataError: The set has no masks.
     """
-    if not built_in.things:
+    if not built_in.mask_classes:
         raise DataError(f"The images of {built_in.name} have no masks; those of {with_masks()} do.")
     images = tuple(i for part in (built_in.sizes if split == "all" else (split,)) for i in built_in.images(part))
-    codes = codes_of_values(range(len(built_in.things)), (VOID,))
-    return MaskSet(name=split, paths=images, labels=(), classes=built_in.things, masks=images, codes=codes)
+    codes = codes_of_values(range(len(built_in.mask_classes)), (VOID,))
+    return MaskSet(name=split, paths=images, labels=(), classes=built_in.mask_classes, masks=images, codes=codes)

@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.data.images import ImageSource
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.masks import Array, fits_upright_only, read_mask
-from trimtab.data.orientation import UPRIGHT, TrainingListing, readings, stored_size
+from trimtab.data.orientation import UPRIGHT, MaskOrientation, readings, stored_size
 from trimtab.data.preprocess import why_unreadable
 from trimtab.data.segmentation_transform import SegmentationTransform
 from trimtab.data.store import Store
@@ -55,7 +55,7 @@ class MaskStore(Store):
         """
         super().__init__(images, cache_bytes=cache_bytes, threads=threads)
         self.preprocess, self.whole = preprocess, whole
-        self._readings: dict[int, TrainingListing] = {}  # of masks whose images are turned
+        self._readings: dict[int, MaskOrientation] = {}  # of masks whose images are turned
 
     def batches(
         self, plan: Iterable[Sequence[int]], seeds_of: Callable[[int], int] | None = None
@@ -88,7 +88,7 @@ class MaskStore(Store):
             yield from groups
 
     @property
-    def turns(self) -> Counter[TrainingListing]:
+    def orientations(self) -> Counter[MaskOrientation]:
         """Count how masks of images with an EXIF orientation were turned, of those decoded so far."""
         return Counter(self._readings.values())
 

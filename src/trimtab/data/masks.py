@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Codes:
+class LabelEncoding:
     """Encoding of masks: the class of each pixel value.
 
     A value is that of a single channel, or of a colour ``65536 red + 256 green + blue``.
@@ -51,7 +51,7 @@ class Codes:
         return dataclasses.asdict(self) | {"palette": [list(colour) for colour in self.palette]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Codes:
+    def from_dict(cls, values: Mapping[str, Any]) -> LabelEncoding:
         """Read what `to_dict` gave.
 
         Raises:
@@ -152,7 +152,7 @@ def _values_of(image: Image.Image, *, coloured: bool) -> Array:
     return np.asarray(image).astype(np.int64)
 
 
-def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:
+def read_palette(path: Path) -> tuple[tuple[str, ...], LabelEncoding]:
     """Names of classes and how masks are written, from a CSV file.
 
     Its columns are ``name`` and ``value`` (the number in the masks), or ``name,red,green,blue`` (the colour), or all
@@ -191,14 +191,14 @@ def read_palette(path: Path) -> tuple[tuple[str, ...], Codes]:
         names.append(row["name"])
         values.append(value)
         palette.append(colour or shade(len(palette)))
-    codes = Codes(tuple(values), tuple(ignored), not numbered, tuple(palette))
+    codes = LabelEncoding(tuple(values), tuple(ignored), not numbered, tuple(palette))
     return tuple(names), codes
 
 
-def codes_of_values(values: Sequence[int], ignored: Sequence[int]) -> Codes:
+def codes_of_values(values: Sequence[int], ignored: Sequence[int]) -> LabelEncoding:
     """Return the encoding of masks with these index values."""
     kept = tuple(sorted(set(values) - set(ignored)))
-    return Codes(kept, tuple(ignored), False, tuple(shade(k) for k in range(len(kept))))
+    return LabelEncoding(kept, tuple(ignored), False, tuple(shade(k) for k in range(len(kept))))
 
 
 def shade(position: int) -> tuple[int, int, int]:

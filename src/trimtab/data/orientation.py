@@ -8,7 +8,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 Array = npt.NDArray[Any]
-TrainingListing: TypeAlias = Literal["own", "with image", "upright"]
+MaskOrientation: TypeAlias = Literal["own", "with image", "upright"]
+"""How a mask was taken whose image has an EXIF orientation (see `readings`)."""
 
 UPRIGHT = 1
 """The orientation of pixels that are stored as they are shown."""
@@ -61,7 +62,7 @@ def stored_array(pixels: Array, orientation: int) -> Array:
     return turned_array(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-def readings(mask: Array, own: int | None, orientation: int) -> list[tuple[Array, TrainingListing]]:
+def readings(mask: Array, own: int | None, orientation: int) -> list[tuple[Array, MaskOrientation]]:
     """A mask's pixels as they may lie on the upright image, the likeliest first.
 
     Args:
@@ -73,7 +74,7 @@ def readings(mask: Array, own: int | None, orientation: int) -> list[tuple[Array
         Turned by its own orientation if it has one; turned with its image, as both are stored in one pixel grid; and as
         it is, drawn on the upright image.
     """
-    found: list[tuple[Array, TrainingListing]] = [(turned_array(mask, orientation), "with image"), (mask, "upright")]
+    found: list[tuple[Array, MaskOrientation]] = [(turned_array(mask, orientation), "with image"), (mask, "upright")]
     return found if own is None else [(turned_array(mask, own), "own"), *found]
 
 

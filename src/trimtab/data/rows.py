@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import stat
 import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.data.labelled import SPLIT_WORDS, LabelledImage, SplitListing, TrainingListing, is_utf8
+from trimtab.data.base import DataSource
+from trimtab.data.labelled import CSV_LAYOUT, SPLIT_WORDS, LabelledImage, SplitListing, TrainingListing, is_utf8
 from trimtab.data.leaks import identity
 from trimtab.errors import DataError, nearest
 
@@ -23,42 +25,64 @@ class _Row:
     split: str | None  # None where the file has no such column
 
 
-def training_rows(path: Path) -> TrainingListing:
-    """The training and validation images of a CSV file; without a split column all are for training."""
-    rows = _read_rows(path)
-    train = [row for row in rows if row.split in (None, "train")]
-    if not train:
-        raise DataError(f"{path} has no rows to train on; give some rows the split 'train'.")
-    val = [row for row in rows if row.split == "val"]
-    notes = []
-    if ignored := sum(row.split == "test" for row in rows):
-        notes.append(f"Rows of the test split are not trained on ({ignored}); they are for the final evaluation.")
-    found = _files_of(path, train + val)
-    return TrainingListing("csv", found[: len(train)], found[len(train) :], notes)
+class ImageRows(DataSource):
+    """A CSV file with a row for each image."""
 
+    kind = "a .csv file"
+    layout = CSV_LAYOUT
 
-def row_splits(path: Path) -> set[str]:
-    """The splits that the rows of a CSV file name."""
-    return {row.split for row in _read_rows(path) if row.split is not None}
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """Tell whether it is a file with the extension .csv."""
+        return path.is_file() and path.suffix.lower() == ".csv"
 
+    def training(self) -> TrainingListing:
+        """List the training and validation images; without a split column all are for training."""
+        rows = _read_rows(self.path)
+        train = [row for row in rows if row.split in (None, "train")]
+        if not train:
+            raise DataError(f"{self.path} has no rows to train on; give some rows the split 'train'.")
+        val = [row for row in rows if row.split == "val"]
+        notes = []
+        if ignored := sum(row.split == "test" for row in rows):
+            notes.append(f"Rows of the test split are not trained on ({ignored}); they are for the final evaluation.")
+        found = _files_of(self.path, train + val)
+        return TrainingListing("csv", found[: len(train)], found[len(train) :], notes)
 
-def held_out_rows(path: Path) -> list[LabelledImage]:
-    """The images of the test split as the rows name them; whether they are there is not checked."""
-    return [
-        LabelledImage(existing_form(path.parent, row.path), row.label, row.path, f"{path}, row {row.number}")
-        for row in _read_rows(path)
-        if row.split == "test" and row.path
-    ]
+    def named_splits(self) -> set[str]:
+        """Return the splits that the rows name."""
+        return {row.split for row in _read_rows(self.path) if row.split is not None}
 
+    def held_out(self) -> list[LabelledImage]:
+        """List the images of the test split as the rows name them; whether they are there is not checked."""
+        folder, rows = self.path.parent, _read_rows(self.path)
+        return [
+            LabelledImage(existing_form(folder, row.path), row.label, row.path, f"{self.path}, row {row.number}")
+            for row in rows
+            if row.split == "test" and row.path
+        ]
 
-def split_rows(path: Path, wanted: str) -> SplitListing:
-    """The images of one split of a CSV file, or of all its rows."""
-    rows = _read_rows(path)
-    if wanted != "all" and any(row.split is None for row in rows):
-        raise DataError(
-            f"{path} has no {wanted!r} split, for it has no 'split' column; add the column, or use the split 'all'."
-        )
-    return SplitListing(_files_of(path, [row for row in rows if wanted in ("all", row.split)]), [])
+    def split(self, wanted: str) -> SplitListing:
+        """List the images of one split, or of all rows."""
+        rows = _read_rows(self.path)
+        if wanted != "all" and any(row.split is None for row in rows):
+            raise DataError(
+                f"{self.path} has no {wanted!r} split, for it has no 'split' column; add the column, or use the "
+                "split 'all'."
+            )
+        return SplitListing(_files_of(self.path, [row for row in rows if wanted in ("all", row.split)]), [])
+
+    def input_files(self) -> Iterator[Path]:
+        """List the file itself, and the images and masks that its rows name."""
+        yield self.path
+        with (
+            contextlib.suppress(OSError, csv.Error, UnicodeDecodeError),
+            self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+        ):
+            rows = csv.reader(file)
+            columns = [k for k, name in enumerate(next(rows, [])) if name.strip().lower() in ("path", "mask")]
+            for row in rows:
+                yield from (self.path.parent / row[k].strip() for k in columns if k < len(row))
 
 
 def _read_rows(path: Path) -> list[_Row]:

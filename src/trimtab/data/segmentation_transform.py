@@ -137,10 +137,10 @@ class SegmentationTransform:
         """An image (3, h, w) uint8 at the size at which it is looked at, (3, H, W) uint8."""
         from torchvision import tv_tensors
 
-        resized: Tensor = self._resize(tv_tensors.Image(image), self.looked_at(image.shape[-2], image.shape[-1]))
+        resized: Tensor = self._resize(tv_tensors.Image(image), self.processed_size(image.shape[-2], image.shape[-1]))
         return resized.as_subclass(Tensor)
 
-    def looked_at(self, height: int, width: int) -> tuple[int, int]:
+    def processed_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which an image of (height, width) pixels is looked at."""
         return self._scaled(height, width, self.zoom)
 

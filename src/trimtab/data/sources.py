@@ -15,14 +15,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trimtab.data.built_in import BUILT_IN, built_in_set, hidden_by, split_images, training_images
-from trimtab.data.folders import folder_splits, held_out_folder, refuse_other_words, split_folder, training_folders
+from trimtab.data.base import DataSource
+from trimtab.data.built_in import BUILT_IN, BuiltInData, hidden_by
+from trimtab.data.folders import ClassFolders
 from trimtab.data.images import ImageSource
-from trimtab.data.labelled import LAYOUTS, SPLIT_WORDS, LabelledImage, SplitListing, TrainingListing, is_utf8, nfc
+from trimtab.data.labelled import SPLIT_WORDS, LabelledImage, is_utf8, nfc
 from trimtab.data.leaks import Part
-from trimtab.data.rows import held_out_rows, row_splits, split_rows, training_rows
+from trimtab.data.rows import ImageRows
 from trimtab.errors import ConfigError, DataError, nearest
 from trimtab.storage.files import write_text
+
+SOURCES: tuple[type[DataSource], ...] = (ClassFolders, ImageRows, BuiltInData)
+"""The forms in which labelled images are read; of those that take a path, the first. Another is a file and an entry."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,33 @@ class TrainingData:
     notes: tuple[str, ...]
 
 
+def find_source(path: str | Path) -> DataSource | None:
+    """Return the data set at a place, or None if no source takes it."""
+    path = Path(path)
+    return next((source(path) for source in SOURCES if source.takes(path)), None)
+
+
+def open_source(path: str | Path) -> DataSource:
+    """Return the data set at a place; nothing is read yet.
+
+    Raises:
+        DataError: No source takes it.
+    """
+    source, path = find_source(path), Path(path)
+    if source is not None:
+        return source
+    kinds = " nor ".join(source.kind for source in SOURCES if source.kind)
+    *others, last = (source.layout for source in SOURCES if source.layout)
+    layouts = f"{', '.join(others)}, or {last}"
+    if path.exists():
+        raise DataError(f"{path} is neither {kinds}; give {layouts}.")
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = nearest(path.name, [*BUILT_IN, *beside])
+    raise DataError(
+        f"{path} does not exist; give {layouts}, or a name of what comes with trimtab: {', '.join(BUILT_IN)}.{hint}"
+    )
+
+
 def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0) -> TrainingData:
     """Read the training and validation images of a data set; its test images are not looked at.
 
@@ -102,8 +133,10 @@ def open_training(path: str | Path, *, val_fraction: float = 0.2, seed: int = 0)
     """
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; as a share it must be at least 0 and below 1.")
-    path = _existing(Path(path))
-    reading = _read_training(path)
+    path = Path(path)
+    reading = open_source(path).training()
+    if hidden := hidden_by(path):
+        reading = replace(reading, notes=[hidden, *reading.notes])
     classes = tuple(sorted({nfc(image.label) for image in reading.train}))
     if len(classes) == 1:
         raise DataError(f"{path} has one class only ({classes[0]!r}); a classifier needs at least two.")
@@ -130,11 +163,7 @@ def named_splits(path: str | Path) -> set[str]:
     Raises:
         DataError: The data cannot be used.
     """
-    path = _existing(Path(path))
-    built_in = built_in_set(path)
-    if built_in is not None:
-        return set(built_in.sizes)
-    return folder_splits(path) if path.is_dir() else row_splits(path)
+    return open_source(path).named_splits()
 
 
 def open_split(path: str | Path, split: str, classes: Sequence[str], *, made: Path | None = None) -> ImageSet:
@@ -154,17 +183,18 @@ def open_split(path: str | Path, split: str, classes: Sequence[str], *, made: Pa
     wanted = "all" if split == "all" else SPLIT_WORDS.get(split.lower())
     if wanted is None:
         raise ConfigError(f"split is {split!r}; use 'train', 'val', 'test' or 'all'.")
-    path = _existing(Path(path))
-    named = named_splits(path)
+    path = Path(path)
+    source = open_source(path)
+    named = source.named_splits()
     held_out = made is not None and made.is_file() and "val" not in named
     if made is not None and held_out and wanted in ("train", "val"):
         return _made_split(path, made, wanted, tuple(classes))
-    if wanted not in ("all", *named) and path.is_dir():
-        refuse_other_words(path)
+    if wanted not in ("all", *named):
+        source.check_splits()
     if wanted == "test" and wanted not in named:
         val = "measure on the held-out validation images with --split val; " if held_out or "val" in named else ""
         raise DataError(f"{path} has no 'test' split; {val}--split all measures on all images, also those trained on.")
-    listed = _read_split(path, wanted)
+    listed = source.split(wanted)
     if not listed.images:
         told = "".join(f" {note}" for note in listed.notes) if listed.left_out else ""
         raise DataError(f"{path} has no images in its {wanted!r} split; add some or choose another split.{told}")
@@ -177,28 +207,11 @@ def held_out_part(path: str | Path) -> Part:
 
     Nothing is checked, so that what may be wrong with them hinders no training.
     """
-    path = Path(path)
-    found: list[LabelledImage] = []
-    with contextlib.suppress(DataError):
-        if built_in_set(path) is None:
-            found = held_out_folder(path) if path.is_dir() else held_out_rows(path)
+    source, found = find_source(path), list[LabelledImage]()
+    if source is not None:
+        with contextlib.suppress(DataError):
+            found = source.held_out()
     return Part("test", [image.path for image in found], [nfc(image.label) for image in found])
-
-
-def _read_training(path: Path) -> TrainingListing:
-    built_in = built_in_set(path)
-    if built_in is not None:
-        return training_images(built_in)
-    reading = training_folders(path) if path.is_dir() else training_rows(path)
-    hidden = hidden_by(path)
-    return reading if hidden is None else replace(reading, notes=[hidden, *reading.notes])
-
-
-def _read_split(path: Path, wanted: str) -> SplitListing:
-    built_in = built_in_set(path)
-    if built_in is not None:
-        return SplitListing(split_images(built_in, wanted), [])
-    return split_folder(path, wanted) if path.is_dir() else split_rows(path, wanted)
 
 
 def _made_split(path: Path, made: Path, wanted: str, classes: tuple[str, ...]) -> ImageSet:
@@ -278,18 +291,6 @@ def split_note(held: int, total: int, share: str, seed: int) -> str:
     return (
         f"The data names no validation images, so {held} of the {total} training images "
         f"({share}, seed {seed}) are held out for validation."
-    )
-
-
-def _existing(path: Path) -> Path:
-    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv") or built_in_set(path) is not None:
-        return path
-    if path.exists():
-        raise DataError(f"{path} is neither a folder nor a .csv file; give {LAYOUTS}.")
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, [*BUILT_IN, *beside])
-    raise DataError(
-        f"{path} does not exist; give {LAYOUTS}, or a name of what comes with trimtab: {', '.join(BUILT_IN)}.{hint}"
     )
 
 

@@ -92,7 +92,7 @@ class Sprites(BuiltInSet):
         return self.scene(split, number).image()
 
     @property
-    def things(self) -> tuple[str, ...]:
+    def mask_classes(self) -> tuple[str, ...]:
         """The background, then the shapes."""
         return ("background", *SHAPES)
 

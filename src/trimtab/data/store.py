@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from trimtab.data.orientation import TrainingListing
+from trimtab.data.orientation import MaskOrientation
 from trimtab.data.preprocess import Preprocess, why_unreadable
 from trimtab.data.sources import ImageSet
 from trimtab.errors import ConfigError, DataError
@@ -52,8 +52,8 @@ class Store(abc.ABC):
         """Images and what is known of them, for each entry of ``plan``."""
 
     @property
-    def turns(self) -> Counter[TrainingListing]:
-        """How masks were taken whose images have an EXIF orientation; empty without masks."""
+    def orientations(self) -> Counter[MaskOrientation]:
+        """Count how masks of images with an EXIF orientation were taken; empty without masks."""
         return Counter()
 
     @abc.abstractmethod
@@ -132,15 +132,15 @@ class Store(abc.ABC):
         return None
 
 
-def note_of_turns(*stores: Store) -> str | None:
+def orientation_note(*stores: Store) -> str | None:
     """Say how masks were taken whose images have an EXIF orientation; nothing where there are none."""
-    turns = sum((store.turns for store in stores), Counter[TrainingListing]())
-    words: dict[TrainingListing, str] = {
+    orientations = sum((store.orientations for store in stores), Counter[MaskOrientation]())
+    words: dict[MaskOrientation, str] = {
         "with image": "turned with their images",
         "upright": "taken as drawn on the upright image",
         "own": "turned by their own orientation",
     }
-    told = ", ".join(f"{turns[reading]} {text}" for reading, text in words.items() if turns[reading])
+    told = ", ".join(f"{orientations[reading]} {text}" for reading, text in words.items() if orientations[reading])
     return f"Masks of images with an EXIF orientation: {told}." if told else None
 
 

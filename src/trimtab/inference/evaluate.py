@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trimtab import checkpoint
-from trimtab.data import hidden_by, note_of_turns
+from trimtab.data import hidden_by, orientation_note
 from trimtab.progress import Progress
 from trimtab.tasks.base import Task
 from trimtab.tasks.output import PredictionCounts
@@ -107,7 +107,7 @@ def evaluate(
         for _, targets, logits in predictor.answers(store, plan):
             metrics.update(logits, targets)
             advance(targets.shape[0])
-    if turned := note_of_turns(store):
+    if turned := orientation_note(store):
         progress.say(turned)
     return {
         **task.summary(images, predictor.labels, metrics),

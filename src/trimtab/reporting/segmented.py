@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.data import VOID, Codes
+from trimtab.data import VOID, LabelEncoding
 from trimtab.methods.base import PromptSet
 from trimtab.progress import Progress
 from trimtab.reporting import pictures
@@ -51,7 +51,7 @@ class SegmentedImage:
 class Segmented(Findings):
     """The findings of a segmenter on a set of images."""
 
-    codes: Codes
+    codes: LabelEncoding
     """The colours of the classes."""
     worst: tuple[SegmentedImage, ...]
     """Images of the lowest mIoU, the lowest first."""

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from trimtab import checkpoint
-from trimtab.data import note_of_turns
+from trimtab.data import orientation_note
 from trimtab.errors import TrainingError
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise, seed_of
@@ -86,7 +86,7 @@ class Trainer:
         """
         # Broken images are found before anything that was in the folder is replaced.
         train, val = self.decode()
-        if turned := note_of_turns(train.store, val.store):
+        if turned := orientation_note(train.store, val.store):
             self.progress.say(turned)
         self.record = self.run.begin(self.record)
         with self.tracking:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trimtab.data import Codes, SegmentationTransform
+from trimtab.data import LabelEncoding, SegmentationTransform
 from trimtab.tasks.predictor import TaskPredictor, path_of
 from trimtab.tasks.segmentation.sliding import Views, enlarged, look
 
@@ -51,7 +51,7 @@ class MaskPredictor(TaskPredictor[MaskPrediction]):
     largest_batch = 1
 
     preprocess: SegmentationTransform
-    codes: Codes
+    codes: LabelEncoding
     views: Views = dataclasses.field(default_factory=Views)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class MaskPredictor(TaskPredictor[MaskPrediction]):
         return picture
 
 
-def overlay(pixels: Array, mask: Array, codes: Codes) -> Image.Image:
+def overlay(pixels: Array, mask: Array, codes: LabelEncoding) -> Image.Image:
     """An image (h, w, 3) uint8 with the classes (h, w) of its pixels laid over it in their colours."""
     colours = np.array(codes.palette, dtype=np.float32)[mask]
     mixed = (1 - _OPACITY) * pixels.astype(np.float32) + _OPACITY * colours

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from trimtab.backbone import Backbone
 from trimtab.data import (
-    Codes,
     ImageSet,
+    LabelEncoding,
     MaskSet,
     MaskStore,
     Part,
     SegmentationTransform,
     TrainingData,
-    held_out_scene_part,
-    named_scene_splits,
-    open_scene_split,
-    open_scenes,
+    held_out_segmentation_part,
+    named_segmentation_splits,
+    open_segmentation_data,
+    open_segmentation_split,
     stamp,
-    write_scene_split,
+    write_segmentation_split,
 )
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.heads import WeightedLogits
@@ -81,7 +81,9 @@ class Segmentation(Task):
     # Windows of whole images are more than one for each image.
     cache_features = False
 
-    def __init__(self, config: SegmentationConfig, codes: Codes | None = None, views: Views | None = None) -> None:
+    def __init__(
+        self, config: SegmentationConfig, codes: LabelEncoding | None = None, views: Views | None = None
+    ) -> None:
         super().__init__(config)
         self.codes, self.views = codes, views or Views()
 
@@ -89,7 +91,7 @@ class Segmentation(Task):
     def from_saved(cls, values: Mapping[str, Any]) -> Segmentation:
         try:
             head: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values["head"].items()}
-            return cls(SegmentationConfig(**head), Codes.from_dict(values["masks"]))
+            return cls(SegmentationConfig(**head), LabelEncoding.from_dict(values["masks"]))
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(
                 f"What the adapter says of its segmentation head cannot be used ({error}); it was changed, or saved by "
@@ -123,23 +125,23 @@ class Segmentation(Task):
 
     def open_training(self, path: str | Path, val_fraction: float, seed: int) -> TrainingData:
         config = self.config
-        return open_scenes(
+        return open_segmentation_data(
             path, val_fraction=val_fraction, seed=seed, palette=config.palette, ignore_label=config.ignore_label
         )
 
     def open_split(self, path: str | Path, split: str, classes: Sequence[str], made: Path) -> MaskSet:
         if self.codes is None:
             raise TypeError("It is not known how masks are written.")
-        return open_scene_split(path, split, classes, self.codes, made=made)
+        return open_segmentation_split(path, split, classes, self.codes, made=made)
 
     def named_splits(self, path: str | Path) -> set[str]:
-        return named_scene_splits(path)
+        return named_segmentation_splits(path)
 
     def held_out(self, path: str | Path) -> Part:
-        return held_out_scene_part(path)
+        return held_out_segmentation_part(path)
 
     def write_split(self, path: Path, training: TrainingData) -> None:
-        write_scene_split(path, training)
+        write_segmentation_split(path, training)
 
     def identity(self, images: ImageSet) -> list[tuple[Any, ...]]:
         """Return the classes, and names and sizes of the files of images and masks."""

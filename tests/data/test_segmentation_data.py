@@ -12,14 +12,14 @@ from tests.scenes import COLOURS, data, scene, write
 
 from trimtab.data import (
     BuiltInImage,
-    Codes,
+    LabelEncoding,
     MaskSet,
     MaskStore,
     SegmentationTransform,
-    named_scene_splits,
-    open_scene_split,
-    open_scenes,
-    write_scene_split,
+    named_segmentation_splits,
+    open_segmentation_data,
+    open_segmentation_split,
+    write_segmentation_split,
 )
 from trimtab.data.shapes import SHAPES
 from trimtab.errors import ConfigError, DataError
@@ -33,45 +33,45 @@ def masks(images: object) -> MaskSet:
 
 
 def test_split_folders() -> None:
-    found = open_scenes(data())
+    found = open_segmentation_data(data())
     assert (len(found.train), len(found.val), found.split_made) == (6, 3, False)
     assert masks(found.train).classes == ("0", "1", "2")
     assert masks(found.train).codes.ignored == (255,)
     pairs = zip(found.train.paths, masks(found.train).masks, strict=True)
     assert all(image.stem == mask.stem and image.parent.name == mask.parent.name for image, mask in pairs)
-    assert named_scene_splits(data()) == {"train", "val", "test"}
+    assert named_segmentation_splits(data()) == {"train", "val", "test"}
     assert any("test images are not trained on" in note for note in found.notes)
 
 
 def test_folders_of_splits_outside(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         write(tmp_path / split, [("", 2)])
-    found = open_scenes(tmp_path)
+    found = open_segmentation_data(tmp_path)
     assert (len(found.train), len(found.val)) == (2, 2)
 
 
 def test_one_pair_of_folders_has_some_held_out(tmp_path: Path) -> None:
     write(tmp_path / "a", [("", 10)], masks="annotations")
-    found = open_scenes(tmp_path / "a", seed=3)
+    found = open_segmentation_data(tmp_path / "a", seed=3)
     assert (len(found.train), len(found.val), found.split_made) == (8, 2, True)
     assert not set(found.train.paths) & set(found.val.paths)
-    write_scene_split(tmp_path / "split.csv", found)
+    write_segmentation_split(tmp_path / "split.csv", found)
     codes = masks(found.train).codes
-    again = open_scene_split(tmp_path / "a", "val", found.val.classes, codes, made=tmp_path / "split.csv")
+    again = open_segmentation_split(tmp_path / "a", "val", found.val.classes, codes, made=tmp_path / "split.csv")
     assert [path.name for path in again.paths] == [path.name for path in found.val.paths]
-    assert len(open_scene_split(tmp_path / "a", "all", found.val.classes, codes)) == 10
+    assert len(open_segmentation_split(tmp_path / "a", "all", found.val.classes, codes)) == 10
     with pytest.raises(DataError, match="has no 'test' split"):
-        open_scene_split(tmp_path / "a", "test", found.val.classes, codes)
+        open_segmentation_split(tmp_path / "a", "test", found.val.classes, codes)
     write(tmp_path / "b", [("", 2)])
     with pytest.raises(DataError, match="was made of other images"):
-        open_scene_split(tmp_path / "b", "val", found.val.classes, codes, made=tmp_path / "split.csv")
+        open_segmentation_split(tmp_path / "b", "val", found.val.classes, codes, made=tmp_path / "split.csv")
 
 
 def test_a_csv_names_images_and_masks(tmp_path: Path) -> None:
     write(tmp_path, [("", 3)])
     rows = [f"images/00{k}.jpg,masks/00{k}.png,{split}" for k, split in ((1, "train"), (2, "training"), (3, "val"))]
     (tmp_path / "set.csv").write_text("path,mask,split\n" + "\n".join(rows))
-    found = open_scenes(tmp_path / "set.csv")
+    found = open_segmentation_data(tmp_path / "set.csv")
     assert (len(found.train), len(found.val)) == (2, 1)
 
 
@@ -81,7 +81,7 @@ def test_ade20ks_own_layout(tmp_path: Path) -> None:
     lines = ["Idx\tRatio\tTrain\tVal\tName"]
     lines += [f"{k}\t0.1\t1\t1\t{'screen, door' if k in (5, 9) else f'thing{k}, other'}" for k in range(1, 151)]
     (tmp_path / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
-    found = masks(open_scenes(tmp_path).train)
+    found = masks(open_segmentation_data(tmp_path).train)
     assert len(found.classes) == len(set(found.classes)) == 150
     assert found.classes[0] == "thing1"
     assert found.classes[4] == "screen 5"
@@ -92,9 +92,9 @@ def test_ade20ks_own_layout(tmp_path: Path) -> None:
 def test_a_palette_gives_names_colours_and_void(tmp_path: Path) -> None:
     write(tmp_path, [("train", 2)])
     (tmp_path / "palette.csv").write_text("value,name,red,green,blue\n0,ground,1,2,3\n2,sea,4,5,6\n1,Void,0,0,0\n")
-    found = masks(open_scenes(tmp_path).train)
+    found = masks(open_segmentation_data(tmp_path).train)
     assert found.classes == ("ground", "sea")
-    assert found.codes == Codes((0, 2), (1, 255), False, ((1, 2, 3), (4, 5, 6)))
+    assert found.codes == LabelEncoding((0, 2), (1, 255), False, ((1, 2, 3), (4, 5, 6)))
 
 
 def test_colours_with_a_palette(tmp_path: Path) -> None:
@@ -106,21 +106,21 @@ def test_colours_with_a_palette(tmp_path: Path) -> None:
     write(tmp_path / "data", [("train", 2)], save=coloured)
     rows = [f"{name},{r},{g},{b}" for name, (r, g, b) in zip(("ground", "red", "blue"), COLOURS, strict=True)]
     (tmp_path / "p.csv").write_text("name,red,green,blue\n" + "\n".join([*rows, "void,0,0,0"]))
-    found = masks(open_scenes(tmp_path / "data", palette=str(tmp_path / "p.csv")).train)
+    found = masks(open_segmentation_data(tmp_path / "data", palette=str(tmp_path / "p.csv")).train)
     assert found.codes.coloured
     raw = np.array([[(90 << 16) + (90 << 8) + 90, (220 << 16) + (40 << 8) + 40, 0]])
     assert found.codes.classes_of(raw).tolist() == [[0, 1, 255]]
 
 
 def test_an_ignored_label_is_no_class() -> None:
-    found = masks(open_scenes(data(), ignore_label=1).train)
+    found = masks(open_segmentation_data(data(), ignore_label=1).train)
     assert found.classes == ("0", "2")
     assert found.codes.classes_of(np.array([[0, 1, 2]])).tolist() == [[0, 255, 1]]
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid is not there")
 def test_camvid() -> None:
-    found = open_scenes(CAMVID, ignore_label=11)
+    found = open_segmentation_data(CAMVID, ignore_label=11)
     assert (len(found.train), len(found.val), len(masks(found.train).classes)) == (367, 101, 11)
 
 
@@ -129,7 +129,7 @@ def test_camvid() -> None:
 
 def refusal(path: Path, **options: object) -> str:
     with pytest.raises(DataError) as caught:
-        open_scenes(path, **options)  # type: ignore[arg-type]
+        open_segmentation_data(path, **options)  # type: ignore[arg-type]
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -216,11 +216,11 @@ def test_a_csv_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> N
 
 
 def test_words_that_are_no_split() -> None:
-    found = masks(open_scenes(data()).train)
+    found = masks(open_segmentation_data(data()).train)
     with pytest.raises(ConfigError, match="split is 'dev'"):
-        open_scene_split(data(), "dev", found.classes, found.codes)
+        open_segmentation_split(data(), "dev", found.classes, found.codes)
     with pytest.raises(ConfigError, match="val_fraction is 1"):
-        open_scenes(data(), val_fraction=1.0)
+        open_segmentation_data(data(), val_fraction=1.0)
 
 
 # --- sets that come with trimtab ------------------------------------------------------------------
@@ -228,25 +228,25 @@ def test_words_that_are_no_split() -> None:
 
 def test_sprites_have_masks_and_digits_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    training = open_scenes("sprites/shape")
+    training = open_segmentation_data("sprites/shape")
     assert isinstance(training.train, MaskSet)
     assert training.train.classes == ("background", *SHAPES)
     assert (len(training.train), len(training.val)) == (800, 200)
-    test = open_scene_split("sprites/shape", "test", training.train.classes, training.train.codes)
+    test = open_segmentation_split("sprites/shape", "test", training.train.classes, training.train.codes)
     assert not set(test.paths) & {*training.train.paths, *training.val.paths}
     with pytest.raises(DataError, match=r"The images of digits have no masks; those of sprites/colour, "):
-        open_scenes("digits")
+        open_segmentation_data("digits")
 
 
 def test_a_folder_goes_before_a_set_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sprites" / "shape").mkdir(parents=True)
     with pytest.raises(DataError, match="has no folders of images and masks"):
-        open_scenes("sprites/shape")
+        open_segmentation_data("sprites/shape")
 
 
 def test_the_store_draws_the_masks_of_sprites() -> None:
-    images = open_scenes("sprites/count").train
+    images = open_segmentation_data("sprites/count").train
     assert isinstance(images, MaskSet)
     preprocess = SegmentationTransform(image_size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), augment="none")
     ((pixels, masks),) = MaskStore(images, preprocess, cache_bytes=0, whole=True).batches([[3, 5]])

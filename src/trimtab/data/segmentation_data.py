@@ -20,7 +20,7 @@ from trimtab.data.built_in import built_in_set
 from trimtab.data.labelled import SPLIT_WORDS
 from trimtab.data.leaks import Part
 from trimtab.data.mask_set import MaskSet, built_in_masks
-from trimtab.data.masks import VOID, Codes, codes_of_values, read_palette, read_raw
+from trimtab.data.masks import VOID, LabelEncoding, codes_of_values, read_palette, read_raw
 from trimtab.data.pairs import LAYOUTS, Pair, existing, held_out_images, pair_splits, read_pairs
 from trimtab.data.preprocess import why_unreadable
 from trimtab.data.sources import TrainingData, split_note, stratified_split
@@ -31,7 +31,7 @@ PALETTE = "palette.csv"
 ADE20K = "objectInfo150.txt"
 
 
-def open_scenes(
+def open_segmentation_data(
     path: str | Path,
     *,
     val_fraction: float = 0.2,
@@ -74,7 +74,7 @@ def open_scenes(
     if len(names) > VOID:
         raise DataError(f"{path} has {len(names)} classes; at most {VOID} are supported.")
     train = _mask_set("train", pairs, names, codes)
-    if "train" in splits and "test" in named_scene_splits(path):
+    if "train" in splits and "test" in named_segmentation_splits(path):
         notes.append("The test images are not trained on; they are for the final evaluation.")
     if splits.get("val"):
         val = _mask_set("val", splits["val"], names, codes)
@@ -84,17 +84,17 @@ def open_scenes(
     return TrainingData(train.select(kept), train.select(drawn, "val"), "masks", bool(drawn), tuple(notes))
 
 
-def open_scene_split(
-    path: str | Path, split: str, classes: Sequence[str], codes: Codes, *, made: Path | None = None
+def open_segmentation_split(
+    path: str | Path, split: str, classes: Sequence[str], codes: LabelEncoding, *, made: Path | None = None
 ) -> MaskSet:
     """Read one split of a data set with masks, written as a model's training masks were.
 
     Args:
-        path: As for `open_scenes`.
+        path: As for `open_segmentation_data`.
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"``.
         classes: The model's classes.
         codes: How its training masks were written.
-        made: Where `write_scene_split` wrote a split of this data, if it did.
+        made: Where `write_segmentation_split` wrote a split of this data, if it did.
 
     Raises:
         ConfigError: ``split`` is none of these words.
@@ -107,7 +107,7 @@ def open_scene_split(
     if built_in is not None:
         return dataclasses.replace(built_in_masks(built_in, wanted), classes=tuple(classes), codes=codes)
     path = existing(Path(path))
-    named = named_scene_splits(path)
+    named = named_segmentation_splits(path)
     held_out = made is not None and made.is_file() and "val" not in named
     if made is not None and held_out and wanted in ("train", "val"):
         return _made_split(path, made, wanted, classes, codes)
@@ -120,7 +120,7 @@ def open_scene_split(
     return dataclasses.replace(images, notes=tuple(found.notes), left_out=found.left_out)
 
 
-def named_scene_splits(path: str | Path) -> set[str]:
+def named_segmentation_splits(path: str | Path) -> set[str]:
     """The splits that a data set with masks itself names, of ``"train"``, ``"val"`` and ``"test"``.
 
     Raises:
@@ -132,7 +132,7 @@ def named_scene_splits(path: str | Path) -> set[str]:
     return pair_splits(existing(Path(path)))
 
 
-def held_out_scene_part(path: str | Path) -> Part:
+def held_out_segmentation_part(path: str | Path) -> Part:
     """The test images of a data set with masks, to compare others with them; none if they cannot be listed."""
     found: list[Path] = []
     with contextlib.suppress(DataError):
@@ -141,8 +141,8 @@ def held_out_scene_part(path: str | Path) -> Part:
     return Part("test", found)
 
 
-def write_scene_split(path: str | Path, data: TrainingData) -> None:
-    """Write which image is in which split as a CSV file that `open_scene_split` reads.
+def write_segmentation_split(path: str | Path, data: TrainingData) -> None:
+    """Write which image is in which split as a CSV file that `open_segmentation_split` reads.
 
     Raises:
         TrainingError: The file cannot be written.
@@ -158,8 +158,8 @@ def write_scene_split(path: str | Path, data: TrainingData) -> None:
     write_text(Path(path), buffer.getvalue())
 
 
-def _made_split(path: Path, made: Path, wanted: str, classes: Sequence[str], codes: Codes) -> MaskSet:
-    images = open_scene_split(made, wanted, classes, codes)
+def _made_split(path: Path, made: Path, wanted: str, classes: Sequence[str], codes: LabelEncoding) -> MaskSet:
+    images = open_segmentation_split(made, wanted, classes, codes)
     named = read_pairs(path, {"train", ""}).by_split
     there = {os.path.realpath(pair.image) for part in named.values() for pair in part}
     for image in images.files:
@@ -171,7 +171,7 @@ def _made_split(path: Path, made: Path, wanted: str, classes: Sequence[str], cod
     return images
 
 
-def _mask_set(name: str, pairs: Sequence[Pair], classes: tuple[str, ...], codes: Codes) -> MaskSet:
+def _mask_set(name: str, pairs: Sequence[Pair], classes: tuple[str, ...], codes: LabelEncoding) -> MaskSet:
     return MaskSet(
         name=name,
         paths=tuple(pair.image for pair in pairs),
@@ -187,7 +187,7 @@ def _mask_set(name: str, pairs: Sequence[Pair], classes: tuple[str, ...], codes:
 
 def _classes(
     path: Path, pairs: Sequence[Pair], palette: str | None, ignore_label: int | None
-) -> tuple[tuple[str, ...], Codes, list[str]]:
+) -> tuple[tuple[str, ...], LabelEncoding, list[str]]:
     """Names of classes, how masks are written, and notes on where that is from."""
     folder = path if path.is_dir() else path.parent
     file = Path(palette) if palette is not None else folder / PALETTE
