@@ -55,6 +55,7 @@ def test_a_record_names_the_set() -> None:
     assert not (whole() / "split.csv").exists()
 
 
+@pytest.mark.nightly
 def test_a_set_is_the_same_as_its_folder(tmp_path: Path) -> None:
     folder = write_folder("sprites/orientation", tmp_path / "folder")
     named = trimtab.evaluate(whole(), "sprites/orientation", weights=job.weights())

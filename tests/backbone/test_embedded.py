@@ -132,6 +132,7 @@ class TestLoading:
         with pytest.raises(BackboneError, match="not a multiple of the patch size 8x8 of 'trimtab-micro'"):
             load_backbone(MICRO, image_size=(65, 64))
 
+    @pytest.mark.nightly
     def test_it_has_learned_to_see(self, backbone: Backbone) -> None:
         """Nearest neighbours by its features; measured: 0.80 of 200 digits right, at random 0.34."""
         torch.manual_seed(0)
@@ -216,6 +217,7 @@ class TestDefault:
         said = [text for text in heard.said if "No backbone is named, so trimtab-micro is tuned" in text]
         assert len(said) == (not named)
 
+    @pytest.mark.nightly
     def test_the_result_works(self, finished: Path, tmp_path: Path) -> None:
         assert evaluate(finished, job.data())["images"] == 15
         image = min((job.data() / "test").rglob("*.png"))

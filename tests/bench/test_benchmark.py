@@ -123,6 +123,7 @@ def killed_once(marker: Path) -> str:
     return "not reached"
 
 
+@pytest.mark.nightly
 def test_processes_are_renewed_after_one_was_killed(tmp_path: Path) -> None:
     pool = Processes(1)
     try:

@@ -316,6 +316,7 @@ def test_one_damaged_image_late_in_a_task_is_enough(
         prepare("vtab1k", tmp_path, tasks=["cifar100"], given=tmp_path / "tree")
 
 
+@pytest.mark.nightly
 def test_a_task_of_its_true_size(tmp_path: Path) -> None:
     task = task_table.TASKS["vtab1k"]["kitti"]
     noah_tree(tmp_path / "tree", task, "PNG")

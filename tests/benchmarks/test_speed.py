@@ -37,6 +37,7 @@ def test_folding_takes_operations_away(head: str) -> None:
     assert (flops["folded vpt"] < flops["plain"]) == (head == "classifier")
 
 
+@pytest.mark.nightly
 def test_subjects_are_timed_in_turn_and_their_processes_end() -> None:
     records = speed.measure("training", ["concatenated", "vpt"], _setting(), rounds=2, draws=2)
     assert [r["subject"] for r in records] == ["concatenated", "vpt"]
@@ -47,6 +48,7 @@ def test_subjects_are_timed_in_turn_and_their_processes_end() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.nightly
 def test_a_subject_whose_process_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="times nothing known ended"):
         speed.measure("forward", ["nothing known", "plain"], _setting(), rounds=1)

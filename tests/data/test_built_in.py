@@ -95,6 +95,7 @@ def test_names_that_stand_for_nothing(name: str) -> None:
         list_images([name])
 
 
+@pytest.mark.nightly
 def test_a_set_is_written_out_as_folders() -> None:
     folder = write_folder("sprites/shape", "out/shapes")
     data, named = open_training(folder), open_training("sprites/shape")

@@ -185,7 +185,7 @@ def test_whatever_is_in_an_image_file_it_is_read_or_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@times(60, 3_000)
+@times(30, 3_000)
 def test_whatever_is_in_a_list_of_images_it_is_read_or_refused(attempts: int, tmp_path: Path) -> None:
     draw = random.Random(1)
     images = sorted((job.data() / "train").rglob("*.png"))
@@ -219,7 +219,7 @@ def test_whatever_is_in_a_list_of_images_it_is_read_or_refused(attempts: int, tm
 # --- what trimtab wrote ---------------------------------------------------------------------------
 
 
-@times(60, 3_000)
+@times(30, 3_000)
 @pytest.mark.filterwarnings("ignore")
 def test_a_changed_adapter_is_refused_or_predicts_the_same(attempts: int, tmp_path: Path) -> None:
     draw = random.Random(2)
@@ -240,7 +240,7 @@ def test_a_changed_adapter_is_refused_or_predicts_the_same(attempts: int, tmp_pa
         shutil.rmtree(changed)
 
 
-@times(60, 3_000)
+@times(30, 3_000)
 def test_a_changed_state_is_refused_or_the_same(attempts: int, tmp_path: Path) -> None:
     draw = random.Random(3)
     folder = tmp_path / "run"

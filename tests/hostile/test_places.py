@@ -28,6 +28,7 @@ def no_room(most: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, before)
 
 
+@pytest.mark.nightly
 def test_a_torch_program_that_finds_no_room_is_told(tmp_path: Path) -> None:
     """torch's own writer ended the process with a C++ error."""
     adapter = job.finished("linear")

@@ -49,7 +49,7 @@ def one_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @writes_onnx
-@pytest.mark.parametrize("method", ["vpt", "ship"])
+@pytest.mark.parametrize("method", [pytest.param("vpt", marks=pytest.mark.nightly), "ship"])
 def test_onnx_says_what_the_model_says(method: str, tmp_path: Path) -> None:
     written = export(job.finished(method), out=tmp_path / "x")
     pixels, images = pictures()
@@ -60,6 +60,7 @@ def test_onnx_says_what_the_model_says(method: str, tmp_path: Path) -> None:
     assert written.bytes == written.file.stat().st_size
 
 
+@pytest.mark.nightly
 def test_torch_program_says_what_the_model_says(tmp_path: Path) -> None:
     written = export(job.finished("vpt"), out=tmp_path / "x", format="torch")
     pixels, images = pictures()

@@ -270,6 +270,7 @@ def test_an_image_of_the_windows_size_is_seen_once_and_as_it_is() -> None:
 # --- export ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("kind", "head"), [("torch", "setr-pup"), pytest.param("onnx", "dpt", marks=writes_onnx)])
 def test_exported_it_gives_every_pixel_logits(kind: Any, head: str, tmp_path: Path) -> None:
     written = export(finished(head), out=tmp_path, format=kind)

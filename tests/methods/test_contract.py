@@ -31,13 +31,18 @@ SECONDARY = ("class-token", "registers-average", "map-pool", "swin")
 """The families that differ most: every configuration of a method is held to the contract on them, and its first on
 all."""
 
-# torch.export takes seconds: all configurations with one family, the first of each method that changes what blocks do
-# with two that differ most, and every family with what is cheapest.
-EXPORTED = [
-    *((*case, "class-token") for case in all_cases()),
+# torch.export and torch.compile take seconds: by day the first configuration of each method on one family; by night all
+# configurations, two families that differ most, and every family with what is cheapest.
+BY_NIGHT = [
+    *((*case, "class-token") for case in all_cases() if case not in main_cases()),
     *((*case, family) for case in main_cases() if METHODS[case[0]].touches_blocks for family in ("map-pool", "swin")),
     *(("linear", "plain", family) for family in FAMILIES if family != "class-token"),
 ]
+EXPORTED = [
+    *((*case, "class-token") for case in main_cases()),
+    *(pytest.param(*case, marks=pytest.mark.nightly) for case in BY_NIGHT),
+]
+COMPILED = [case if case in main_cases() else pytest.param(*case, marks=pytest.mark.nightly) for case in all_cases()]
 
 
 def supported(method: str, name: str, family: str) -> bool:
@@ -241,7 +246,7 @@ def test_same_seed_makes_the_same_method(method: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("untraced")
-@pytest.mark.parametrize(("method", "name"), all_cases())
+@pytest.mark.parametrize(("method", "name"), COMPILED)
 def test_training_compiles_whole(method: str, name: str) -> None:
     model = tuned(method, name, "class-token").train()
     images = images_for(model.backbone)
