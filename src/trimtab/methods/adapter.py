@@ -23,8 +23,9 @@ from trimtab.validation import Range, check_fields
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Options of adapters. None is the style's own value, which :attr:`design` has; a method's own ``config`` has them
-    all filled in.
+    """Options of adapters; what is left out, None, is the style's own.
+
+    :attr:`design` has no None, and neither has the ``config`` of a made :class:`Adapter`, which is what is recorded.
     """
 
     style: Literal["adapter-plus", "adaptformer"] = "adapter-plus"
