@@ -32,6 +32,7 @@ if not __package__:
 from benchmarks.speed_pictures import draw_speed
 from benchmarks.subjects import LIKE_SHIP, MODELS, Setting, forward, make, training_step
 from benchmarks.turns import in_turn
+from trimtab.heads.decoders import DECODERS
 
 FORWARD = ("plain", "concatenated", "vpt", "folded vpt", "ship", "folded ship", "svpt", "folded svpt", "folded lora")
 TRAINING = ("concatenated", "vpt", LIKE_SHIP, "ship", "svpt", "lora")
@@ -167,7 +168,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", help="only these (the reference is always there)")
     parser.add_argument(
         "--head",
-        choices=["classifier", "linear", "setr-pup", "dpt"],
+        choices=["classifier", *DECODERS],
         default="classifier",
         help="a segmentation head: forward passes only, beside the untouched backbone with that head",
     )

@@ -266,10 +266,14 @@ def _written_default(value: ast.expr | None) -> ast.expr | None:
 
 
 def _alias(module: str, name: str) -> ast.expr | None:
-    """Find the annotation that a name stands for in a module."""
+    """Find what a name stands for in a module, or in the one that it is imported from."""
     for node in _tree(module).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
             return node.value
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
             return node.value
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] != "typing":
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _alias(node.module, alias.name)
     return None

@@ -136,8 +136,6 @@ class Stream:
     """Rotary table, if the backbone has one."""
     saliency: Tensor | None = None
     """(B, H, T): logits of the pooling's query over the tokens, if asked of the block just run."""
-    selected: Tensor | None = None
-    """(B, k, D): the tokens that were selected by their saliency, as they left the block just run, if asked for."""
     carry: Any = None
     """State that a method carries from block to block, opaque to everyone else."""
     pooled_only: bool = False

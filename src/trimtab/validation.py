@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from trimtab.errors import ConfigError, nearest
@@ -20,7 +20,7 @@ from trimtab.errors import ConfigError, nearest
 _TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 Lookup: TypeAlias = "Callable[[str], ast.expr | None]"
-"""Finds the annotation that a name stands for."""
+"""Finds the annotation, or the mapping of choices, that a name stands for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,16 @@ class Range:
         if self.most is None and self.below is None:
             return "it must not be negative" if self.least == 0 else f"it must be {self}"
         return f"use {self}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The keys of a mapping, one of which the value is; for ``Annotated[str, Choices(NAMES)]``.
+
+    ``NAMES`` is the name of a mapping that is written out where it is defined: the command line reads it there.
+    """
+
+    names: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +119,7 @@ def _subscript(node: ast.Subscript, lookup: Lookup) -> FieldType | None:
     if outer == "Optional":
         return _with(read_type(inner, lookup), optional=True)
     if outer == "Annotated":
-        ranges = [entry for entry in entries[1:] if isinstance(entry, ast.Call) and _is_range(entry)]
-        return _with(read_type(entries[0], lookup), **({"range": _range(ranges[0])} if ranges else {}))
+        return _annotated(entries, lookup)
     if outer == "Literal":
         values = [ast.literal_eval(entry) for entry in entries]
         choices = tuple(value for value in values if value is not None)
@@ -124,8 +133,19 @@ def _subscript(node: ast.Subscript, lookup: Lookup) -> FieldType | None:
     return None
 
 
-def _is_range(node: ast.Call) -> bool:
-    return ast.unparse(node.func).split(".")[-1] == Range.__name__
+def _annotated(entries: list[ast.expr], lookup: Lookup) -> FieldType | None:
+    found = read_type(entries[0], lookup)
+    for entry in entries[1:]:
+        called = ast.unparse(entry.func).split(".")[-1] if isinstance(entry, ast.Call) else None
+        if isinstance(entry, ast.Call) and called == Range.__name__:
+            found = _with(found, range=_range(entry))
+        elif isinstance(entry, ast.Call) and called == Choices.__name__:
+            given = [*entry.args, *(word.value for word in entry.keywords)][0]
+            names = given if isinstance(given, ast.Dict) else lookup(ast.unparse(given))
+            if not isinstance(names, ast.Dict):
+                return None
+            found = _with(found, choices=tuple(ast.literal_eval(key) for key in names.keys if key is not None))
+    return found
 
 
 def _range(node: ast.Call) -> Range:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.families import FAMILIES, STAGED, images_for, shared_backbone, small
 from trimtab.backbone import Backbone, reasons_not_to_open
+from trimtab.backbone.functional import pooled_hidden_state, skip_attention
 from trimtab.errors import BackboneError
 from trimtab.stream import Attend, AttentionInputs, BlockHooks, KeysValues, Residual, Stream, softmax_attention
 
@@ -235,11 +236,11 @@ class TestBypass:
             return normed.unflatten(2, (inputs.queries.shape[1], -1)).transpose(1, 2)
 
         expected = backbone.block(0, stream, attend=normalised).prompts
-        torch.testing.assert_close(backbone.skip_attention(0, prompts, stream), expected, **CLOSE)
+        torch.testing.assert_close(skip_attention(backbone, 0, prompts, stream), expected, **CLOSE)
 
     def test_of_batch_1_stays_of_batch_1(self, backbone: Backbone, stream: Stream) -> None:
         prompts = torch.randn(1, 4, backbone.width)
-        assert backbone.skip_attention(0, prompts, stream, drop_path=0.5).shape == prompts.shape
+        assert skip_attention(backbone, 0, prompts, stream, drop_path=0.5).shape == prompts.shape
 
 
 class TestWeights:
@@ -265,12 +266,12 @@ class TestWeights:
             images, weights={"blocks.1.attn.qkv.weight": value, "blocks.1.norm1.weight": torch.ones(48)}
         )
         swapped = fresh.block(1, stream, context=prompts).tokens
-        bypassed = fresh.skip_attention(1, prompts[None], stream)
+        bypassed = skip_attention(fresh, 1, prompts[None], stream)
         fresh.model.blocks[1].attn.qkv.weight.copy_(value)
         fresh.model.blocks[1].norm1.weight.fill_(1.0)
         plain = fresh.embed(images)
         torch.testing.assert_close(swapped, fresh.block(1, plain, context=prompts).tokens, **CLOSE)
-        torch.testing.assert_close(bypassed, fresh.skip_attention(1, prompts[None], plain), **CLOSE)
+        torch.testing.assert_close(bypassed, skip_attention(fresh, 1, prompts[None], plain), **CLOSE)
 
     def test_swap_leaves_the_model_as_it_is(self, fresh: Backbone) -> None:
         before = copy.deepcopy(fresh.state_dict())
@@ -507,7 +508,7 @@ class TestReadingOut:
         backbone = shared_backbone(family)
         stream = backbone.embed(images_for(backbone))
         expected = stream.tokens[:, backbone.pooled_tokens].mean(1)
-        assert torch.equal(backbone.pooled_hidden_state(stream), expected)
+        assert torch.equal(pooled_hidden_state(backbone, stream), expected)
 
 
 class TestSizes:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.families import STAGED, images_for, scramble, shared_backbone
 from trimtab.backbone import Backbone
+from trimtab.backbone.functional import pooled_hidden_state, skip_attention
 from trimtab.errors import BackboneError
 from trimtab.stream import Stream
 
@@ -191,7 +192,7 @@ def test_skip_attention_leaves_the_softmax_core_out(version: str) -> None:
         expected = prompts + block.attn.proj(block.norm1(prompts))
         expected = expected + block.mlp(block.norm2(expected))
     stream = backbone.embed(images_for(backbone))
-    torch.testing.assert_close(backbone.skip_attention(1, prompts, stream), expected)
+    torch.testing.assert_close(skip_attention(backbone, 1, prompts, stream), expected)
 
 
 @pytest.mark.parametrize("how", ["full", "context"])
@@ -256,7 +257,7 @@ def test_feature_is_of_before_merging(family: str) -> None:
     left = backbone.block(1, stream)
     assert left.tokens.shape[2] == 96
     assert left.unmerged is not None
-    assert torch.equal(backbone.pooled_hidden_state(left), left.unmerged.mean(1))
+    assert torch.equal(pooled_hidden_state(backbone, left), left.unmerged.mean(1))
     assert backbone.block(2, left).unmerged is None
 
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.families import FAMILIES, images_for, scramble, shared_backbone
 from tests.versions import has, need
 from trimtab.backbone import Backbone
+from trimtab.backbone.functional import block_and_select, pooled_hidden_state
 from trimtab.backbone.vit import resize_positions
 from trimtab.methods.ship import decoupled_attention
 from trimtab.stream import BlockHooks, Stream
@@ -61,7 +62,7 @@ def test_feature_is_the_mean_of_the_tokens_with_the_poolings_weights() -> None:
     stream = backbone.block(0, backbone.embed(images_for(backbone)))
     weights = attention_of(backbone, stream).mean(1)
     expected = (weights[:, :, None] * stream.tokens).sum(1)
-    torch.testing.assert_close(backbone.pooled_hidden_state(stream), expected, **CLOSE)
+    torch.testing.assert_close(pooled_hidden_state(backbone, stream), expected, **CLOSE)
 
 
 def test_several_latent_queries_have_their_mean_logits() -> None:
@@ -188,14 +189,18 @@ def test_salient_tokens_and_prompts_leave_the_last_block_as_if_all_did(family: s
         pytest.skip("fewer patches than salient tokens")
     torch.manual_seed(1)
     context, prompts = (torch.randn(2, 3, backbone.widths[-1], requires_grad=True) for _ in range(2))
-    options: dict[str, Any] = {"select": most(3, 0 if prefix else backbone.num_prefix_tokens), "context": context}
+    select = most(3, 0 if prefix else backbone.num_prefix_tokens)
+    options: dict[str, Any] = {"context": context}
     if how == "decoupled":
-        options |= {"prompts": prompts, "attend": decoupled_attention(0.3)}
+        options["attend"] = decoupled_attention(0.3)
     results = []
     for pooled_only in (False, True):
-        stream = left(backbone, pooled_only, **options)
-        assert stream.selected is not None
-        parts = (backbone.pool(stream), stream.selected, stream.prompts)
+        stream = backbone.embed(images_for(backbone), pooled_only=pooled_only)
+        for i in range(backbone.depth - 1):
+            stream = backbone.block(i, stream)
+        entered = stream.with_prompts(prompts) if how == "decoupled" else stream
+        stream, selected = block_and_select(backbone, backbone.depth - 1, entered, select, **options)
+        parts = (backbone.pool(stream), selected, stream.prompts)
         wanted = (context, prompts) if how == "decoupled" else (context,)
         gradients = torch.autograd.grad(sum(part.square().sum() for part in parts), wanted)
         results.append((*parts, *gradients))
@@ -205,11 +210,13 @@ def test_salient_tokens_and_prompts_leave_the_last_block_as_if_all_did(family: s
 
 def test_salient_tokens_cost_no_more_than_they_and_the_first() -> None:
     backbone, flops = FAMILIES["depth-1"].backbone(), []
-    for options in ({"saliency": True}, {"select": most(2)}):
-        stream = backbone.embed(images_for(backbone), pooled_only=True)
-        with FlopCounterMode(display=False) as counter:
-            left_over = backbone.block(0, stream, **options)
-        flops.append(counter.get_total_flops())
+    stream = backbone.embed(images_for(backbone), pooled_only=True)
+    with FlopCounterMode(display=False) as counter:
+        backbone.block(0, stream, saliency=True)
+    flops.append(counter.get_total_flops())
+    with FlopCounterMode(display=False) as counter:
+        left_over, _ = block_and_select(backbone, 0, stream, most(2))
+    flops.append(counter.get_total_flops())
     assert left_over.tokens.shape[1] == 1
     # Keys and values of 17 tokens, everything else of three: 2 of 12 parts, and 10 of 12 for 3 of 17 tokens.
     assert flops[1] < 0.36 * flops[0]
@@ -219,12 +226,11 @@ def test_salient_tokens_cost_no_more_than_they_and_the_first() -> None:
 def test_salient_tokens_are_those_with_the_largest_saliency(family: str) -> None:
     backbone = shared_backbone(family)
     select = most(2, backbone.num_prefix_tokens)
-    stream = backbone.block(0, backbone.embed(images_for(backbone)), saliency=True, select=select)
+    stream, selected = block_and_select(backbone, 0, backbone.embed(images_for(backbone)), select)
     assert stream.saliency is not None
-    assert stream.selected is not None
     logits = stream.saliency.mean(1)
     logits[:, : backbone.num_prefix_tokens] = -torch.inf
-    for image, (row, tokens) in enumerate(zip(logits, stream.selected, strict=True)):
+    for image, (row, tokens) in enumerate(zip(logits, selected, strict=True)):
         first, second = row.argsort(descending=True)[:2].tolist()
         assert torch.equal(tokens, stream.tokens[image, [first, second]])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from typing import Any
 
 import pytest
@@ -12,21 +11,22 @@ from torch import nn
 
 import trimtab
 from tests.families import FAMILIES, images_for, shared_backbone
+from tests.heads.small import small_head
+from trimtab import validation
 from trimtab.backbone import Backbone
 from trimtab.backbone.meta import SkipInit
 from trimtab.errors import ConfigError
-from trimtab.heads import SegmenterConfig, make_segmenter
+from trimtab.heads import Features, SegmenterConfig, make_segmenter, segmenter
 from trimtab.heads.decoders import DECODERS
-from trimtab.heads.segmenter import default_out_indices
+from trimtab.heads.segmenter import TappedSegmenter, as_grids, default_out_indices
 from trimtab.methods import configure
 from trimtab.model import build
+from trimtab.options import read_options
 from trimtab.stream import Stream
-
-HEADS = ("linear", "setr-pup", "dpt")
 
 
 def small(head: str, **options: Any) -> SegmenterConfig:
-    return SegmenterConfig(head=head, **({} if head == "linear" else {"channels": 8}), **options)  # type: ignore[arg-type]
+    return small_head(head, 8, **options)
 
 
 def blank(name: str, size: int) -> Backbone:
@@ -35,7 +35,7 @@ def blank(name: str, size: int) -> Backbone:
         return Backbone(timm.create_model(name, img_size=size, num_classes=0))
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", DECODERS)
 def test_every_pixel_has_logits(backbone: Backbone, head: str) -> None:
     """Also on grids of odd sizes, wide images and stages."""
     model = build(backbone, configure("linear"), 5, small(head)).eval()
@@ -84,6 +84,14 @@ def test_taps_are_setrs_in_proportion_to_the_depth() -> None:
     assert default_out_indices(shared_backbone("swin")) == (1, 1, 1, 3)
 
 
+def test_other_numbers_of_taps_are_spread_evenly() -> None:
+    assert default_out_indices(blank("vit_tiny_patch16_224", 224), 2) == (5, 11)
+    assert default_out_indices(blank("vit_tiny_patch16_224", 224), 5) == (2, 4, 7, 9, 11)
+    assert default_out_indices(shared_backbone("depth-1"), 1) == (0,)
+    assert default_out_indices(shared_backbone("swin"), 1) == (3,)
+    assert default_out_indices(shared_backbone("swin"), 3) == (1, 1, 3)
+
+
 @pytest.mark.parametrize("family", ["class-token", "registers", "swin", "swin-v2"])
 def test_a_tapped_grid_is_the_patches_of_that_block_in_their_places(family: str) -> None:
     backbone = shared_backbone(family)
@@ -97,7 +105,7 @@ def test_a_tapped_grid_is_the_patches_of_that_block_in_their_places(family: str)
     assert torch.equal(grid[1, :, 2, 1], patches[1, 2 * before[1] + 1])
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", DECODERS)
 def test_prefix_tokens_and_prompts_never_reach_the_head(head: str) -> None:
     """What is in them does not matter, and how many they are neither."""
     backbone = shared_backbone("registers")
@@ -187,6 +195,41 @@ def test_without_its_package_dpt_is_refused_in_one_line(plain: Backbone, monkeyp
         make_segmenter(SegmenterConfig(head="dpt"), plain, 5)
 
 
-def test_every_head_that_can_be_named_has_a_class() -> None:
-    words = typing.get_args(typing.get_type_hints(SegmenterConfig)["head"])
-    assert set(words) == set(DECODERS)
+class Pair(TappedSegmenter):
+    """A head on two blocks, as somebody may add it."""
+
+    has_channels = False
+    num_taps = 2
+
+    def __init__(self, config: SegmenterConfig, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(config, backbone, num_classes)
+        self.layers = nn.ModuleList(nn.Conv2d(backbone.widths[i], num_classes, 1) for i in self.tapped)
+
+    def predict(self, features: Features) -> torch.Tensor:
+        return sum(layer(grid) for layer, grid in zip(self.layers, as_grids(features), strict=True))
+
+
+def test_a_head_is_a_class_and_a_line(plain: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is a choice, and how many blocks it looks at is its own to say."""
+    validation._types_of.cache_clear()
+    monkeypatch.setattr(segmenter, "DECODERS", {**DECODERS, "pair": f"{__name__}:Pair"})
+    try:
+        assert make_segmenter(SegmenterConfig(head="pair"), plain, 5).out_indices == (1, 2)
+        model = build(plain, configure("linear"), 5, SegmenterConfig(head="pair", taps=(0, 2)))
+        assert model(images_for(plain)).shape == (2, 5, *plain.image_size)
+        with pytest.raises(ConfigError, match="list 2 blocks in rising order, counted from 0"):
+            SegmenterConfig(head="pair", taps=(0, 1, 2))
+        with pytest.raises(ConfigError, match="channels is 6, and the head 'pair' has none"):
+            SegmenterConfig(head="pair", channels=6)
+        with pytest.raises(ConfigError, match=r"head is 'x'\. Choose one of: linear, setr-pup, dpt, pair\.$"):
+            SegmenterConfig(head="x")
+    finally:
+        validation._types_of.cache_clear()
+
+
+def test_the_command_line_reads_the_heads_where_they_are_registered() -> None:
+    (option,) = [one for one in read_options("trimtab.heads.segmenter:SegmenterConfig") if one.name == "head"]
+    assert option.choices == tuple(DECODERS)
+    assert (option.type, option.default) == (str, "linear")
+    with pytest.raises(ConfigError, match=r"^head is 'x'\. Choose one of: linear, setr-pup, dpt\.$"):
+        SegmenterConfig(head="x")

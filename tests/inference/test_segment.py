@@ -21,6 +21,8 @@ from tests import job, scenes
 from tests.versions import writes_onnx
 from trimtab import checkpoint
 from trimtab.errors import CheckpointError, ConfigError
+from trimtab.heads.decoders import DECODERS
+from trimtab.heads.segmenter import segmenter_class
 from trimtab.inference.evaluate import predict_to
 from trimtab.inference.export import export
 from trimtab.tasks.segmentation import MaskPredictor
@@ -28,9 +30,7 @@ from trimtab.tasks.segmentation.sliding import Views
 from trimtab.training.fit import fit
 
 HEADS: dict[str, dict[str, Any]] = {
-    "linear": {},
-    "setr-pup": {"head": "setr-pup", "channels": 6},
-    "dpt": {"head": "dpt", "channels": 6},
+    name: {"head": name, **({"channels": 6} if segmenter_class(name).has_channels else {})} for name in DECODERS
 }
 
 

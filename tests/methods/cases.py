@@ -121,11 +121,12 @@ def _e2vpt_parameters(config: E2VPTConfig, backbone: Backbone) -> int:
     return (config.num_prompts + sets * config.num_key_values) * sum(backbone.widths)
 
 
-def _adapter_parameters(config: AdapterConfig, backbone: Backbone) -> int:
+def _adapter_parameters(options: AdapterConfig, backbone: Backbone) -> int:
+    config = options.design
     adapters = 2 if config.layout == "houlsby" else 1
     linears = sum(2 * config.dim * width + config.dim + width for width in backbone.widths)
     norms = 2 * sum(backbone.widths) if config.norm else 0
-    scales = sum(backbone.widths) if config.style == "adapter-plus" else backbone.depth
+    scales = sum(backbone.widths) if options.style == "adapter-plus" else backbone.depth
     return adapters * (linears + norms + (scales if config.learned_scale else 0))
 
 

@@ -18,6 +18,7 @@ from trimtab.backbone import Backbone
 from trimtab.checkpoint import config_from_json
 from trimtab.errors import ConfigError
 from trimtab.heads import SegmenterConfig
+from trimtab.methods import recorded_options
 from trimtab.methods.adapter import Adapter, AdapterConfig
 from trimtab.methods.base import FoldedSteps
 from trimtab.model import build
@@ -290,18 +291,33 @@ def test_layouts_equal_the_official_equations(family: str, layout: str) -> None:
 
 
 def test_adapter_plus_is_the_default_with_the_papers_values() -> None:
-    assert dataclasses.asdict(AdapterConfig()) == {
+    assert recorded_options(AdapterConfig()) == {
         "style": "adapter-plus", "dim": 8, "layout": "post", "scale": 1.0, "learned_scale": True, "norm": False,
         "dropout": 0.0, "drop_path": 0.1, "backbone_drop_path": 0.1,
     }  # fmt: skip
-    assert AdapterConfig(layout="pfeiffer").norm
-    assert not AdapterConfig(layout="pfeiffer", norm=False).norm
+    assert AdapterConfig(layout="pfeiffer").design.norm
+    assert not AdapterConfig(layout="pfeiffer", norm=False).design.norm
+
+
+def test_another_style_of_the_same_options_has_its_own_defaults() -> None:
+    changed = dataclasses.replace(AdapterConfig(dim=16), style="adaptformer")
+    assert changed == adaptformer(dim=16)
+    assert changed.design == adaptformer(dim=16).design
+    assert changed.design != AdapterConfig(dim=16).design
+
+
+@pytest.mark.parametrize("options", [{}, {"style": "adaptformer"}, {"layout": "pfeiffer", "drop_path": 0.0}], ids=str)
+def test_what_is_recorded_of_a_method_leaves_nothing_to_a_default(plain: Backbone, options: dict[str, Any]) -> None:
+    config = AdapterConfig(**options)
+    recorded = dataclasses.asdict(Adapter(config, plain).config)
+    assert recorded == recorded_options(config) == {"style": config.style, **config.design._asdict()}
+    assert config_from_json(AdapterConfig, recorded).design == config.design
 
 
 def test_options_of_before_there_were_styles_are_adaptformers() -> None:
     old = {"dim": 16, "scale": 0.1, "learned_scale": False, "norm": False, "dropout": 0.1}
-    assert config_from_json(AdapterConfig, old) == adaptformer(dim=16)
-    assert config_from_json(AdapterConfig, dataclasses.asdict(AdapterConfig())) == AdapterConfig()
+    assert config_from_json(AdapterConfig, old) == adaptformer(dim=16).resolved()
+    assert config_from_json(AdapterConfig, recorded_options(AdapterConfig())) == AdapterConfig().resolved()
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.families import images_for, shared_backbone
+from tests.heads.small import small_head
 from tests.methods.cases import CASES, all_cases, main_cases
 from trimtab.backbone import Backbone
 from trimtab.heads import SegmenterConfig
+from trimtab.heads.decoders import DECODERS
 from trimtab.methods import configure
 from trimtab.model import TunedModel, build
 from trimtab.noise import Noise
 
 CLASSES = 4
-HEADS = {
-    "linear": SegmenterConfig(),
-    "setr-pup": SegmenterConfig(head="setr-pup", channels=6),
-    "dpt": SegmenterConfig(head="dpt", channels=6),
-}
+HEADS = {name: small_head(name, channels=6) for name in DECODERS}
 FAMILIES = ("registers", "swin")
 """A backbone with a class token, registers and an odd grid that is not square, and one in stages."""
 

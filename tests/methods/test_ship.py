@@ -17,6 +17,7 @@ from tests.families import FAMILIES, images_for, shared_backbone
 from tests.methods import reference
 from tests.methods.reference import SHIPPrompts, Switches
 from trimtab.backbone import Backbone
+from trimtab.backbone.functional import skip_attention
 from trimtab.errors import ConfigError
 from trimtab.methods.ship import SHIP, SHIPConfig, greedy_hierarchy, make_prototypes
 from trimtab.model import TunedModel, build
@@ -375,7 +376,7 @@ def test_prompts_are_the_same_for_all_images_until_they_attend() -> None:
     stream = model.backbone.embed(images_for(model.backbone, 3))
     for i in range(3):
         stream = model.method.step(i, model.backbone, stream)
-        assert stream.carry.independent.shape[0] == 1
+        assert stream.carry.prompts.independent.shape[0] == 1
 
 
 class TestDropPath:
@@ -389,13 +390,13 @@ class TestDropPath:
 
     def test_rises_linearly_from_0_to_its_rate(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, rates = tuned(5, hierarchy=(0, 2), drop_path=0.4).train(), []
-        block = Backbone.block
+        block = Backbone._run_block
 
         def spy(*args: Any, **kwargs: Any) -> Any:
             rates.append(kwargs["drop_path"])
             return block(*args, **kwargs)
 
-        monkeypatch.setattr(Backbone, "block", spy)
+        monkeypatch.setattr(Backbone, "_run_block", spy)
         model.run(images_for(model.backbone))
         assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
@@ -514,13 +515,12 @@ def test_folds_where_no_image_changes_its_prompts(options: dict[str, Any], folds
 def test_folded_transforms_no_prompts_but_attribute_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tuned(6, hierarchy=(0, 2, 4), attribute_sets=1).eval()
     folded, through = model.fold(), []
-    skip = Backbone.skip_attention
 
-    def spy(self: Backbone, i: int, tokens: Tensor, stream: Stream, **options: Any) -> Tensor:
+    def spy(backbone: Backbone, i: int, tokens: Tensor, stream: Stream, **options: Any) -> Tensor:
         through.append((i, tuple(tokens.shape)))
-        return skip(self, i, tokens, stream, **options)
+        return skip_attention(backbone, i, tokens, stream, **options)
 
-    monkeypatch.setattr(Backbone, "skip_attention", spy)
+    monkeypatch.setattr("trimtab.methods.ship.skip_attention", spy)
     folded(images_for(model.backbone, 3))
     assert through == [(4, (3, model.method.config.attribute_length, 48))]
     stored = SMALL["prompt_length"] + SMALL["shared_length"]

@@ -321,7 +321,6 @@ class Backbone(nn.Module):
         attend: Attend = softmax_attention,
         hooks: BlockHooks | None = None,
         saliency: bool = False,
-        select: Select | None = None,
         drop_path: float = 0.0,
     ) -> Stream:
         """Run block ``i``.
@@ -334,14 +333,30 @@ class Backbone(nn.Module):
             attend: Replaces the softmax core.
             hooks: What is added to the residual stream at the attention branch, the MLP branch and the block's output.
             saliency: Also compute how much pooling would look at each token, into ``Stream.saliency``.
-            select: Maps the saliency (B, H, T) to the positions (B, k) of tokens that are then in
-                ``Stream.selected``, as they leave the block; which spares the others, in the last block, what follows.
             drop_path: Stochastic depth: probability of dropping each of the two residual branches for an image.
 
         The saliency is a row of logits (B, H, T): those of the query of the pooled tokens (the class token's, or the
         mean of several) in this block; with learned pooling (a latent query) those of that query over the tokens as
         they leave the block. Where the block ends a stage, tokens, prompts and saliency leave it merged.
         """
+        left, _ = self._run_block(
+            i, stream, context=context, attend=attend, hooks=hooks, saliency=saliency, drop_path=drop_path
+        )
+        return left
+
+    def _run_block(
+        self,
+        i: int,
+        stream: Stream,
+        *,
+        context: Context | None = None,
+        attend: Attend = softmax_attention,
+        hooks: BlockHooks | None = None,
+        saliency: bool = False,
+        select: Select | None = None,
+        drop_path: float = 0.0,
+    ) -> tuple[Stream, Tensor | None]:
+        """Run block ``i``; return the stream and the tokens (B, k, D) that ``select`` picks by their saliency."""
         if stream.attention_hook is not None:
             attend, saliency = stream.attention_hook(i, attend), True
         hooks = hooks or BlockHooks(tokenwise=True)
@@ -366,10 +381,10 @@ class Backbone(nn.Module):
         )
         left = self._left(i, stream, inputs, learned=learned)
         if select is None or left.saliency is None:
-            return left.replace(selected=None)
+            return left, None
         if reduced:
-            return left.replace(tokens=left.tokens[:, :num_read], selected=left.tokens[:, num_read:])
-        return left.replace(selected=gathered(left.tokens, select(left.saliency)))
+            return left.replace(tokens=left.tokens[:, :num_read]), left.tokens[:, num_read:]
+        return left, gathered(left.tokens, select(left.saliency))
 
     def _left(self, i: int, stream: Stream, inputs: BlockInputs, *, learned: bool) -> Stream:
         """Return the stream after block ``i``, its patches merged where a stage ends."""
@@ -392,26 +407,6 @@ class Backbone(nn.Module):
         """
         return self._family.to_token_order(self._blocks[i].inside, grid_size, rows)
 
-    def skip_attention(
-        self,
-        i: int,
-        tokens: Tensor,
-        stream: Stream,
-        *,
-        drop_path: float = 0.0,
-        per_image: bool | None = None,
-    ) -> Tensor:
-        """Run block ``i`` on tokens (1 or B, S, D) with its softmax core left out, and without merging.
-
-        The normalised tokens go straight to the output projection: ``x += W_o LN1(x) + b_o``, then the MLP.
-        Tokens of batch 1 stay of batch 1. Stochastic depth is drawn for every image if ``per_image`` and once for the
-        batch otherwise; by default it goes by the tokens' batch, which cannot tell where there is one image.
-        """
-        per_image = tokens.shape[0] > 1 if per_image is None else per_image
-        keep = self._keep(stream.noise, drop_path, tokens, per_image=per_image)
-        left: Tensor = self._blocks[i].run(stream.weights, self._family.skip_attention, tokens, keep)
-        return left
-
     def _keep(self, noise: Noise, rate: float, like: Tensor, *, per_image: bool) -> tuple[Tensor, Tensor] | None:
         if rate == 0.0:
             return None
@@ -427,18 +422,6 @@ class Backbone(nn.Module):
         """Return keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
         pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, batched(prompts))
         return pair
-
-    def pooled_hidden_state(self, stream: Stream) -> Tensor:
-        """Average the tokens that pooling reads, in a block's output before merging and the final norm: (B, D).
-
-        With learned pooling (a latent query), each token has the weight that pooling would give it, mean over heads.
-        """
-        pooled = stream.block_output[:, self.pooled_tokens]
-        if self._family.heads_in_saliency is None:
-            return pooled.mean(1)
-        logits: Tensor = self._outside(self._family.pooling_logits, stream.tokens, stream.weights)
-        weight = logits[:, :, self.pooled_tokens].softmax(-1).mean(1)  # (B, T)
-        return (weight[:, None] @ pooled).squeeze(1)
 
     def pool(self, stream: Stream) -> Tensor:
         """Pool the tokens: (B, num_features), the input of timm's own classifier. Prompts are never pooled."""

@@ -23,7 +23,7 @@ from trimtab.bench.study import OF_A_ROW, Study, read_study
 from trimtab.bench.suites import OWN, SuiteTask, check_duplicates, check_variants, open_suite
 from trimtab.bench.workers import alone
 from trimtab.errors import ConfigError
-from trimtab.methods import METHODS, configure
+from trimtab.methods import METHODS, configure, recorded_options
 from trimtab.options import read_options
 from trimtab.progress import Progress
 from trimtab.storage.locks import LOCK
@@ -230,7 +230,7 @@ def _check_meaning(results: Results, rows: Sequence[Row], out: Path) -> None:
         upgrade = getattr(config, "upgrade", None)
         if before is None or upgrade is None or before["method"] != row.method:
             continue
-        recorded, now = before["resolved"]["method_config"], json.loads(json.dumps(dataclasses.asdict(config)))
+        recorded, now = before["resolved"]["method_config"], json.loads(json.dumps(recorded_options(config)))
         meant = {name: value for name, value in upgrade(recorded).items() if name not in recorded}
         other = [f"{name}={value}" for name, value in meant.items() if now.get(name) != value]
         if other:

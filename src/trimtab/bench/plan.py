@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from trimtab.bench.search import propose, settings_count
 from trimtab.bench.suites import Parts, SuiteTask, open_parts
 from trimtab.bench.trial import Trial
 from trimtab.data import bits_in_use
-from trimtab.methods import METHODS, configure, paper_recipe
+from trimtab.methods import METHODS, configure, paper_recipe, recorded_options
 from trimtab.recipe import FitConfig
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Trials:
             recipe = paper_recipe(config.recipe) if config.recipe else own
             resolved = {
                 "recipe": config.resolve(recipe).recorded(),
-                "method_config": dataclasses.asdict(configure(row.method, options)),
+                "method_config": recorded_options(configure(row.method, options)),
                 "preprocessing": make_preprocess(config, self._backbone, kind, bits).to_dict(),
                 **({"task": kind.recorded()} if kind.recorded() else {}),
             }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from trimtab.heads.base import Features, Head, WeightedLogits
 from trimtab.heads.classifier import Classifier
-from trimtab.heads.decoders import make_segmenter
-from trimtab.heads.segmenter import Segmenter, SegmenterConfig
+from trimtab.heads.segmenter import Segmenter, SegmenterConfig, make_segmenter
 
 __all__ = ["Classifier", "Features", "Head", "Segmenter", "SegmenterConfig", "WeightedLogits", "make_segmenter"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import importlib
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.heads.base import Features, Head
+from trimtab.heads.decoders import DECODERS
 from trimtab.stream import Stream
-from trimtab.validation import Range, check_fields
+from trimtab.validation import Choices, Range, check_fields
 
 _TAPS = (10, 15, 20, 24)
 """The blocks of 24 after which SETR looks, counted from 1; those of other depths are in proportion."""
@@ -25,7 +27,7 @@ _TAPS = (10, 15, 20, 24)
 class SegmenterConfig:
     """Options of a segmentation head."""
 
-    head: Literal["linear", "setr-pup", "dpt"] = "linear"
+    head: Annotated[str, Choices(DECODERS)] = "linear"
     """linear: one layer on each patch. setr-pup: SETR's progressive upsampling of the last block, with auxiliary
     heads on three more. dpt: segmentation_models_pytorch's DPT decoder on four blocks (extra `segmentation`)."""
     channels: Annotated[int | None, Range(least=1)] = None
@@ -38,14 +40,17 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        one = self.head == "linear"
-        for name, value in (("channels", self.channels), ("taps", self.taps)):
-            if one and value is not None:
+        kind = segmenter_class(self.head)
+        for name, value, has in (("channels", self.channels, kind.has_channels), ("taps", self.taps, kind.num_taps)):
+            if value is not None and not has:
                 raise ConfigError(
-                    f"{name} is {value}, and the head 'linear' has none; leave it out, or choose another."
+                    f"{name} is {value}, and the head {self.head!r} has none; leave it out, or choose another."
                 )
-        if self.taps is not None and (len(self.taps) != 4 or list(self.taps) != sorted(self.taps)):
-            raise ConfigError(f"taps is {self.taps}; list four blocks in rising order, counted from 0.")
+        if self.taps is not None and (len(self.taps) != kind.num_taps or list(self.taps) != sorted(self.taps)):
+            blocks = {1: "one block", 4: "four blocks in rising order"}.get(
+                kind.num_taps, f"{kind.num_taps} blocks in rising order"
+            )
+            raise ConfigError(f"taps is {self.taps}; list {blocks}, counted from 0.")
 
 
 class Segmenter(Head):
@@ -56,9 +61,15 @@ class Segmenter(Head):
     Args:
         backbone: What it will look at; only its sizes are read.
         num_classes: C.
+
+    Attributes:
+        has_channels: Whether ``SegmenterConfig.channels`` means something to it.
+        num_taps: How many blocks ``SegmenterConfig.taps`` lists for it; 0 if it has no taps.
     """
 
     pooled_only = False
+    has_channels: ClassVar[bool] = False
+    num_taps: ClassVar[int] = 0
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -106,11 +117,14 @@ class PatchClassifier(Segmenter):
 
 
 class TappedSegmenter(Segmenter):
-    """A head on the grids of four blocks, as they left them: not normalised, not merged."""
+    """A head on the grids of some blocks, by default four, as they left them: not normalised, not merged."""
+
+    has_channels = True
+    num_taps = 4
 
     def __init__(self, config: SegmenterConfig, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
-        self.tapped = config.taps or default_out_indices(backbone)
+        self.tapped = config.taps or default_out_indices(backbone, self.num_taps)
         if self.tapped[-1] >= backbone.depth:
             raise ConfigError(
                 f"taps is {self.tapped} and {backbone.name!r} has {backbone.depth} blocks; count them from 0."
@@ -118,23 +132,41 @@ class TappedSegmenter(Segmenter):
         self.out_indices = tuple(sorted(set(self.tapped)))
 
     def read(self, backbone: Backbone, streams: Sequence[Stream]) -> tuple[Tensor, ...]:
-        """Four grids (B, D, h, w)."""
+        """Grids (B, D, h, w), one for each of the taps."""
         left = dict(zip(self.out_indices, streams[: len(self.out_indices)], strict=True))
         return tuple(backbone.raw_grid(left[i]) for i in self.tapped)
 
 
-def default_out_indices(backbone: Backbone) -> tuple[int, ...]:
-    """Four blocks to look at: SETR's in proportion to the depth, or the last blocks of the last stages.
+def default_out_indices(backbone: Backbone, count: int = 4) -> tuple[int, ...]:
+    """List the blocks to look at: spread over the depth, or the last blocks of the last stages.
 
-    A backbone with fewer has some of them twice.
+    Four of a plain backbone are SETR's, in proportion to the depth; another number is spread evenly. A backbone with
+    fewer blocks or stages has some of them twice.
     """
     ends = [stage.stop - 1 for stage in backbone.stages]
     if len(ends) > 1:
-        ends = ends[-4:]
-        return tuple(ends[:1] * (4 - len(ends)) + ends)
-    return tuple(max(math.ceil(backbone.depth * tap / _TAPS[-1]), 1) - 1 for tap in _TAPS)
+        ends = ends[-count:]
+        return tuple(ends[:1] * (count - len(ends)) + ends)
+    taps = _TAPS if count == len(_TAPS) else range(1, count + 1)
+    return tuple(max(math.ceil(backbone.depth * tap / taps[-1]), 1) - 1 for tap in taps)
 
 
 def as_grids(features: Features) -> tuple[Tensor, ...]:
     """Return features as grids (B, D, h, w)."""
     return (features,) if isinstance(features, Tensor) else features
+
+
+def make_segmenter(config: SegmenterConfig, backbone: Backbone, num_classes: int) -> Segmenter:
+    """Make the head that ``config`` describes, on the CPU, with fresh start values.
+
+    Raises:
+        ConfigError: If it cannot be put on this backbone, or its package is not installed.
+    """
+    made: Segmenter = segmenter_class(config.head)(config, backbone, num_classes)
+    return made
+
+
+def segmenter_class(head: str) -> Any:
+    """Import the class of a head; every one takes a configuration, a backbone and the number of classes."""
+    module, _, name = DECODERS[head].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -129,6 +129,11 @@ def configure(method: str | object, options: Mapping[str, Any] | None = None) ->
     return config(**(options or {}))
 
 
+def recorded_options(config: Any) -> dict[str, Any]:
+    """Return a configuration's options as they are recorded: by its ``resolved``, where it has that, none left open."""
+    return dataclasses.asdict(config.resolved() if hasattr(config, "resolved") else config)
+
+
 def paper_recipe(name: str) -> Recipe:
     """A paper's training recipe, by name.
 

@@ -23,7 +23,10 @@ from trimtab.validation import Range, check_fields
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Options of adapters. What is left out is the style's own, and is filled in."""
+    """Options of adapters; what is left out, None, is the style's own.
+
+    :attr:`design` has no None, and neither has the ``config`` of a made :class:`Adapter`, which is what is recorded.
+    """
 
     style: Literal["adapter-plus", "adaptformer"] = "adapter-plus"
     """adapter-plus: GELU, a learned scale for each channel, starts near zero. adaptformer: ReLU, a fixed scale, starts
@@ -54,10 +57,6 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        # Filled in, so that what is recorded of a run does not change its meaning with a default.
-        for name, value in _STYLES[self.style]._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, self.layout == "pfeiffer" if name == "norm" else value)
         design = self.design
         if design.scale == 0 and not design.learned_scale:
             raise ConfigError("scale is 0, so the adapters would add nothing; use another number, or learn it.")
@@ -65,14 +64,20 @@ class AdapterConfig:
     @property
     def design(self) -> Design:
         """All options but the style, none of them None."""
-        return Design(*(getattr(self, name) for name in Design._fields))
+        default = _STYLES[self.style]._replace(norm=self.layout == "pfeiffer")._asdict()
+        given = {name: getattr(self, name) for name in default}
+        return Design(**{name: default[name] if value is None else value for name, value in given.items()})
+
+    def resolved(self) -> AdapterConfig:
+        """Return the same options, none of them None, to be recorded: they keep their meaning if a default changes."""
+        return dataclasses.replace(self, **self.design._asdict())
 
     @staticmethod
     def upgrade(options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return options that may have been recorded before there were styles: they are AdaptFormer's then."""
         if "style" in options:
             return options
-        return {**dataclasses.asdict(AdapterConfig(style="adaptformer")), **options}
+        return {**dataclasses.asdict(AdapterConfig(style="adaptformer").resolved()), **options}
 
 
 class Design(NamedTuple):
@@ -163,7 +168,7 @@ class Adapter(Method[AdapterConfig]):
     }
 
     def __init__(self, config: AdapterConfig, backbone: Backbone) -> None:
-        super().__init__(config, backbone)
+        super().__init__(config.resolved(), backbone)
         self.design = design = config.design
         widths = [width for width in backbone.widths for _ in range(design.per_block)]
         # Layers and not two large tensors: biases of one dimension are not decayed.

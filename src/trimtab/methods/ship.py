@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
+from trimtab.backbone.functional import block_and_select, pooled_hidden_state, skip_attention
 from trimtab.errors import ConfigError
 from trimtab.methods.base import BlockFigure, FoldedSteps, Method, PromptSet
 from trimtab.methods.prompts import dropped
@@ -87,8 +88,8 @@ class SHIPConfig:
             )
 
 
-class Carried(NamedTuple):
-    """SHIP's carry: the prompts of the present hierarchy, as they leave a block."""
+class Prompts(NamedTuple):
+    """The prompts of the present hierarchy, as they enter or leave a block."""
 
     independent: Tensor
     """(1 or B, K, D) semantic-independent prompts."""
@@ -96,6 +97,14 @@ class Carried(NamedTuple):
     """(B, L, D) attribute prompts; L is 0 before the last hierarchies."""
     shared: Tensor
     """(1 or B, S, D) semantic-shared prompts, wanted after the last block only."""
+
+
+class Carried(NamedTuple):
+    """SHIP's carry: what the next block, or the loss, needs of the block just run."""
+
+    prompts: Prompts
+    salient: Tensor | None
+    """(B, k, D): the salient tokens, as they left the block, if something reads them."""
 
 
 def greedy_hierarchy(
@@ -308,7 +317,7 @@ class SHIP(Method[SHIPConfig]):
         for i in range(self.depth):
             stream = backbone.block(i, stream)
             if self.config.feature == "pooled":
-                features.append(backbone.pooled_hidden_state(stream))
+                features.append(pooled_hidden_state(backbone, stream))
             else:
                 features.append(stream.block_output[:, backbone.num_prefix_tokens :].mean(1))
         return features
@@ -391,32 +400,33 @@ class SHIP(Method[SHIPConfig]):
         batch = stream.tokens.shape[0]
         # As full prompts (B, K + L + S, D) where they attend, otherwise as context.
         entered = stream.with_prompts(torch.cat([p.expand(batch, -1, -1) for p in groups], 1)) if attends else stream
-        left = backbone.block(  # tokens (B, T, D), prompts as they entered, selected (B, k, D)
-            i,
-            entered,
-            context=None if attends else [*groups, *([stored] if stored else [])],
-            attend=softmax_attention
-            if plain
-            else decoupled_attention(config.attention_scale, config.attention_mix == "additive"),
-            select=self._select(i, backbone, matching=matching),
-            drop_path=drop_path,
-        )
+        context = None if attends else [*groups, *([stored] if stored else [])]
+        decoupled = decoupled_attention(config.attention_scale, config.attention_mix == "additive")
+        options: dict[str, Any] = {"context": context, "attend": softmax_attention if plain else decoupled}
+        options["drop_path"] = drop_path
+        left, salient = self._block(i, backbone, entered, options, matching=matching)
         if attends:
             # (B, K + L + S, D) into (B, K, D), (B, L, D), (B, S, D).
-            carried = Carried(*torch.split(left.prompts, [prompts.shape[1] for prompts in carried], 1))
+            carried = Prompts(*torch.split(left.prompts, [prompts.shape[1] for prompts in carried], 1))
         elif kept and config.prompt_path == "project":
             carried = self._bypassed(i, backbone, stream, carried, drop_path, shared=last)
-        return left.without_prompts().replace(carry=carried)
+        return left.without_prompts().replace(carry=Carried(carried, salient))
 
-    def _select(self, i: int, backbone: Backbone, *, matching: bool) -> Callable[[Tensor], Tensor] | None:
-        """Return what selects the salient tokens of block ``i``, if something reads them."""
+    def _block(
+        self, i: int, backbone: Backbone, stream: Stream, options: Mapping[str, Any], *, matching: bool
+    ) -> tuple[Stream, Tensor | None]:
+        """Run block ``i``: tokens (B, T, D), prompts as they entered, and the salient tokens (B, k, D) if wanted."""
         config = self.config
         count = config.matching_tokens * matching or config.attribute_length * (i + 1 in self.attribute_starts)
         first = 0 if config.salient_class_token else backbone.num_prefix_tokens
         if not count:
-            return None
-        # (B, H, T) to (B, count): the largest logits, mean over heads.
-        return lambda saliency: saliency.mean(1)[:, first:].topk(count, dim=1).indices + first
+            return backbone.block(i, stream, **options), None
+
+        def largest(saliency: Tensor) -> Tensor:
+            """From (B, H, T), the positions (B, count) of the largest logits, mean over heads."""
+            return saliency.mean(1)[:, first:].topk(count, dim=1).indices + first
+
+        return block_and_select(backbone, i, stream, largest, **options)
 
     def fold(self, backbone: Backbone) -> Method[Any]:
         """Semantic-independent and shared prompts as stored keys and values; attribute prompts look at the image.
@@ -437,29 +447,30 @@ class SHIP(Method[SHIPConfig]):
             contexts.append(KeysValues.join(parts) if parts else None)
             on = i + 1 < self.depth and i + 1 not in starts and self.config.inside == "carry"
             if on and carried is not None and self.config.prompt_path == "project":
-                carried = backbone.skip_attention(i, carried, Stream(carried, carried[:, :0], (0, 0)))
+                carried = skip_attention(backbone, i, carried, Stream(carried, carried[:, :0], (0, 0)))
         return _FoldedSHIP(self, backbone, contexts)
 
-    def _entering(self, i: int, stream: Stream) -> Carried:
+    def _entering(self, i: int, stream: Stream) -> Prompts:
         """The prompts that enter block ``i``."""
         starts = self.config.hierarchy or ()
-        carried: Carried | None = stream.carry
+        carried: Prompts | None = None if stream.carry is None else stream.carry.prompts
         shared = self._inserted(self.shared[self._stage_of[i]] if self.shared else None, stream)
         if carried is not None and i not in starts and self.config.inside == "carry":
-            return Carried(carried.independent, carried.attribute, shared)
+            return Prompts(carried.independent, carried.attribute, shared)
         independent = self._inserted(self.independent[self.group_of[i]] if self.independent else None, stream)
         attribute = stream.tokens[:, :0]
         if i in self.attribute_starts:
             attribute = self._attribute(self.attribute_starts.index(i), stream)
         elif carried is not None and i not in starts:
             attribute = carried.attribute
-        return Carried(independent, attribute, shared)
+        return Prompts(independent, attribute, shared)
 
     def _attribute(self, which: int, stream: Stream) -> Tensor:
         """Attribute prompts (B, L, D): the image's salient tokens in terms of the prototypes, and learned ones."""
-        if stream.selected is None:
+        salient = stream.carry.salient
+        if salient is None:
             raise RuntimeError("the block before was run without salient tokens")
-        cosine = F.normalize(stream.selected, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        cosine = F.normalize(salient, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
         pattern = (cosine / self.config.temperature).softmax(-1) @ self.prototypes
         mix, learned = self.config.attribute_mix, self.attribute
         if learned is None:
@@ -474,16 +485,16 @@ class SHIP(Method[SHIPConfig]):
         return dropped(prompts, self.config.dropout, stream) if self.training else prompts
 
     def _bypassed(
-        self, i: int, backbone: Backbone, stream: Stream, carried: Carried, drop_path: float, *, shared: bool
-    ) -> Carried:
+        self, i: int, backbone: Backbone, stream: Stream, carried: Prompts, drop_path: float, *, shared: bool
+    ) -> Prompts:
         def through(prompts: Tensor, per_image: bool) -> Tensor:
             if not prompts.shape[1]:
                 return prompts
-            return backbone.skip_attention(i, prompts, stream, drop_path=drop_path, per_image=per_image)
+            return skip_attention(backbone, i, prompts, stream, drop_path=drop_path, per_image=per_image)
 
         # By what they are and not by their shape: a micro-batch may hold one image.
         dropped = self.config.dropout > 0
-        return Carried(
+        return Prompts(
             through(carried.independent, dropped),
             through(carried.attribute, True),
             through(carried.shared, dropped) if shared else carried.shared,
@@ -494,11 +505,11 @@ class SHIP(Method[SHIPConfig]):
         carried: Carried = stream.carry
         if not self.training or self.config.matching_weight == 0:
             return None
-        if stream.selected is None:
+        if carried.salient is None:
             raise RuntimeError("the last block was run without salient tokens")
-        salient = F.normalize(stream.selected, dim=-1)
+        salient = F.normalize(carried.salient, dim=-1)
         batch = salient.shape[0]
-        prompts = torch.cat([p.expand(batch, -1, -1) for p in carried if p.shape[1]], 1)
+        prompts = torch.cat([p.expand(batch, -1, -1) for p in carried.prompts if p.shape[1]], 1)
         distance = 1.0 - F.normalize(prompts, dim=-1) @ salient.transpose(1, 2)  # (B, P, salient)
         return self.config.matching_weight * distance.amin(2).mean()
 
