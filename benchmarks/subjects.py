@@ -87,7 +87,7 @@ def make(subject: str, setting: Setting) -> nn.Module:
     torch.manual_seed(0)
     size: Any = setting.image_size
     plain = timm.create_model(MODELS[setting.model], num_classes=CLASSES, img_size=size).to(setting.device).eval()
-    segmenter: Any = None if setting.head == "classifier" else SegmenterConfig(head=setting.head)  # type: ignore[arg-type]
+    segmenter: Any = None if setting.head == "classifier" else SegmenterConfig(head=setting.head)
     if subject == "plain" and segmenter is not None:
         return attach(plain, "linear", CLASSES, head=segmenter)
     if subject == "plain":
