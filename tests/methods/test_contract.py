@@ -31,15 +31,17 @@ SECONDARY = ("class-token", "registers-average", "map-pool", "swin")
 """The families that differ most: every configuration of a method is held to the contract on them, and its first on
 all."""
 
-# torch.export and torch.compile take seconds: by day the first configuration of each method on one family; by night all
-# configurations, two families that differ most, and every family with what is cheapest.
+# torch.export and torch.compile take seconds: by day the first configuration of each method on one family, and full
+# prompts, of which there are as many as images; by night all configurations, two families that differ most, and every
+# family with what is cheapest.
+BY_DAY = [*main_cases(), ("vpt", "shallow")]
 BY_NIGHT = [
-    *((*case, "class-token") for case in all_cases() if case not in main_cases()),
+    *((*case, "class-token") for case in all_cases() if case not in BY_DAY),
     *((*case, family) for case in main_cases() if METHODS[case[0]].touches_blocks for family in ("map-pool", "swin")),
     *(("linear", "plain", family) for family in FAMILIES if family != "class-token"),
 ]
 EXPORTED = [
-    *((*case, "class-token") for case in main_cases()),
+    *((*case, "class-token") for case in BY_DAY),
     *(pytest.param(*case, marks=pytest.mark.nightly) for case in BY_NIGHT),
 ]
 COMPILED = [case if case in main_cases() else pytest.param(*case, marks=pytest.mark.nightly) for case in all_cases()]
