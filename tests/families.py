@@ -74,8 +74,9 @@ FAMILIES: dict[str, Family] = {
     "depth-1": Family("vit_base_patch16_224", {"depth": 1}),
     "depth-5": Family("vit_base_patch16_224", {"depth": 5}),
     # Four windows, shifted in every other block of the first stage; one window in the second.
-    "swin": Family("swin_tiny_patch4_window7_224", {**_STAGES, "window_size": 4}),
-    # Grids of 9x7 and 5x4 that windows of 4x4 do not divide: timm before 1.0.8 does not pad them.
+    # timm before 1.0.8 does not pad windows, and its Swin is refused.
+    "swin": Family("swin_tiny_patch4_window7_224", {**_STAGES, "window_size": 4}, since="1.0.8"),
+    # Grids of 9x7 and 5x4 that windows of 4x4 do not divide.
     "swin-v2": Family("swinv2_tiny_window8_256", {**_STAGES, "window_size": 4, "img_size": (36, 28)}, since="1.0.8"),
 }
 STAGED = [name for name, family in FAMILIES.items() if "depths" in family.options]

@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.families import STAGED, images_for, scramble, shared_backbone
+from tests.versions import has
 from trimtab.backbone import Backbone
 from trimtab.backbone.functional import pooled_hidden_state, skip_attention
 from trimtab.errors import BackboneError
 from trimtab.stream import Stream
+
+pytestmark = pytest.mark.skipif(not has("timm", "1.0.8"), reason="Swin needs timm 1.0.8 or newer")
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = [((64, 64), 4), ((56, 72), 5), ((32, 32), 7), ((60, 44), 3), ((32, 32), 1)]
@@ -292,3 +295,9 @@ def test_a_size_that_leaves_windows_of_one_patch_is_refused_and_changes_nothing(
 def test_a_model_that_pools_nothing_is_refused(name: str) -> None:
     with torch.device("meta"), pytest.raises(BackboneError, match="it pools nothing"):
         Backbone(timm.create_model(name, global_pool=""))
+
+
+def test_a_timm_that_does_not_pad_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("timm.models.swin_transformer.SwinTransformerBlock.get_attn_mask")
+    with pytest.raises(BackboneError, match=r"does not pad its windows; install timm 1\.0\.8 or newer"):
+        made("1")

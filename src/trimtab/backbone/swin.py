@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -49,6 +50,8 @@ class SwinFamily(Family):
     def reasons_not_to_open(model: Any) -> list[str]:
         """Blocks or attention of other kinds, a forward pass of its own."""
         reasons = half_precision(model)
+        if not hasattr(SwinTransformerBlock, "get_attn_mask"):
+            reasons.append(f"timm {timm.__version__} does not pad its windows; install timm 1.0.8 or newer")
         if type(model).forward_features not in (SwinTransformer.forward_features, SwinTransformerV2.forward_features):
             reasons.append(f"{type(model).__name__} runs its blocks in a way of its own")
         blocks = [block for stage in model.layers for block in stage.blocks]
