@@ -298,6 +298,9 @@ def test_a_model_that_pools_nothing_is_refused(name: str) -> None:
 
 
 def test_a_timm_that_does_not_pad_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=56, embed_dim=24, depths=(2, 1), num_heads=(2, 4)
+    )
     monkeypatch.delattr("timm.models.swin_transformer.SwinTransformerBlock.get_attn_mask")
     with pytest.raises(BackboneError, match=r"does not pad its windows; install timm 1\.0\.8 or newer"):
-        made("1")
+        Backbone(model)
