@@ -49,7 +49,7 @@ def one_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @writes_onnx
-@pytest.mark.parametrize("method", [pytest.param("vpt", marks=pytest.mark.nightly), "ship"])
+@pytest.mark.parametrize("method", ["vpt", pytest.param("ship", marks=pytest.mark.nightly)])
 def test_onnx_says_what_the_model_says(method: str, tmp_path: Path) -> None:
     written = export(job.finished(method), out=tmp_path / "x")
     pixels, images = pictures()
