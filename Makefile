@@ -46,7 +46,7 @@ $(LOWEST)/.installed: pyproject.toml
 	$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	@touch $@
 
-# Small faults planted in copies of the package, one at a time: do the tests find each? About an hour of one core.
+# Small faults planted in copies of the package, one at a time: do the tests find each? An hour of one core, as estimated.
 test-faults: export OMP_NUM_THREADS := 1
 test-faults: env
 	$(BIN)/python scripts/planted_faults.py
