@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import IO, Any
+
 import pytest
 import torch
 
@@ -25,3 +27,13 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 def plain() -> Backbone:
     """The small random backbone with a class token, shared over the session: leave it as it is."""
     return shared_backbone("class-token")
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are composed but not rendered: that takes most of a report's time, and not every test looks at them."""
+
+    def blank(self: object, file: IO[str], **options: Any) -> None:
+        file.write('<svg width="9pt" height="9pt"><style type="text/css"></style></svg>')
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", blank)

@@ -73,6 +73,7 @@ def test_rows_are_compared_in_pairs_with_named_tests(out: Path) -> None:
     assert "signed-rank" in summary["tests"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_text_and_csv_say_the_protocol_in_every_row(out: Path, tmp_path: Path) -> None:
     report = bench_report([out], out=tmp_path)
     assert report.text.count("[strict]") >= 3 * 3
@@ -107,6 +108,7 @@ def test_the_page_holds_its_pictures_and_loads_nothing(out: Path, tmp_path: Path
     assert (tmp_path / "report.html").read_text() == again
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_an_earlier_report_is_replaced_and_nothing_else(out: Path, tmp_path: Path) -> None:
     place = tmp_path / "report"
     place.mkdir()
@@ -260,6 +262,7 @@ def test_other_images_are_not_added_to_a_folder(tmp_path: Path) -> None:
         go(Path("vtab1k"), out, Inline(), "linear", root=str(tmp_path / "root"), tasks=["svhn"], seeds=2, trials=2)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_two_protocols_stand_beside_each_other(tmp_path: Path) -> None:
     strict = vtab(tmp_path, "strict", "ship", seeds=1)
     paper = vtab(tmp_path, "paper", "ship", protocol="paper-ship", trials=None)
@@ -270,6 +273,7 @@ def test_two_protocols_stand_beside_each_other(tmp_path: Path) -> None:
     assert "was chosen on the test images: its numbers are too high" in page
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_published_row_is_held_against_our_rows_of_its_method(tmp_path: Path) -> None:
     strict = vtab(tmp_path, "strict", "vpt", "vpt:num_prompts=20", backbone=ORIGINAL, seeds=1)
     paper = vtab(tmp_path, "paper", "ship", protocol="paper-ship", trials=None, backbone=ORIGINAL)
@@ -309,6 +313,7 @@ def test_rows_of_other_images_are_not_put_beside_each_other(tmp_path: Path) -> N
         summarise([first, second])
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_was_chosen_on_test_images_says_from_how_many(tmp_path: Path) -> None:
     suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
     go(suite, tmp_path / "out", Inline(), "ship", protocol="paper-ship", trials=3)
@@ -318,18 +323,21 @@ def test_what_was_chosen_on_test_images_says_from_how_many(tmp_path: Path) -> No
     assert "2 settings tried" in bench_report([tmp_path / "part"]).text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_search_that_stopped_trials_early_says_so(tmp_path: Path) -> None:
     suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
     go(suite, tmp_path / "out", Inline(), "linear", seeds=1, trials=2, prune=True)
     assert "2 settings tried (grid, stopping the worse early)" in bench_report([tmp_path / "out"]).text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_means_say_of_how_many(out: Path) -> None:
     text = bench_report([out]).text
     assert "mean of 2 groups" in text
     assert "mean of 6 tasks" in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_published_mean_of_fgvc_is_shown(tmp_path: Path) -> None:
     root = tmp_path / "root"
     prepare(root, "fgvc", "nabirds")
@@ -339,6 +347,7 @@ def test_the_published_mean_of_fgvc_is_shown(tmp_path: Path) -> None:
     assert line.split()[1:3] == ["84.2", "89.1"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_all_machines_of_a_row_are_named(tmp_path: Path) -> None:
     suite = make_suite(tmp_path / "sets", {"maps": "drawn"})
 
