@@ -323,13 +323,27 @@ def _child(order: Mapping[str, Any]) -> int:
     return code
 
 
-def _hook(die_at_write: int | None = None, largest_file: int | None = None) -> None:
+def _hook(
+    die_at_write: int | None = None,
+    largest_file: int | None = None,
+    appends_to: str | None = None,
+    reader_gone: bool = False,
+) -> None:
     """Make trouble in this process.
 
     Args:
         die_at_write: Kill it just before the file of this number (from 0) is put in its place.
         largest_file: The operating system refuses to write files beyond so many bytes.
+        appends_to: Standard output is this file, added to.
+        reader_gone: Standard output is a pipe that nobody reads any more.
     """
+    if appends_to is not None:
+        os.dup2(os.open(appends_to, os.O_WRONLY | os.O_APPEND), 1)
+    if reader_gone:
+        read, write = os.pipe()
+        os.dup2(write, 1)
+        os.close(write)
+        os.close(read)
     if die_at_write is not None:
         replace, count = Path.replace, iter(range(1000))
 

@@ -10,8 +10,6 @@ import os
 import random
 import shutil
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -60,12 +58,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert "bug" not in told
     assert "Traceback" not in told
     return errors[0]
-
-
-def process(*words: object, **options: object) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "trimtab", *map(str, words)]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
 
 
 # --- where a file goes ------------------------------------------------------------------------------
@@ -566,13 +558,12 @@ def test_built_in_data_goes_where_a_link_leads(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_standard_output_has_the_predictions_alone() -> None:
-    running = process("predict", job.finished("linear"), job.data() / "val", "--out", "-", stdout=subprocess.PIPE)
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
-    rows = list(csv.DictReader(io.StringIO(out.decode())))
+    ended = job.call(["predict", str(job.finished("linear")), str(job.data() / "val"), "--out", "-"])
+    assert ended.code == 0, ended.err
+    rows = list(csv.DictReader(io.StringIO(ended.out)))
     assert len(rows) == 9
     assert all(row["label"] for row in rows)
-    assert b"images   9" in err
+    assert "images   9" in ended.err
 
 
 def test_standard_output_in_a_file_is_added_to(tmp_path: Path) -> None:
@@ -581,28 +572,23 @@ def test_standard_output_in_a_file_is_added_to(tmp_path: Path) -> None:
     # As /dev/stdout is, but one that may be lost.
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
     with log.open("a") as file:
-        words = ["eval", job.finished("linear"), job.data(), "--json", tmp_path / "stdout"]
-        running = process(*words, stdout=file)
-        err = running.communicate(timeout=120)[1]
-        assert running.returncode == 0, err
+        words = ["eval", str(job.finished("linear")), str(job.data()), "--json", str(tmp_path / "stdout")]
+        ended = job.call(words, appends_to=str(log))
+        assert ended.code == 0, ended.err
         file.write("after\n")
     lines = log.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert json.loads("\n".join(lines[1:-1]))["images"] == 15
-    assert b"accuracy" in err
+    assert "accuracy" in ended.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "stdout"]
     assert (tmp_path / "stdout").is_symlink()
 
 
-def test_a_reader_that_has_gone_ends_a_command_quietly(tmp_path: Path) -> None:
-    read, write = os.pipe()
-    running = process("report", job.finished("linear"), "--out", "-", stdout=write)
-    os.close(write)
-    os.close(read)
-    err = running.communicate(timeout=120)[1].decode()
-    assert running.returncode == 141, err
-    assert "error" not in err
-    assert "Traceback" not in err
+def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
+    ended = job.call(["report", str(job.finished("linear")), "--out", "-"], reader_gone=True)
+    assert ended.code == 141, ended.err
+    assert "error" not in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_the_null_device_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
