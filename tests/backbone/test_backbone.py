@@ -252,17 +252,19 @@ class TestWeights:
     """Parameters swapped for one stream."""
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_swapping_any_is_the_model_edited(self, family: str) -> None:
-        swapped, edited = shared_backbone(family), FAMILIES[family].backbone()
+    @pytest.mark.parametrize("swap", [0, 1], ids=["even", "odd"])
+    def test_swapping_any_is_the_model_edited(self, family: str, swap: int) -> None:
+        # Each parameter is swapped in one half and beside swapped ones in the other.
+        swapped, edited = shared_backbone(family), copy.deepcopy(shared_backbone(family))
         images = images_for(swapped)
         generator = torch.Generator().manual_seed(1)
-        for name, value in swapped.named_weights().items():
-            other = value + torch.randn(value.shape, generator=generator) * 0.3
-            parameter = edited.model.get_parameter(name)
-            parameter.data.copy_(other)
-            expected = _through(edited, images, {})
-            torch.testing.assert_close(_through(swapped, images, {name: other}), expected, **CLOSE)
-            parameter.data.copy_(value)
+        others = {
+            name: value + torch.randn(value.shape, generator=generator) * 0.3
+            for name, value in list(swapped.named_weights().items())[swap::2]
+        }
+        for name, other in others.items():
+            edited.model.get_parameter(name).data.copy_(other)
+        torch.testing.assert_close(_through(swapped, images, others), _through(edited, images, {}), **CLOSE)
 
     def test_prompts_take_the_swapped_weights_too(self, fresh: Backbone) -> None:
         value = torch.randn_like(fresh.model.blocks[1].attn.qkv.weight)

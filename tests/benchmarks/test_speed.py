@@ -62,6 +62,8 @@ def test_records_are_kept_and_replaced(tmp_path: Path, monkeypatch: pytest.Monke
         return {s: ({"flops": 10, "trainable": 1, "faults": 0}, [1.0] * rounds * draws) for s in subjects}
 
     monkeypatch.setattr(speed, "in_turn", timed)
+    # It looks for two seconds whether others are busy.
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     command = "--models tiny --prompts 2 --images 32 --batch-size 2 --rounds 2 --kinds forward --allow-busy"
     words = [*command.split(), "--subjects", "vpt", "--out", str(tmp_path)]
     for more in ([], [], ["--head", "linear"]):
