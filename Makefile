@@ -22,7 +22,9 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two workers with one thread each.
+# Two workers with one thread each. Bytecode is kept, even where the environment says no: the many processes that
+# tests start would each compile the package again.
+test test-nightly test-lowest: export PYTHONDONTWRITEBYTECODE :=
 test: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/python -m pytest -n 2
