@@ -100,8 +100,7 @@ class Trials:
 
         asked = json.dumps([row.method, options, fit, bits], sort_keys=True)
         if asked not in self._resolved:
-            background = None if self._transparency else "drop"
-            config = FitConfig(backbone=self.config.backbone, background=background, decode="full", **fit)
+            config = FitConfig(backbone=self.config.backbone, background=None if self._transparency else "drop", **fit)
             own = kind.recipe(METHODS[row.method].recipe)
             recipe = paper_recipe(config.recipe) if config.recipe else own
             resolved = {

@@ -191,7 +191,6 @@ def _train(trial: Trial, place: TrialFiles, watch: Watch) -> Record:
         watch=watch,
         shared=_shared(trial, place),
         background=None if "background" in trial.resolved["preprocessing"] else "drop",
-        decode="full",
         device=running.device,
         threads=running.threads,
         cache_gb=running.cache_gb,

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Resize = Literal["squash", "shorter"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Augment = Literal["none", "flip", "crop", "crop-flip"]
-Decode = Literal["full", "scaled"]
 Made = TypeVar("Made", bound="DataclassInstance")
 LONGEST = 100
 """How many times as long as its shorter side an image may be where the aspect ratio is kept."""
@@ -53,9 +52,8 @@ class Preprocess:
         bits: How many bits the values of 16-bit images use; greater values are white.
         background: What shows through transparent pixels, as red, green and blue of 0 to 255; None
             drops the transparency and shows what lies under it.
-        decode: ``"scaled"`` has a JPEG file that is much larger than needed decoded at a half, a quarter
-            or an eighth of its sides (see `scaled_down`); ``"full"`` decodes every pixel, as is done with all
-            other images.
+        scaled_decoding: Whether a JPEG file that is much larger than needed is decoded at a half, a quarter
+            or an eighth of its sides (see `scaled_down`). All other images are decoded as ever.
 
     Raises:
         ConfigError: A value is out of range, or a random crop would have nothing to cut off.
@@ -70,13 +68,14 @@ class Preprocess:
     augment: Augment = "none"
     bits: int = WIDEST
     background: Colour | None = None
-    decode: Decode = "full"
+    scaled_decoding: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        words = {"resize": Resize, "interpolation": Interpolation, "augment": Augment, "decode": Decode}
-        for name, known in words.items():
+        for name, known in (("resize", Resize), ("interpolation", Interpolation), ("augment", Augment)):
             check_word(name, getattr(self, name), get_args(known))
+        if not isinstance(self.scaled_decoding, bool):
+            raise ConfigError(f"scaled_decoding is {self.scaled_decoding!r}; use true or false.")
         size: tuple[Any, ...] = self.image_size  # may come from a file, so its type is not sure
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ConfigError(f"image_size is {size}; give height and width in pixels, as (224, 224).")
@@ -124,7 +123,7 @@ class Preprocess:
         # A damaged file makes Pillow's decoders fail in any way, not only with an OSError.
         try:
             with open_image(path) as image:
-                scaled = self._read_scaled(image) if self.decode == "scaled" else None
+                scaled = self._read_scaled(image) if self.scaled_decoding else None
                 return self.from_image(image) if scaled is None else self._stored(scaled)
         except Exception as error:
             raise DataError(unreadable(path, error)) from error
@@ -240,7 +239,7 @@ class Preprocess:
         return image[:, top : top + height, left : left + width]
 
 
-_LATER = {"bits": WIDEST, "background": None, "decode": "full"}
+_LATER = {"bits": WIDEST, "background": None, "scaled_decoding": False}
 """Fields that preprocessing saved by earlier versions does not have, and what these did."""
 
 

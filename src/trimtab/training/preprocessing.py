@@ -7,7 +7,7 @@ import dataclasses
 from trimtab.backbone import Backbone
 from trimtab.data import TrainingData, bits_in_use
 from trimtab.data.colour import WIDEST
-from trimtab.data.preprocess import Decode, Preprocess
+from trimtab.data.preprocess import Preprocess
 from trimtab.errors import ConfigError, nearest
 from trimtab.methods import paper_preprocessing
 from trimtab.progress import Progress
@@ -33,11 +33,6 @@ def preprocess_of_run(
     progress: Progress,
 ) -> AnyPreprocess:
     """Make the preprocessing of a run, with the bit depth of its 16-bit images."""
-    if folder.going_on and config.decode is None:
-        # It goes on as it began; earlier versions decoded in full.
-        known = folder.recorded().get("preprocessing")
-        scaled = isinstance(known, dict) and known.get("decode") == "scaled"
-        config = dataclasses.replace(config, decode="scaled" if scaled else "full")
     if _began_before_colours(config, folder):
         # It goes on as it began: without transparency, and with 16 bits.
         return dataclasses.replace(make_preprocess(config, backbone, task), background=None)
@@ -93,15 +88,8 @@ def make_preprocess(
         values["augment"] = config.augment
     made = (task or make_task()).preprocess(values, backbone)
     made = dataclasses.replace(made, bits=bits, background=config.background_colour())
-    return _with_decode(made, config)
-
-
-def _with_decode(made: AnyPreprocess, config: FitConfig) -> AnyPreprocess:
-    """Decode at a reduced scale where that was asked for, or nothing was and no paper's preprocessing."""
-    if isinstance(made, Preprocess):
-        return dataclasses.replace(
-            made, decode=config.decode or ("scaled" if config.preprocess == "native" else "full")
-        )
-    if config.decode == "scaled":
-        raise ConfigError("decode is 'scaled', but images with masks are decoded in full; leave --decode out.")
-    return made
+    if not config.scaled_decoding:
+        return made
+    if not isinstance(made, Preprocess):
+        raise ConfigError("scaled_decoding is on, but images with masks are decoded in full; leave it out.")
+    return dataclasses.replace(made, scaled_decoding=True)
