@@ -84,10 +84,13 @@ def _complete(group: str) -> bool:
     ran = False
     with _LOCK:
         for name in _WAITING[group][0]:
-            module: Any = sys.modules.get(name)
-            if type(module) is _Waiting:
-                # First, as parts of the package import the package.
-                module.__class__ = ModuleType
-                module.__spec__.loader.exec_module(module)
+            if isinstance(sys.modules.get(name), _Waiting):
+                _run_init(sys.modules[name])
                 ran = True
     return ran
+
+
+def _run_init(module: Any) -> None:
+    # First, as parts of the package import the package.
+    module.__class__ = ModuleType
+    module.__spec__.loader.exec_module(module)
