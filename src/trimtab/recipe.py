@@ -104,6 +104,9 @@ class FitConfig:
     background: str | None = None
     """What shows through transparent pixels: a colour (white, #808080, or red,green,blue of 0 to 255); drop shows the
     colours that the file has there. Default: white."""
+    scaled_decoding: bool = False
+    """Decode JPEG photos that are at least four times as large as needed at a half, a quarter or an eighth of their
+    sides: several times as fast, with slightly other features. Recorded, so that prediction does the same."""
     recipe: str | None = None
     """A paper's training recipe, by the name of its method, in place of our default."""
     optimizer: Literal["adamw", "sgd"] | None = None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from tests.versions import need
 from timm.data import create_transform
 from torch import Tensor
@@ -334,3 +336,133 @@ def test_from_dict_refuses_a_missing_value() -> None:
 def test_values_that_cannot_work(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plain(**changes)
+
+
+# JPEGs that are much larger than needed
+
+
+def photo(path: Path, size: tuple[int, int], mode: str = "RGB", **options: Any) -> Path:
+    """A JPEG with smooth shades, so that what decoding at a reduced scale leaves out is little."""
+    width, height = size
+    x, y = np.meshgrid(np.linspace(0, 6, width), np.linspace(0, 9, height))
+    shades = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], -1) * 100 + 128
+    image = Image.fromarray(shades.astype(np.uint8)).convert(mode)
+    return saved(image, path, quality=95, **{"format": "JPEG", **options})
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
+
+
+def decoded_sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Sizes of what is decoded from now on."""
+    sizes: list[tuple[int, int]] = []
+    load = JpegImagePlugin.JpegImageFile.load
+
+    def watched(image: Any) -> Any:
+        if image.tile:
+            sizes.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", watched)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "decoded"),
+    [
+        ((640, 480), {}, (80, 60)),  # squash: both sides become 16
+        ((640, 480), {"resize": "shorter"}, (80, 60)),
+        ((640, 480), {"resize": "shorter", "crop_pct": 0.5}, (160, 120)),  # 32 before the crop
+        ((640, 480), {"resize": "shorter", "crop_pct": 0.5, "augment": "crop"}, (160, 120)),
+        ((480, 130), {}, (120, 33)),  # the shorter side decides, and is rounded up
+        ((64, 64), {}, (32, 32)),
+        ((63, 200), {}, (63, 200)),  # less than four times as large
+        ((16, 16), {}, (16, 16)),
+        ((4, 9), {}, (4, 9)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_at_twice_what_is_needed_or_more(
+    tmp_path: Path,
+    size: tuple[int, int],
+    changes: dict[str, Any],
+    decoded: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, usual = photo(tmp_path / "photo.jpg", size), plain((16, 16), **changes)
+    expected = usual.read(path)
+    sizes = decoded_sizes(monkeypatch)
+    found = dataclasses.replace(usual, scaled_decoding=True).read(path)
+    assert sizes == [decoded]
+    assert found.shape == expected.shape
+    if decoded == size:
+        assert torch.equal(found, expected)
+    else:
+        assert (found.int() - expected.int()).abs().max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_scaled_photo_is_turned_as_it_is_held(tmp_path: Path, orientation: int) -> None:
+    """Its sides are odd, so that the decoded picture is a little larger than the photo."""
+    path = photo(tmp_path / "photo.jpg", (501, 333), exif=exif(orientation))
+    for changes in ({"resize": "shorter"}, {"resize": "squash"}):
+        usual = plain((16, 24), **changes)
+        difference = usual.read(path).int() - dataclasses.replace(usual, scaled_decoding=True).read(path).int()
+        assert difference.abs().max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_scaled_photo_keeps_its_colours(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, usual = photo(tmp_path / "photo.jpg", (640, 480), mode), plain((16, 16))
+    expected = usual.read(path)
+    sizes = decoded_sizes(monkeypatch)
+    assert (dataclasses.replace(usual, scaled_decoding=True).read(path).int() - expected.int()).abs().max() <= 3
+    assert sizes == [(80, 60)]
+
+
+def test_of_several_photos_in_a_file_the_first_is_scaled(tmp_path: Path) -> None:
+    with Image.open(photo(tmp_path / "a.jpg", (640, 480))) as first:
+        other = Image.new("RGB", (640, 480))
+        path = saved(first, tmp_path / "photo.mpo", format="MPO", save_all=True, append_images=[other])
+    with Image.open(path) as image:
+        assert image.format == "MPO"
+    usual = plain((16, 16))
+    scaled = dataclasses.replace(usual, scaled_decoding=True).read(path)
+    assert not torch.equal(scaled, usual.read(path))
+    assert (scaled.int() - usual.read(path).int()).abs().max() <= 6
+
+
+@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "TIFF"}, {"format": "WEBP", "lossless": True}])
+def test_other_formats_are_decoded_in_full(tmp_path: Path, options: dict[str, Any]) -> None:
+    with Image.open(photo(tmp_path / "photo.jpg", (640, 480))) as image:
+        path, usual = saved(image, tmp_path / "picture", **options), plain((16, 16))
+    assert torch.equal(dataclasses.replace(usual, scaled_decoding=True).read(path), usual.read(path))
+
+
+def test_an_open_photo_is_decoded_in_full_and_left_as_it_is(tmp_path: Path) -> None:
+    path, usual = photo(tmp_path / "photo.jpg", (640, 480)), plain((16, 16))
+    with Image.open(path) as image:
+        found = dataclasses.replace(usual, scaled_decoding=True).from_image(image)
+        assert image.size == (640, 480)
+    assert torch.equal(found, usual.read(path))
+
+
+def test_a_damaged_photo_is_told_as_ever(tmp_path: Path) -> None:
+    path = photo(tmp_path / "photo.jpg", (640, 480))
+    path.write_bytes(path.read_bytes()[:2000])
+    told = []
+    for scaled in (False, True):
+        with pytest.raises(DataError) as error:
+            plain((16, 16), scaled_decoding=scaled).read(path)
+        told.append(re.sub(r"\d+ bytes", "bytes", str(error.value)))
+    assert told[0] == told[1]
+
+
+def test_scaled_decoding_is_saved_where_it_is_on() -> None:
+    assert "scaled_decoding" not in plain().to_dict()
+    scaled = plain(scaled_decoding=True)
+    assert Preprocess.from_dict(json.loads(json.dumps(scaled.to_dict()))) == scaled
+    with pytest.raises(CheckpointError, match="scaled_decoding is 'yes'; use true or false"):
+        Preprocess.from_dict({**scaled.to_dict(), "scaled_decoding": "yes"})

@@ -206,6 +206,39 @@ def test_a_papers_preprocessing_is_kept_with_the_adapter(preset: str, tmp_path: 
         assert getattr(kept, name) == value
 
 
+def photos(folder: Path) -> Path:
+    """JPEGs of 3 classes, eight times as large as the input; noise differs most between ways of decoding."""
+    for label in job.CLASSES:
+        for number in range(3):
+            path = folder / "train" / label / f"{number}.jpg"
+            job.draw(path, job.CLASSES.index(label), number, size=(300, 280))
+    return folder
+
+
+def test_scaled_decoding_is_kept_with_the_adapter(tmp_path: Path) -> None:
+    data, shared = photos(tmp_path / "photos"), RunCache()
+    kept = {}
+    for scaled in (False, True):
+        out = job.run("linear", tmp_path / f"{scaled}", images=data, shared=shared, scaled_decoding=scaled, **QUICK)
+        predictor = load(out)
+        kept[scaled] = predictor.preprocess.to_dict()
+    assert kept[True] == {**kept[False], "scaled_decoding": True}
+    # Nor did the second run take the first one's images from the cache of the process.
+    assert job.bits(tmp_path / "True") != job.bits(tmp_path / "False")
+    alone = job.run("linear", tmp_path / "alone", images=data, scaled_decoding=True, **QUICK)
+    assert job.bits(alone) == job.bits(tmp_path / "True")
+
+
+def test_scaled_decoding_changes_no_image_that_is_not_much_larger(tmp_path: Path) -> None:
+    plain, scaled = (job.run("linear", tmp_path / f"{on}", scaled_decoding=on, **QUICK) for on in (False, True))
+    assert job.bits(plain) == job.bits(scaled)
+
+
+def test_images_with_masks_are_decoded_in_full(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="scaled_decoding is on, but images with masks are decoded in full"):
+        fit("sprites/shape", out=tmp_path / "a", method="linear", task="segmentation", scaled_decoding=True)
+
+
 @pytest.mark.parametrize("name", ["vpt", "ship"])
 def test_a_papers_recipe_is_resolved(name: str, tmp_path: Path) -> None:
     from trimtab.methods import paper_recipe

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone, classifier_names, reasons_not_to_open
 from trimtab.backbone.embedded import EMBEDDED, embedded_model, embedded_weights
 from trimtab.backbone.meta import SkipInit
+from trimtab.backbone.sparing import know_all_architectures
 from trimtab.errors import BackboneError, nearest
 
 HUB = "hf-hub:"
@@ -127,7 +128,7 @@ def resolve(name: str) -> str:
     prefix = _PREFIXES.get(before.lower()) if colon else None
     if prefix is None:
         architecture, _, tag = name.partition(".")
-        if timm.is_model(architecture):
+        if _is_model(architecture):
             _check_tag(architecture, tag)
             return name
         prefix, rest = FOLDER, name
@@ -207,7 +208,7 @@ def _check_config(name: str) -> None:
             f"{_CONFIG} of {name!r} names no architecture of timm's, so it is another library's model; "
             "name one that timm saved."
         )
-    if not timm.is_model(architecture):
+    if not _is_model(architecture):
         raise BackboneError(
             f"{name!r} is a {architecture!r}, which timm {timm.__version__} does not have."
             f"{nearest(architecture, architectures())} Install the timm that saved it, or a newer one."
@@ -263,8 +264,14 @@ def _why_not_fetched(error: Exception) -> str:
 # --- what timm has --------------------------------------------------------------------------------
 
 
+def _is_model(architecture: str) -> bool:
+    """Whether timm has an architecture, be it in a module that is not imported yet."""
+    return bool(timm.is_model(architecture)) or (know_all_architectures() and bool(timm.is_model(architecture)))
+
+
 def architectures(*, everything: bool = False) -> list[str]:
     """List the package's own architectures, then timm's in its order: those that may be opened, or every one."""
+    know_all_architectures()
     if everything:
         return [*EMBEDDED, *timm.list_models()]
     wanted = {name for module in MODULES for name in timm.list_models(module=module)}
@@ -273,6 +280,7 @@ def architectures(*, everything: bool = False) -> list[str]:
 
 def pretrained_names() -> dict[str, list[str]]:
     """By architecture, its names with a tag that timm has weights for; first what the bare name stands for."""
+    know_all_architectures()
     names: dict[str, list[str]] = {}
     for full in timm.list_pretrained():
         names.setdefault(full.partition(".")[0], []).append(full)

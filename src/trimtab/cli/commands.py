@@ -51,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             args = _parse(words)
+            if argv is None and args.run is _predict:
+                # The process is ours alone, so nobody asks timm for what it would leave out.
+                from trimtab.backbone.sparing import import_sparingly
+
+                import_sparingly()
             args.run(args)
         finally:
             # A reader that has gone is noticed here, and not by the interpreter on its way out.

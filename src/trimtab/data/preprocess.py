@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from trimtab.data.colour import WIDEST, Colour, check_colours, in_colour
-from trimtab.data.decode import check_opened
+from trimtab.data.decode import SCALABLE, check_opened, scaled_down
 from trimtab.data.images import ImageSource, open_image
-from trimtab.data.orientation import UPRIGHT, orientation_tag, turned
+from trimtab.data.orientation import SIDEWAYS, UPRIGHT, orientation_tag, stored_size, turned
 from trimtab.errors import CheckpointError, ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Preprocess:
         bits: How many bits the values of 16-bit images use; greater values are white.
         background: What shows through transparent pixels, as red, green and blue of 0 to 255; None
             drops the transparency and shows what lies under it.
+        scaled_decoding: Whether a JPEG file that is much larger than needed is decoded at a half, a quarter
+            or an eighth of its sides (see `scaled_down`). All other images are decoded as ever.
 
     Raises:
         ConfigError: A value is out of range, or a random crop would have nothing to cut off.
@@ -66,11 +68,14 @@ class Preprocess:
     augment: Augment = "none"
     bits: int = WIDEST
     background: Colour | None = None
+    scaled_decoding: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         for name, known in (("resize", Resize), ("interpolation", Interpolation), ("augment", Augment)):
             check_word(name, getattr(self, name), get_args(known))
+        if not isinstance(self.scaled_decoding, bool):
+            raise ConfigError(f"scaled_decoding is {self.scaled_decoding!r}; use true or false.")
         size: tuple[Any, ...] = self.image_size  # may come from a file, so its type is not sure
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise ConfigError(f"image_size is {size}; give height and width in pixels, as (224, 224).")
@@ -118,22 +123,47 @@ class Preprocess:
         # A damaged file makes Pillow's decoders fail in any way, not only with an OSError.
         try:
             with open_image(path) as image:
-                return self.from_image(image)
+                scaled = self._read_scaled(image) if self.scaled_decoding else None
+                return self.from_image(image) if scaled is None else self._stored(scaled)
         except Exception as error:
             raise DataError(unreadable(path, error)) from error
 
     def from_image(self, image: Image.Image) -> Tensor:
-        """Resize an open image; as `read`, whose errors come as Pillow raises them."""
+        """Resize an open image, whose pixels are all decoded; as `read`, whose errors come as Pillow raises them."""
         image = upright_colours(image, self.bits, self.background)
-        if self.resize == "shorter" and max(image.size) > LONGEST * min(image.size):
-            # With its shorter side enlarged, a thin line would fill the memory.
-            raise ValueError(
-                f"it is {image.height} pixels high and {image.width} wide, and nothing above 1:{LONGEST} is resized"
-            )
-        height, width = self._resized(image.height, image.width)
-        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        size = self._size_of(image.height, image.width)
+        return self._stored(image.resize(size, Image.Resampling[self.interpolation.upper()]))
+
+    def _read_scaled(self, image: Image.Image) -> Image.Image | None:
+        """Resize an open file that can be decoded at a reduced scale; None for all others, left as they are."""
+        if image.format not in SCALABLE:
+            return None
+        orientation = orientation_tag(image) or UPRIGHT
+        size = self._size_of(*stored_size(image.height, image.width, orientation))
+        as_stored = size[::-1] if orientation in SIDEWAYS else size
+        box = scaled_down(image, as_stored)
+        if box is None:
+            return None
+        # Turned last, as the box is of what is stored.
+        colours = in_colour(image, self.bits, self.background)
+        resized = colours.resize(as_stored, Image.Resampling[self.interpolation.upper()], box)
+        return turned(resized, orientation)
+
+    def _size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Width and height to resize an upright image of this size to.
+
+        Raises:
+            ValueError: It is a thin line, which would fill the memory with its shorter side enlarged.
+        """
+        if self.resize == "shorter" and max(height, width) > LONGEST * min(height, width):
+            raise ValueError(f"it is {height} pixels high and {width} wide, and nothing above 1:{LONGEST} is resized")
+        height, width = self._resized(height, width)
+        return width, height
+
+    def _stored(self, image: Image.Image) -> Tensor:
+        """What is kept of a resized image."""
         if not self._crops:
-            top, left = self._centre(height, width)
+            top, left = self._centre(image.height, image.width)
             image = image.crop((left, top, left + self.image_size[1], top + self.image_size[0]))
         return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
@@ -209,7 +239,7 @@ class Preprocess:
         return image[:, top : top + height, left : left + width]
 
 
-_LATER = {"bits": WIDEST, "background": None}
+_LATER = {"bits": WIDEST, "background": None, "scaled_decoding": False}
 """Fields that preprocessing saved by earlier versions does not have, and what these did."""
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from trimtab.backbone import Backbone
 from trimtab.data import TrainingData, bits_in_use
 from trimtab.data.colour import WIDEST
+from trimtab.data.preprocess import Preprocess
 from trimtab.errors import ConfigError, nearest
 from trimtab.methods import paper_preprocessing
 from trimtab.progress import Progress
@@ -86,4 +87,9 @@ def make_preprocess(
     if config.augment is not None:
         values["augment"] = config.augment
     made = (task or make_task()).preprocess(values, backbone)
-    return dataclasses.replace(made, bits=bits, background=config.background_colour())
+    made = dataclasses.replace(made, bits=bits, background=config.background_colour())
+    if not config.scaled_decoding:
+        return made
+    if not isinstance(made, Preprocess):
+        raise ConfigError("scaled_decoding is on, but images with masks are decoded in full; leave it out.")
+    return dataclasses.replace(made, scaled_decoding=True)

@@ -85,7 +85,7 @@ class TrainingRun:
     def _identity(self, resolved: dict[str, Any], fingerprint: str) -> dict[str, Any]:
         """Return by name what decides the bits of the result."""
         files = [entry for images in (self.training.train, self.training.val) for entry in self.task.identity(images)]
-        free = ("weights", "cache_gb", "threads", "device", "tracker", "background")
+        free = ("weights", "cache_gb", "threads", "device", "tracker", "background", "scaled_decoding")
         options = dataclasses.asdict(self.config)
         return {
             **{name: value for name, value in options.items() if name not in free and value is not None},
