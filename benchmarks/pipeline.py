@@ -21,10 +21,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
 import trimtab.training.loop
+from trimtab.data.decode import open_allowed
 from trimtab.inference.evaluate import load
 from trimtab.progress import TerminalProgress
 from trimtab.training.fit import fit
@@ -67,7 +68,7 @@ def write_photos(source: Path, folder: Path, count: int, size: tuple[int, int]) 
         first = folder / f"{chosen[number % len(chosen)].parent.name}" / f"{number % len(chosen):05}.jpg"
         if number < len(chosen):
             first.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(chosen[number]) as image:
+            with open_allowed(chosen[number]) as image:
                 ImageOps.fit(image.convert("RGB"), size).save(first, quality=90)
         else:
             shutil.copy(first, first.with_name(f"{number:05}.jpg"))
