@@ -168,7 +168,7 @@ class Stream:
 
     def with_prompts(self, prompts: Tensor) -> Stream:
         """A copy whose full prompts are ``prompts``, (P, D), (1, P, D) or (B, P, D)."""
-        batched = prompts if prompts.ndim == 3 else prompts[None]
+        batched = (prompts if prompts.ndim == 3 else prompts[None]).to(self.tokens.dtype)
         return self.replace(prompts=batched.expand(self.tokens.shape[0], -1, -1))
 
     def without_prompts(self) -> Stream:

@@ -314,9 +314,11 @@ class SHIP(Method[SHIPConfig]):
         for i in range(self.depth):
             stream = backbone.block(i, stream)
             if self.config.feature == "pooled":
-                features.append(pooled_hidden_state(backbone, stream))
+                feature = pooled_hidden_state(backbone, stream)
             else:
-                features.append(stream.block_output[:, backbone.num_prefix_tokens :].mean(1))
+                feature = stream.block_output[:, backbone.num_prefix_tokens :].mean(1)
+            # Sums over many images are too long for bfloat16.
+            features.append(feature.to(self.affinity.dtype))
         return features
 
     def _group(self, starts: tuple[int, ...]) -> None:

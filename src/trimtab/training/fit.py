@@ -90,17 +90,20 @@ def fit(
     config, of_task = _fit_config(options), make_task(task, task_options)
     method_config = configure(method, method_options)
     recipe = _recipe(config, of_task, method_config)
-    accelerator, shared = _accelerator(config, of_task), shared or RunCache()
+    # A cache that nobody else has would keep the weights in float32 beside those that are used.
+    accelerator, backbones, shared = _accelerator(config, of_task), shared or RunCache(), shared or RunCache()
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
     check_run(out, data, config.backbone, config.weights, *of_task.input_files())
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
         method_config = folder.configure(method, method_options)
         training = _open(data, config, progress, of_task, named="backbone" in options)
-        backbone = _backbone(config, accelerator.device, shared)
+        backbone = _backbone(config, accelerator.device, backbones)
         preprocess = preprocess_of_run(config, backbone, of_task, training, folder, shared, progress)
         run = TrainingRun(config, recipe, of_task, training, preprocess, accelerator, folder, progress, shared)
         torch.manual_seed(config.seed)
         model = build(backbone, method_config, len(training.train.classes), of_task.head)
+        model = model.with_precision(config.precision)
+        del backbone, backbones
         source = data.train.name if isinstance(data, TrainingData) else str(data)
         record = run.record(model, source, command)
         folder.check(record)
