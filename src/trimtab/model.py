@@ -6,7 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,9 @@ from trimtab.heads import Classifier, Features, Head, SegmenterConfig, WeightedL
 from trimtab.methods import configure, method_of
 from trimtab.methods.base import FoldedMethod, Method
 from trimtab.noise import Noise
+from trimtab.ops.precision import Precision, checked
 from trimtab.stream import AttentionHook, Stream
 
-Precision: TypeAlias = Literal["fp32", "bf16"]
-"""What a model computes in: float32, or bfloat16 with float32 where that is needed."""
 _LOW = torch.bfloat16
 
 
@@ -49,7 +48,7 @@ class TunedModel(nn.Module):
         super().__init__()
         self.backbone, self.method, self.head = backbone, method, head
 
-    def with_precision(self, precision: Precision) -> TunedModel:
+    def with_precision(self, precision: str) -> TunedModel:
         """Return this model computing in another precision; method and head are shared, and what is folded is a copy.
 
         In ``"bf16"`` the backbone's frozen weights, and keys and values that folding stored, are stored in bfloat16,
@@ -63,9 +62,7 @@ class TunedModel(nn.Module):
         Raises:
             ConfigError: If a cast model is to be float32 again, or it is no precision.
         """
-        if precision not in get_args(Precision):
-            raise ConfigError(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}.")
-        if precision == self.precision:
+        if checked(precision, "precision") == self.precision:
             return self
         if precision == "fp32":
             raise ConfigError(

@@ -195,4 +195,4 @@ def test_precisions_are_two_and_one_way() -> None:
     with pytest.raises(ConfigError, match="cannot become float32 again"):
         low.with_precision("fp32")
     with pytest.raises(ConfigError, match="precision is 'fp16'; use one of fp32, bf16"):
-        exact.with_precision("fp16")  # type: ignore[arg-type]
+        exact.with_precision("fp16")

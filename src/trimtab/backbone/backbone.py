@@ -312,13 +312,8 @@ class Backbone(nn.Module):
         return made
 
     def _lowered(self, x: Tensor) -> Tensor:
+        """Return images, tokens or prompts, to which a method may have added float32, in the weights' type."""
         return x if self.low_precision is None else x.to(self.low_precision)
-
-    def _lowered_stream(self, stream: Stream) -> Stream:
-        if self.low_precision is None:
-            return stream
-        # A method may have added float32 to them.
-        return stream.replace(tokens=self._lowered(stream.tokens), prompts=self._lowered(stream.prompts))
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Return linear layers, norms and convolutions by timm's names, without timm's classifier."""
@@ -394,7 +389,6 @@ class Backbone(nn.Module):
         drop_path: float = 0.0,
     ) -> tuple[Stream, Tensor | None]:
         """Run block ``i``; return the stream and the tokens (B, k, D) that ``select`` picks by their saliency."""
-        stream = self._lowered_stream(stream)
         if stream.attention_hook is not None:
             attend, saliency = stream.attention_hook(i, attend), True
         hooks = hooks or BlockHooks(tokenwise=True)
@@ -405,8 +399,8 @@ class Backbone(nn.Module):
         # A patch that is read alone would need its own row of a rotary table.
         reduced = select is not None and num_read is not None and not learned and stream.rope is None
         inputs = BlockInputs(
-            tokens=stream.tokens,
-            prompts=stream.prompts,
+            tokens=self._lowered(stream.tokens),
+            prompts=self._lowered(stream.prompts),
             grid_size=stream.grid_size,
             rope=self._family.rope(i, stream.rope),
             context=context,
