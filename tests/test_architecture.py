@@ -22,21 +22,22 @@ from trimtab.tasks import TASKS
 SOURCE = Path(__file__).parents[1] / "src" / "trimtab"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-_CORE = "errors validation noise recipe storage stream backbone methods"
+_CORE = "errors validation noise ops recipe storage stream backbone methods"
 _MODEL = f"{_CORE} heads model data tasks checkpoint progress"
 MAY_IMPORT = {
     "errors": "",
     "noise": "errors",
+    "ops": "errors",
     "validation": "errors",
     "recipe": "errors validation",
     "options": "errors validation",
     "progress": "errors",
     "storage": "errors",
     "data": "errors storage",
-    "stream": "errors noise",
-    "backbone": "errors noise stream",
+    "stream": "errors noise ops",
+    "backbone": "errors noise ops stream",
     "weights": "backbone",
-    "methods": "errors validation noise recipe storage stream backbone",
+    "methods": "errors validation noise ops recipe storage stream backbone",
     "heads": _CORE,
     "model": f"{_CORE} heads",
     "tasks": f"{_CORE} heads model data progress",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trimtab.model import TunedModel
+    from trimtab.ops.precision import Precision
     from trimtab.tasks.base import AnyPreprocess, Task
 
 TENSORS, CONFIG, PREPROCESSOR = adapter_files.TENSORS, adapter_files.CONFIG, adapter_files.PREPROCESSOR
@@ -56,6 +57,8 @@ class SavedAdapter:
     preprocess: AnyPreprocess
     tensors: dict[str, Tensor]
     task: Task
+    precision: Precision = "fp32"
+    """What it was trained in."""
 
 
 def save(
@@ -119,6 +122,7 @@ def _config(
         "method": model.method.name,
         "method_config": dataclasses.asdict(model.method.config),
         "facts": method.summary(),
+        "precision": model.precision,
         "labels": list(labels),
         "backbone": {
             "name": backbone.name,
@@ -185,9 +189,15 @@ class AdapterFiles:
         """
         from safetensors.torch import load as load_tensors
 
+        from trimtab.ops.precision import checked
+
         config, backbone = self.config, self.config["backbone"]
         task = _task_of(self.directory, config)
         height, width = backbone["image_size"]
+        try:
+            precision = checked(config.get("precision", "fp32"), "precision")
+        except ConfigError as error:
+            raise CheckpointError(f"{CONFIG} in {str(self.directory)!r}: {error} Copy the folder again.") from error
         return SavedAdapter(
             method=config["method"],
             method_config=config["method_config"],
@@ -199,6 +209,7 @@ class AdapterFiles:
             preprocess=task.preprocess_of(self.preprocessor),
             tensors=load_tensors(self.tensors),
             task=task,
+            precision=precision,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -218,6 +229,7 @@ class AdapterFiles:
             "method": config["method"],
             "method_config": config["method_config"],
             "facts": config.get("facts", {}),
+            "precision": config.get("precision", "fp32"),
             "labels": config["labels"],
             "backbone": config["backbone"],
             **counts,
@@ -339,8 +351,9 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """Return what there is to know of an adapter folder, read without torch.
 
     Returns:
-        ``method``, ``method_config``, ``facts``, ``labels``, ``backbone``, ``parameters`` (trained) and ``fixed``
-        numbers by part (counted in the tensors' file), ``bytes`` of the tensors and of the folder, ``metrics``.
+        ``method``, ``method_config``, ``facts``, ``precision`` (what it was trained in), ``labels``, ``backbone``,
+        ``parameters`` (trained) and ``fixed`` numbers by part (counted in the tensors' file), ``bytes`` of the tensors
+        and of the folder, ``metrics``.
 
     Raises:
         CheckpointError: As :func:`read`.

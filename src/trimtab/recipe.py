@@ -126,8 +126,10 @@ class FitConfig:
     nothing but the head is trained anyway. Default: the recipe's."""
     grad_accum: Annotated[int, Range(above=0)] = 1
     """Split every batch into this many micro-batches to save memory; the result stays the same."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; trained tensors stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass, and the type that frozen weights are stored in; trained tensors stay
+    float32. auto takes bfloat16 where the device has matrix units for it (AMX, or CUDA of compute capability 8.0), else
+    float32; a run that goes on keeps what it began in."""
     recompute: bool = False
     """Keep only what enters each block and compute the rest anew in the backward pass (activation checkpointing):
     much less memory for about a third more time; the result stays the same."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.noise import Noise
+from trimtab.ops.attention import Keys, attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +74,12 @@ Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
 def softmax_attention(inputs: AttentionInputs) -> Tensor:
-    """Attend from every query to the sequence and the context, by one fused softmax: (B, H, T + P, d)."""
+    """Attend from every query to the sequence and the context, by one softmax: (B, H, T + P, d)."""
     everything = inputs.own if inputs.context is None else KeysValues.join([inputs.own, inputs.context])
     mask = inputs.mask
     if mask is not None and inputs.context is not None:
         mask = F.pad(mask, (0, inputs.context.keys.shape[2]))
-    return F.scaled_dot_product_attention(
-        inputs.queries, everything.keys, everything.values, attn_mask=mask, scale=inputs.scale
-    )
+    return attention(inputs.queries, Keys(everything.keys, everything.values, mask), scale=inputs.scale)
 
 
 class Residual(NamedTuple):
@@ -169,7 +168,7 @@ class Stream:
 
     def with_prompts(self, prompts: Tensor) -> Stream:
         """A copy whose full prompts are ``prompts``, (P, D), (1, P, D) or (B, P, D)."""
-        batched = prompts if prompts.ndim == 3 else prompts[None]
+        batched = (prompts if prompts.ndim == 3 else prompts[None]).to(self.tokens.dtype)
         return self.replace(prompts=batched.expand(self.tokens.shape[0], -1, -1))
 
     def without_prompts(self) -> Stream:

@@ -12,6 +12,7 @@ backbone has stages, N, D and H are those of the block.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone.family import BlockInputs, Family, Select, batched, gathered
 from trimtab.backbone.fingerprint import classifier_names, fingerprint
+from trimtab.backbone.precision import cast_parameters_
 from trimtab.backbone.swappable import SwappableModule, SwappablePart, share_structure
 from trimtab.backbone.swin import SwinFamily
 from trimtab.backbone.vit import ViTFamily
@@ -82,6 +84,8 @@ class Backbone(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         self._fingerprint: str | None = None
+        self.low_precision: torch.dtype | None = None
+        """Type of the weights and the tokens, where it is not that of the model which was opened."""
         kind = _family_of(model)
         if kind is None:
             raise BackboneError(f"Backbone {self.name!r} is of no family that can be opened.")
@@ -249,7 +253,8 @@ class Backbone(nn.Module):
                 f"{self.image_size[0]}x{self.image_size[1]}; resize them or call set_image_size."
             )
         weights = weights or {}
-        tokens, rope = self._outside(self._family.embed, images, weights)
+        tokens, rope = self._outside(self._family.embed, self._lowered(images), weights)
+        tokens = self._lowered(tokens)
         patch = self.patch_size
         return Stream(
             tokens=tokens,
@@ -281,7 +286,34 @@ class Backbone(nn.Module):
                 module._parameters[leaf] = nn.Parameter(value.detach().clone(), requires_grad=False)
             else:
                 module._buffers[leaf] = value.detach().clone()
-        return Backbone(model, self.name)
+        return self._around(model)
+
+    def cast(self, dtype: torch.dtype, *, keep: Iterable[str] = ()) -> Backbone:
+        """Return a backbone whose weights are stored in another type, and whose tokens are of it.
+
+        This one stays as it is, and the fingerprint is that of its weights. What is not frozen or not cast (buffers,
+        running statistics, what is kept) meets the tokens under ``torch.autocast``.
+
+        Args:
+            dtype: ``torch.bfloat16``.
+            keep: Names of tensors that others will stand in place of, whose layers stay as they are.
+        """
+        cast = self._around(cast_parameters_(share_structure(self.model), dtype, keep))
+        cast._fingerprint, cast.low_precision = self.fingerprint, dtype
+        return cast
+
+    def _around(self, model: nn.Module) -> Backbone:
+        """Return a backbone of this one's kind around another model of the same structure."""
+        made = copy.copy(self)
+        made._modules = {}
+        made.model, made._fingerprint = model, None
+        made._family = type(self._family)(model)
+        made._open()
+        return made
+
+    def _lowered(self, x: Tensor) -> Tensor:
+        """Return images, tokens or prompts, to which a method may have added float32, in the weights' type."""
+        return x if self.low_precision is None else x.to(self.low_precision)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Return linear layers, norms and convolutions by timm's names, without timm's classifier."""
@@ -367,8 +399,8 @@ class Backbone(nn.Module):
         # A patch that is read alone would need its own row of a rotary table.
         reduced = select is not None and num_read is not None and not learned and stream.rope is None
         inputs = BlockInputs(
-            tokens=stream.tokens,
-            prompts=stream.prompts,
+            tokens=self._lowered(stream.tokens),
+            prompts=self._lowered(stream.prompts),
             grid_size=stream.grid_size,
             rope=self._family.rope(i, stream.rope),
             context=context,
@@ -420,7 +452,7 @@ class Backbone(nn.Module):
 
     def keys_values(self, i: int, prompts: Tensor, weights: Mapping[str, Tensor] | None = None) -> KeysValues:
         """Return keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
-        pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, batched(prompts))
+        pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, self._lowered(batched(prompts)))
         return pair
 
     def pool(self, stream: Stream) -> Tensor:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
@@ -237,6 +238,14 @@ class FoldedMethod(Method[Any]):
         """The stored keys and values of block ``i``."""
         keys = getattr(self, f"keys_{i}", None)
         return None if keys is None else KeysValues(keys, getattr(self, f"values_{i}"))
+
+    def stored_as(self, dtype: torch.dtype) -> FoldedMethod:
+        """Return a copy whose keys and values are stored in another type."""
+        made = copy.deepcopy(self)
+        for name, value in self.named_buffers(recurse=False):
+            if name.startswith(("keys_", "values_")):
+                setattr(made, name, value.to(dtype))
+        return made
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with what is stored for it."""

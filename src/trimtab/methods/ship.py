@@ -17,6 +17,7 @@ from trimtab.backbone.functional import block_and_select, pooled_hidden_state, s
 from trimtab.errors import ConfigError
 from trimtab.methods.base import BlockFigure, FoldedSteps, Method, PromptSet
 from trimtab.methods.prompts import dropped
+from trimtab.ops.attention import Keys, attention, two_softmaxes
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
 from trimtab.validation import Range, check_fields
@@ -153,18 +154,14 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         t, read = inputs.num_tokens, inputs.num_queries
         queries, keys, values = inputs.queries[:, :, :read], inputs.own.keys, inputs.own.values
         mask = None if inputs.mask is None else inputs.mask[:, :, :t, :t]
-        image = F.scaled_dot_product_attention(
-            queries, keys[:, :, :t], values[:, :, :t], attn_mask=mask, scale=inputs.scale
-        )
+        image = Keys(keys[:, :, :t], values[:, :, :t], mask)
         full = KeysValues(keys[:, :, t:], values[:, :, t:])
         parts = ([full] if keys.shape[2] > t else []) + ([inputs.context] if inputs.context else [])
         if not parts:
-            return image
+            return attention(queries, image, scale=inputs.scale)
         joined = KeysValues.join(parts)
-        # The few values of the prompts are scaled, so that mixing is one step over the tokens.
-        prompts = KeysValues(joined.keys.to(keys), (scale * joined.values).to(values)).expand(queries.shape[0])
-        seen = F.scaled_dot_product_attention(queries, prompts.keys, prompts.values, scale=inputs.scale)
-        mixed = torch.add(seen, image, alpha=1.0 if additive else 1.0 - scale)
+        weights = 1.0 if additive else 1.0 - scale, scale
+        mixed = two_softmaxes(queries, image, Keys(joined.keys, joined.values), weights, scale=inputs.scale)
         if inputs.queries.shape[2] == read:
             return mixed
         mask = None if inputs.mask is None else inputs.mask[:, :, t:]
@@ -317,9 +314,11 @@ class SHIP(Method[SHIPConfig]):
         for i in range(self.depth):
             stream = backbone.block(i, stream)
             if self.config.feature == "pooled":
-                features.append(pooled_hidden_state(backbone, stream))
+                feature = pooled_hidden_state(backbone, stream)
             else:
-                features.append(stream.block_output[:, backbone.num_prefix_tokens :].mean(1))
+                feature = stream.block_output[:, backbone.num_prefix_tokens :].mean(1)
+            # Sums over many images are too long for bfloat16.
+            features.append(feature.to(self.affinity.dtype))
         return features
 
     def _group(self, starts: tuple[int, ...]) -> None:
