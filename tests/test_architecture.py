@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "checkpoint": f"{_CORE} heads model data tasks",
     "training": _MODEL,
     "inference": f"{_MODEL} training",
+    "serving": f"{_MODEL} training inference",
     "reporting": f"{_MODEL} training inference",
     "bench": f"{_MODEL} options training inference reporting",
     "cli": f"{_MODEL} options training inference reporting bench",
