@@ -85,7 +85,9 @@ def check(given: Filled, asked: list[tuple[int, list[str]]], **options: Any) -> 
         assert len(answers) == len(names)
         for name, answer in zip(names, answers, strict=True):
             expected = given.alone[name][k]
-            assert torch.allclose(answer, expected, atol=1e-5, rtol=1e-5), (name, answer, expected)
+            # Relative to the largest logit of the image: on random weights ("swiglu") logits near 0 are differences of
+            # large numbers, alone too.
+            assert (answer - expected).abs().max() <= 1e-5 * (1 + expected.abs().max()), (name, answer, expected)
 
 
 @pytest.mark.parametrize("family", BANKED)
@@ -105,8 +107,6 @@ def test_what_is_apart_says_so_and_the_rest_share_a_few_passes(family: str) -> N
     if family == "swin-v2":
         # Their layers make tables of positions from biases, and scale what makes them.
         expected |= {"bias plain", "ssf plain"}
-    if family == "depth-1":
-        expected |= set()
     assert apart == expected
     before = given.bank.stats()
     check(given, [(0, list(given.alone))])
