@@ -188,8 +188,8 @@ class AdapterStore:
         largest = max((other.num_bytes for other in others if not other.pinned), default=0)
         if entry.pinned and pinned + entry.num_bytes + largest > limit:
             raise ConfigError(
-                f"With {entry.name!r} pinned, pinned tasks hold {pinned + entry.num_bytes} of max_bytes {limit}, and one "
-                f"of {largest} bytes would not fit beside them; raise max_bytes or pin fewer."
+                f"With {entry.name!r} pinned, pinned tasks hold {pinned + entry.num_bytes} of max_bytes {limit}, and "
+                f"one of {largest} bytes would not fit beside them; raise max_bytes or pin fewer."
             )
 
     def remove(self, name: str) -> None:
