@@ -214,10 +214,10 @@ class Bank:
         return [entry.name for entry in tasks if not entry.mixed]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._store.names()
+        return name in self._store
 
     def __len__(self) -> int:
-        return len(self._store.names())
+        return len(self._store)
 
     def stats(self) -> BankStats:
         """Count what the bank holds and has done."""
