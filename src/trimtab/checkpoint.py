@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from trimtab.backbone import Backbone
     from trimtab.model import TunedModel
     from trimtab.ops.precision import Precision
     from trimtab.tasks.base import AnyPreprocess, Task
@@ -290,16 +291,27 @@ def restore(
         BackboneError: If the backbone cannot be had.
     """
     from trimtab.backbone.weights import load_backbone
+
+    _check_method(saved)
+    name, weights = _backbone_now(saved, weights)
+    backbone = load_backbone(name, weights=weights, image_size=saved.image_size, device=device)
+    return restore_on(saved, backbone)
+
+
+def restore_on(saved: SavedAdapter, backbone: Backbone) -> TunedModel:
+    """Rebuild the tuned model of an adapter on a backbone that is there already, shared with others.
+
+    Args:
+        saved: From :func:`read`.
+        backbone: At the adapter's image size.
+
+    Raises:
+        CheckpointError: If it is another backbone, or the adapter does not fit together.
+    """
     from trimtab.methods import METHODS
     from trimtab.model import build
 
-    if saved.method not in METHODS:
-        raise CheckpointError(
-            f"The adapter needs the method {saved.method!r}, which is not installed; install the package that "
-            "brings it, or a newer trimtab."
-        )
-    name, weights = _backbone_now(saved, weights)
-    backbone = load_backbone(name, weights=weights, image_size=saved.image_size, device=device)
+    _check_method(saved)
     if backbone.fingerprint != saved.fingerprint:
         raise CheckpointError(
             f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, these are "
@@ -316,6 +328,16 @@ def restore(
             "Copy it again or train anew."
         ) from error
     return model.eval()
+
+
+def _check_method(saved: SavedAdapter) -> None:
+    from trimtab.methods import METHODS
+
+    if saved.method not in METHODS:
+        raise CheckpointError(
+            f"The adapter needs the method {saved.method!r}, which is not installed; install the package that "
+            "brings it, or a newer trimtab."
+        )
 
 
 def _backbone_now(saved: SavedAdapter, weights: str | Path | None) -> tuple[str, str | Path | None]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone.family import BlockInputs, Family, Select, batched, gathered
 from trimtab.backbone.fingerprint import classifier_names, fingerprint
+from trimtab.backbone.per_image import can_vary
 from trimtab.backbone.precision import cast_parameters_
 from trimtab.backbone.swappable import SwappableModule, SwappablePart, share_structure
 from trimtab.backbone.swin import SwinFamily
@@ -90,6 +91,7 @@ class Backbone(nn.Module):
         if kind is None:
             raise BackboneError(f"Backbone {self.name!r} is of no family that can be opened.")
         self._family: Family = kind(self.model)
+        self._own_size = self.image_size
         self._open()
 
     def _open(self) -> None:
@@ -221,6 +223,25 @@ class Backbone(nn.Module):
             self._family.resize(height, width)
         self._open()
 
+    def at_image_size(self, height: int, width: int) -> Backbone:
+        """Return a backbone for images of another size that shares all but its positions with this one.
+
+        Raises:
+            BackboneError: As :meth:`set_image_size`; and if this one's positions are resized already, from which
+                others would not be those that a fresh backbone gets.
+        """
+        if (height, width) == self.image_size:
+            return self
+        if self.image_size != self._own_size:
+            raise BackboneError(
+                f"{self.name!r} was resized to {self.image_size[0]}x{self.image_size[1]} and cannot be had at "
+                f"{height}x{width} from there; open it anew, at its own size."
+            )
+        sized = self._around(share_structure(self.model))
+        sized._fingerprint = self.fingerprint
+        sized.set_image_size(height, width)
+        return sized
+
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: a frozen backbone drops nothing."""
         return super().train(False)
@@ -270,6 +291,12 @@ class Backbone(nn.Module):
         """Return the backbone's own parameters by timm's names, without those of timm's classifier."""
         skip = tuple(f"{name}." for name in classifier_names(self.model))
         return {name: value for name, value in self.model.named_parameters() if not name.startswith(skip)}
+
+    def own_tensor(self, name: str) -> Tensor | None:
+        """Return a parameter or buffer by timm's name; None where the layer has none."""
+        place, _, leaf = name.rpartition(".")
+        tensor: Tensor | None = getattr(self.model.get_submodule(place), leaf)
+        return tensor
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> Backbone:
         """Return a backbone with other tensors in place of some of this one's, by timm's names; all others are shared.
@@ -323,6 +350,17 @@ class Backbone(nn.Module):
             for name, module in self.model.named_modules()
             if isinstance(getattr(module, "weight", None), nn.Parameter) and name not in skip
         }
+
+    def varies_by_image(self, name: str) -> bool:
+        """Whether a tensor, by timm's name, can differ between images (:class:`~trimtab.backbone.per_image.PerImage`).
+
+        Weights and biases of linear layers, plain convolutions and layer norms can; what makes a table of positions,
+        the same for all images, cannot.
+        """
+        place, _, leaf = name.rpartition(".")
+        if "cpb_mlp" in place.split("."):
+            return False
+        return can_vary(self.model.get_submodule(place), leaf)
 
     def check_weights(self, names: Iterable[str]) -> None:
         """Make sure that every name is that of a tensor that can be swapped.

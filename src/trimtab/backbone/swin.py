@@ -128,8 +128,7 @@ class SwinFamily(Family):
             queries, keys, values = (torch.cat(pair, 2) for pair in zip((queries, keys, values), beside, strict=True))
             mask = F.pad(mask, (0, added, 0, added))
         context = self.join(block, inputs.context, inputs.tokens.dtype)
-        if context is not None and context.keys.shape[0] > 1:
-            context = KeysValues(*(x.repeat_interleave(partition.count, 0) for x in (context.keys, context.values)))
+        context = None if context is None else context.repeat(partition.count)
         own = KeysValues(keys, values)
         seen = AttentionInputs(queries, own, context, partition.area, partition.area, scale=_scale(attn), mask=mask)
         left = inputs.attend(seen).transpose(1, 2).flatten(2)  # (B * W, A + P, D)
