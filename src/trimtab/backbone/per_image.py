@@ -83,12 +83,10 @@ _READ = {"__get__", "dim", "size", "numel", "is_floating_point", "is_complex", "
 
 def can_vary(layer: nn.Module, leaf: str) -> bool:
     """Whether a parameter of a layer can be a :class:`PerImage`."""
-    if leaf in ("q_bias", "k_bias", "v_bias"):
-        return True
-    if leaf.endswith("bias"):
-        return isinstance(layer, (nn.Linear, nn.Conv2d, nn.LayerNorm))
-    # A weight-standardised convolution computes with its weight.
-    return leaf == "weight" and (type(layer) in (nn.Linear, nn.Conv2d) or isinstance(layer, nn.LayerNorm))
+    if leaf == "weight":
+        # A weight-standardised convolution computes with its weight.
+        return type(layer) in (nn.Linear, nn.Conv2d) or isinstance(layer, nn.LayerNorm)
+    return leaf in ("q_bias", "k_bias", "v_bias") or isinstance(layer, (nn.Linear, nn.Conv2d, nn.LayerNorm))
 
 
 def _subclass(tensor: Tensor) -> PerImage:

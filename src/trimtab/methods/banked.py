@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ class Banked(nn.Module, abc.ABC):
         return None
 
     @property
-    def order(self) -> tuple[int, ...]:
+    def order(self) -> tuple[int | str, ...]:
         """Where images stand in a pass: those of equal order are neighbours."""
         return ()
 
@@ -158,31 +158,39 @@ def stacked(contexts: Sequence[KeysValues]) -> KeysValues:
     return KeysValues(torch.stack([c.keys for c in as_first]), torch.stack([c.values for c in as_first]))
 
 
-def attend_by_runs(runs: Sequence[Run], attend: Callable[[AttentionInputs, slice], Tensor]) -> Attend:
+def attend_by_runs(runs: Sequence[Run], attends: Sequence[Attend]) -> Attend:
     """Attend run by run: nothing is padded, and each image has the arithmetic that it has alone.
 
     Args:
         runs: They cover the batch.
-        attend: The softmax core, given the inputs of a run and the images that it has.
+        attends: The softmax core of each run.
     """
     count = runs[-1].rows.stop
 
     def attend_all(inputs: AttentionInputs) -> Tensor:
         windows = inputs.queries.shape[0] // count
-        most = inputs.queries.shape[2] - inputs.num_queries
+        most = inputs.own.keys.shape[2] - inputs.num_tokens
         seen = []
-        for run in runs:
+        for run, attend in zip(runs, attends, strict=True):
             rows = slice(run.rows.start * windows, run.rows.stop * windows)
             own = inputs.replace(context=None).of_images(rows)
             if run.prompts < most:
                 own = _without_padding(own, run.prompts)
-            left = attend(own.replace(context=run.context and run.context.repeat(windows)), run.rows)
+            left = attend(own.replace(context=run.context and run.context.repeat(windows)))
             # What pads attends to nothing.
-            seen.append(F.pad(left, (0, 0, 0, most - run.prompts)).transpose(1, 2))
+            seen.append(F.pad(left, (0, 0, 0, inputs.queries.shape[2] - left.shape[2])).transpose(1, 2))
         # Heads beside each other, as the fused attention leaves them.
         return torch.cat(seen).transpose(1, 2)
 
     return attend_all
+
+
+def attention_of(runs: Sequence[Run], attends: Sequence[Attend] = ()) -> dict[str, Any]:
+    """Return how a block attends by runs: options of :meth:`Backbone.block`; each run by a softmax by default."""
+    attends = attends or [softmax_attention] * len(runs)
+    if len(runs) == 1:
+        return {"context": runs[0].context, "attend": attends[0]}
+    return {"attend": attend_by_runs(runs, attends)}
 
 
 def _without_padding(inputs: AttentionInputs, prompts: int) -> AttentionInputs:
@@ -206,9 +214,7 @@ class _PromptMixture(Mixture):
         if i == 0 and any(self.full):
             stream = stream.with_prompts(padded([part.prompts for part in self.parts if part.prompts is not None]))
         runs = runs_of([part.context(i) for part in self.parts], self.full)
-        if len(runs) == 1:
-            return backbone.block(i, stream, context=runs[0].context)
-        return backbone.block(i, stream, attend=attend_by_runs(runs, lambda inputs, _: softmax_attention(inputs)))
+        return backbone.block(i, stream, **attention_of(runs))
 
 
 def padded(tensors: Sequence[Tensor]) -> Tensor:

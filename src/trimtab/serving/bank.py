@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
-from trimtab.errors import CheckpointError, ConfigError, DataError
+from trimtab.errors import CheckpointError, ConfigError
 from trimtab.inference.evaluate import resolve_device
+from trimtab.serving.looks import Look
 from trimtab.serving.mixing import Ask, rows_of, run_pass, to_host
 from trimtab.serving.store import AdapterStore, Entry, Loaded
 from trimtab.tasks.base import AnyPreprocess, Task
@@ -260,7 +261,7 @@ class Bank:
         # Found once, so that a task is the same adapter in all of this call.
         entries = {name: self._store.get(name) for name in dict.fromkeys(name for names in named for name in names)}
         looked = [
-            [_Look(image, k, entries[name]) for name in names]
+            [Look(image, k, entries[name]) for name in names]
             for k, (image, names) in enumerate(zip(images, named, strict=True))
         ]
         asks = [ask for looks in looked for look in looks for ask in look.asks]
@@ -343,47 +344,6 @@ class Bank:
                 "again to use what is there now."
             )
         return self._restored(files.load())
-
-
-class _Look:
-    """An image as a task looks at it: as it is, or by the windows that the task cuts it into."""
-
-    def __init__(self, image: Tensor, number: int, entry: Entry) -> None:
-        self._image, self._adapter = image, entry
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise DataError(
-                f"Image {number} is {tuple(image.shape)} of {image.dtype}; give (3, height, width), normalised."
-            )
-        self._whole = tuple(image.shape[1:]) == entry.image_size
-        self.asks: list[Ask] = []
-        if self._whole:
-            self.asks.append(Ask(image, number, entry))
-            return
-        entry.task.logits(self._record, image[None], entry.image_size)
-        height, width = entry.image_size
-        if any(tuple(ask.image.shape[1:]) != entry.image_size for ask in self.asks):
-            raise DataError(
-                f"Image {number} is {image.shape[1]}x{image.shape[2]} and the task {entry.name!r} takes "
-                f"{height}x{width}; resize it by the task's preprocessing."
-            )
-
-    def _record(self, windows: Tensor) -> Tensor:
-        """Note what the task wants to know, before there are answers."""
-        # A flipped image is another than the one of the same number.
-        self.asks += [Ask(window, object(), self._adapter) for window in windows]
-        return windows.new_zeros(windows.shape[0], len(self._adapter.labels), *windows.shape[2:])
-
-    def logits(self) -> Tensor:
-        """Return the task's answer, from those about its windows."""
-        if self._whole:
-            return self.asks[0].answer
-        given = iter(self.asks)
-
-        def replay(windows: Tensor) -> Tensor:
-            return torch.stack([next(given).answer for _ in windows])
-
-        images = self._image[None].float().cpu()
-        return self._adapter.task.logits(replay, images, self._adapter.image_size)[0]
 
 
 def _opened(backbone: str | Backbone | nn.Module, weights: str | Path | None, device: str) -> Backbone:

@@ -1,104 +1,63 @@
-"""What a task looks at in an image: its attention, as a report shows it."""
+"""Looking at an image as a task does: as it is, or by windows."""
 
 from __future__ import annotations
-
-import collections
-import contextlib
-import dataclasses
-import threading
-from collections.abc import Iterator
-from http import HTTPStatus
 
 import torch
 from torch import Tensor
 
-from trimtab import checkpoint
-from trimtab.model import TunedModel
-from trimtab.reporting.attention import look
-from trimtab.reporting.figure import Drawing
-from trimtab.reporting.layout import MAPS, SCALE, Layout
-from trimtab.reporting.thumbnails import overlay, thumbnail
-from trimtab.serving.catalog import ServedTask
-from trimtab.serving.refused import RefusedError, overloaded
-
-_MOST_WAITING = 4
-_KEPT = 4
-"""Unfolded models that are kept; they share the backbone's weights."""
+from trimtab.errors import DataError
+from trimtab.serving.mixing import Ask
+from trimtab.serving.store import Entry
 
 
-@dataclasses.dataclass(frozen=True)
-class Looked:
-    """Pictures of what is looked at."""
+class Look:
+    """An image as a task looks at it: as it is, or by the windows that the task cuts it into.
 
-    pictures: tuple[tuple[str, Drawing], ...]
-    """Each with what it shows; the first is the image as the model sees it."""
-    text: str
-    """What is to be known to read them."""
+    The task is run twice: once to note which windows it wants, once with the answers about them, so that the windows of
+    all images and tasks share passes.
 
+    Args:
+        image: (3, H, W), normalised.
+        number: Its place in the batch, for errors and to know it again.
+        entry: The task's adapter.
 
-class Looks:
-    """Draws the attention of tasks, one at a time."""
+    Raises:
+        DataError: If the image is of no size or type that the task takes.
+    """
 
-    def __init__(self) -> None:
-        self._models: collections.OrderedDict[ServedTask, TunedModel] = collections.OrderedDict()
-        self._lock = threading.Lock()
-        self._waiting = 0
-
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait in line, in the event loop.
-
-        Raises:
-            RefusedError: If too many do already (429).
-        """
-        if self._waiting >= _MOST_WAITING:
-            raise overloaded(HTTPStatus.TOO_MANY_REQUESTS, "Too many want to see what is looked at; ask again.", 1)
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-
-    def draw(self, task: ServedTask, pixels: Tensor) -> Looked:
-        """Draw the attention of a task in an image.
-
-        Args:
-            task: The task, held by the caller.
-            pixels: (3, H, W) uint8 as the task's preprocessing gives it; of a larger image its middle is looked at.
-
-        Raises:
-            CheckpointError: If the adapter was changed or removed on disk.
-            RefusedError: If the image is smaller than what the backbone takes.
-        """
-        pixels = _middle(pixels, task.facts.image_size)
-        if tuple(pixels.shape[1:]) != task.facts.image_size:
-            raise RefusedError(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "The task looks at the image smaller than its backbone does."
+    def __init__(self, image: Tensor, number: int, entry: Entry) -> None:
+        self._image, self._adapter = image, entry
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise DataError(
+                f"Image {number} is {tuple(image.shape)} of {image.dtype}; give (3, height, width), normalised."
             )
-        with self._lock, torch.no_grad():
-            model = self._model(task)
-            images = task.facts.preprocess.normalise(pixels[None]).to(model.backbone.device)
-            attention = look(model, images)
-            layout = Layout(model.method.prompt_layout(model.backbone), attention)
-            drawn = [
-                ("image", thumbnail(pixels, "The image as the model sees it.")),
-                ("pooling", overlay(pixels, attention.saliency[0], "What pooling looks at in the image.")),
-                *((name, drawing) for drawing, name in layout.overlays(pixels, 0, "the image")),
-            ]
-        text = "Pooling: how much it looks at each patch as it leaves the last block, mean over heads."
-        return Looked(tuple(drawn), " ".join([text, *([MAPS] if layout.sets else []), SCALE]))
+        self._whole = tuple(image.shape[1:]) == entry.image_size
+        self.asks: list[Ask] = []
+        if self._whole:
+            self.asks.append(Ask(image, number, entry))
+            return
+        entry.task.logits(self._record, image[None], entry.image_size)
+        height, width = entry.image_size
+        if any(tuple(ask.image.shape[1:]) != entry.image_size for ask in self.asks):
+            raise DataError(
+                f"Image {number} is {image.shape[1]}x{image.shape[2]} and the task {entry.name!r} takes "
+                f"{height}x{width}; resize it by the task's preprocessing."
+            )
 
-    def _model(self, task: ServedTask) -> TunedModel:
-        model = self._models.pop(task, None)
-        if model is None:
-            saved = checkpoint.read(task.directory)
-            model = checkpoint.restore_on(saved, task.bank.backbone.at_image_size(*task.facts.image_size))
-        self._models[task] = model
-        while len(self._models) > _KEPT:
-            self._models.popitem(last=False)
-        return model
+    def _record(self, windows: Tensor) -> Tensor:
+        """Note what the task wants to know, before there are answers."""
+        # A flipped image is another than the one of the same number.
+        self.asks += [Ask(window, object(), self._adapter) for window in windows]
+        return windows.new_zeros(windows.shape[0], len(self._adapter.labels), *windows.shape[2:])
 
+    def logits(self) -> Tensor:
+        """Return the task's answer, from those about its windows."""
+        if self._whole:
+            return self.asks[0].answer
+        given = iter(self.asks)
 
-def _middle(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    top, left = ((have - want) // 2 for have, want in zip(pixels.shape[1:], size, strict=True))
-    return pixels[:, max(top, 0) :, max(left, 0) :][:, : size[0], : size[1]].contiguous()
+        def replay(windows: Tensor) -> Tensor:
+            return torch.stack([next(given).answer for _ in windows])
+
+        images = self._image[None].float().cpu()
+        return self._adapter.task.logits(replay, images, self._adapter.image_size)[0]

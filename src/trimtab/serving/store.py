@@ -89,14 +89,19 @@ class Tier:
         if entry in self.loaded:
             return True
         if self.max_bytes is not None:
-            idle = [other for other in self.loaded if not (other.pinned or other.leases)]
-            for other in idle:
-                if self.held + entry.num_bytes <= self.max_bytes:
+            free, leaving = self.max_bytes - self.held, []
+            # The walk ends where there is enough: it does not grow with what is held.
+            for other in self.loaded:
+                if free >= entry.num_bytes:
                     break
-                self.drop(other)
-                self.evictions += 1
-            if self.held + entry.num_bytes > self.max_bytes:
+                if not (other.pinned or other.leases):
+                    leaving.append(other)
+                    free += other.num_bytes
+            if free < entry.num_bytes:
                 return False
+            for other in leaving:
+                self.drop(other)
+            self.evictions += len(leaving)
         self.loaded[entry] = None
         self.held += entry.num_bytes
         return True
@@ -155,19 +160,11 @@ class AdapterStore:
         """Add an adapter, or replace the one of its name in one step.
 
         Raises:
-            ConfigError: If it is larger than what pinned ones leave of the limit.
+            ConfigError: If it, or with it pinned another one, is larger than what pinned ones leave of the limit.
         """
         with self._changed:
             before = self._names.get(entry.name)
-            limit = self.device.max_bytes
-            if limit is not None:
-                others = [a for a in self._names.values() if a.pinned and a is not before]
-                pinned = sum(other.num_bytes for other in others)
-                if pinned + entry.num_bytes > limit:
-                    raise ConfigError(
-                        f"{entry.name!r} takes {entry.num_bytes} bytes and max_bytes is {limit}, of which pinned "
-                        f"tasks hold {pinned}; raise max_bytes or pin fewer."
-                    )
+            self._check_limit(entry, [other for other in self._names.values() if other is not before])
             self._names[entry.name] = entry
             if before is not None:
                 self._retire(before)
@@ -176,6 +173,24 @@ class AdapterStore:
                 self.device.loaded[entry] = loaded
             self._changed.notify_all()
         self._keep_on_host(entry, loaded)
+
+    def _check_limit(self, entry: Entry, others: Sequence[Entry]) -> None:
+        """Make sure that every adapter fits beside the pinned ones; otherwise it could be waited for without end."""
+        limit = self.device.max_bytes
+        if limit is None:
+            return
+        pinned = sum(other.num_bytes for other in others if other.pinned)
+        if pinned + entry.num_bytes > limit:
+            raise ConfigError(
+                f"{entry.name!r} takes {entry.num_bytes} bytes and max_bytes is {limit}, of which pinned tasks hold "
+                f"{pinned}; raise max_bytes or pin fewer."
+            )
+        largest = max((other.num_bytes for other in others if not other.pinned), default=0)
+        if entry.pinned and pinned + entry.num_bytes + largest > limit:
+            raise ConfigError(
+                f"With {entry.name!r} pinned, pinned tasks hold {pinned + entry.num_bytes} of max_bytes {limit}, and "
+                f"one of {largest} bytes would not fit beside them; raise max_bytes or pin fewer."
+            )
 
     def remove(self, name: str) -> None:
         """Remove an adapter by name.
@@ -223,28 +238,35 @@ class AdapterStore:
             if found is not None:
                 entry.leases += 1
                 return found
-        with entry.lock:
+        # Whoever holds a lease waits for nothing: two such would wait for each other.
+        if not entry.lock.acquire(blocking=wait):
+            return None
+        try:
+            return self._load_locked(entry, wait=wait)
+        finally:
+            entry.lock.release()
+
+    def _load_locked(self, entry: Entry, *, wait: bool) -> Loaded | None:
+        with self._changed:
+            found = self.device.get(entry)
+            if found is None:
+                while not self.device.reserve(entry):
+                    if not wait:
+                        return None
+                    self._changed.wait()
+            entry.leases += 1
+        if found is not None:
+            return found
+        try:
+            loaded = self._fetch(entry)
+        except BaseException:
             with self._changed:
-                found = self.device.get(entry)
-                if found is None:
-                    # Whoever holds a lease may not wait: two such would wait for each other.
-                    while not self.device.reserve(entry):
-                        if not wait:
-                            return None
-                        self._changed.wait()
-                entry.leases += 1
-            if found is not None:
-                return found
-            try:
-                loaded = self._fetch(entry)
-            except BaseException:
-                with self._changed:
-                    self.device.drop(entry)
-                    self._release(entry)
-                raise
-            with self._changed:
-                self.device.loaded[entry] = loaded
-            return loaded
+                self.device.drop(entry)
+                self._release(entry)
+            raise
+        with self._changed:
+            self.device.loaded[entry] = loaded
+        return loaded
 
     def _release(self, entry: Entry) -> None:
         entry.leases -= 1

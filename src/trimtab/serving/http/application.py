@@ -20,13 +20,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.serving.admin import Admin
+from trimtab.serving.attention import AttentionPictures
 from trimtab.serving.http import v2
 from trimtab.serving.http.bodies import Body, Pending, json_response
 from trimtab.serving.http.page import page
 from trimtab.serving.http.predict import predict_mixed, predict_task
 from trimtab.serving.http.tasks import listed, look, put, remove, show
 from trimtab.serving.keys import Keys
-from trimtab.serving.looks import Looks
 from trimtab.serving.metrics import CONTENT_TYPE
 from trimtab.serving.refused import RefusedError
 from trimtab.serving.service import Service
@@ -53,7 +53,7 @@ class Application:
         config = service.config
         self._pending = Pending(int(config.max_pending_mb * 1e6))
         self._max_body = int(config.max_body_mb * 1e6)
-        self._looks = Looks()
+        self._attention = AttentionPictures()
         self._app = Starlette(
             routes=self._routes(),
             lifespan=self._lifespan,
@@ -98,7 +98,7 @@ class Application:
             get("/", page, open_to_all=True),
             post("/predict", predict_mixed),
             post("/predict/{task}", predict_task),
-            post("/look/{task}", functools.partial(look, self._looks)),
+            post("/look/{task}", functools.partial(look, self._attention)),
             get("/tasks", functools.partial(listed, service)),
             get("/tasks/{task}", functools.partial(show, service)),
             Route("/tasks/{task}", self._changed(put), methods=["PUT"]),

@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.serving.admin import Admin
+from trimtab.serving.attention import AttentionPictures
 from trimtab.serving.catalog import ServedTask
 from trimtab.serving.http.bodies import json_response, parsed_json
 from trimtab.serving.images import read_image
-from trimtab.serving.looks import Looks
 from trimtab.serving.refused import RefusedError
 from trimtab.serving.service import Service
 
@@ -62,19 +62,19 @@ async def remove(request: Request, service: Service, admin: Admin, content: byte
     return json_response({"removed": _name(request)})
 
 
-async def look(looks: Looks, request: Request, service: Service, content: bytes) -> Response:
+async def look(attention: AttentionPictures, request: Request, service: Service, content: bytes) -> Response:
     """Draw what a task looks at in the image of the body."""
-    with looks.turn():
-        return await asyncio.to_thread(_look, looks, service, _name(request), content)
+    with attention.turn():
+        return await asyncio.to_thread(_look, attention, service, _name(request), content)
 
 
-def _look(looks: Looks, service: Service, name: str, content: bytes) -> Response:
+def _look(attention: AttentionPictures, service: Service, name: str, content: bytes) -> Response:
     try:
         with service.catalog.hold([name]) as tasks:
             task = tasks[name]
             max_pixels = int(service.config.max_megapixels * 1e6)
             read = read_image(content, task.facts.task, task.facts.preprocess, max_pixels)
-            looked = looks.draw(task, read.pixels)
+            looked = attention.draw(task, read.pixels)
     except ConfigError as error:
         raise RefusedError(HTTPStatus.NOT_FOUND, str(error)) from error
     except TrimtabError as error:
