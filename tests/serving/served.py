@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.methods.cases import tuned_on
+from tests.methods.cases import CASES, tuned_on
 from tests.serving.made import save
 from trimtab.backbone import Backbone
 from trimtab.backbone.weights import load_backbone
@@ -43,8 +43,7 @@ def micro() -> Backbone:
 def classifier(directory: Path, method: str = "vpt", *, classes: int = 4, seed: int = 0) -> Path:
     """An adapter folder of a classifier that nobody trained; another for each seed."""
     torch.manual_seed(seed)
-    case = {"vpt": "deep", "linear": "plain", "lora": "plain"}.get(method, "plain")
-    return save(tuned_on(micro(), method, case, classes=classes), directory)
+    return save(tuned_on(micro(), method, next(iter(CASES[method])), classes=classes), directory)
 
 
 def segmenter(directory: Path, *, classes: int = 3) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, Mapping
 from http import HTTPStatus
 from typing import Any
 
 import anyio
-from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
@@ -107,7 +107,17 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 40
 
 
-async def parsed_form(request: Request, content: bytes, *, max_files: int) -> FormData:
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A multipart body."""
+
+    files: list[tuple[str, bytes]]
+    """Each with the name of its field."""
+    texts: dict[str, str]
+    """What is no file, by field."""
+
+
+async def parsed_form(request: Request, content: bytes, *, max_files: int) -> Form:
     """Take a multipart body apart.
 
     Raises:
@@ -118,11 +128,19 @@ async def parsed_form(request: Request, content: bytes, *, max_files: int) -> Fo
         yield content
 
     try:
-        return await _InMemory(request.headers, stream(), max_files=max_files, max_fields=100).parse()
+        found = await _InMemory(request.headers, stream(), max_files=max_files, max_fields=100).parse()
     except MultiPartException as error:
         many = "Too many files" in error.message
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if many else HTTPStatus.BAD_REQUEST
         raise RefusedError(status, f"The multipart body cannot be read: {error.message}") from error
+    form = Form([], {})
+    for field, value in found.multi_items():
+        if isinstance(value, str):
+            form.texts[field] = value
+        else:
+            form.files.append((field, await value.read()))
+    await found.close()
+    return form
 
 
 def parsed_json(content: bytes) -> dict[str, Any]:

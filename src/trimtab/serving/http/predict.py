@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, get_args
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,8 +28,8 @@ async def predict_task(request: Request, service: Service, content: bytes) -> Re
     many, kind = False, media_type(request.headers)
     if kind == _FORM:
         form = await parsed_form(request, content, max_files=service.config.max_images)
-        options = options_of({**request.query_params, **{k: v for k, v in form.items() if isinstance(v, str)}})
-        images = [await file.read() for _, file in form.multi_items() if isinstance(file, UploadFile)]
+        options = options_of({**request.query_params, **form.texts})
+        images = [file for _, file in form.files]
         many = len(images) > 1
     elif kind == _JSON:
         images, many, options = await service.in_pool(_of_json, content)
@@ -55,9 +54,8 @@ async def predict_mixed(request: Request, service: Service, content: bytes) -> R
     kind = media_type(request.headers)
     if kind == _FORM:
         form = await parsed_form(request, content, max_files=service.config.max_images)
-        files = [(field, file) for field, file in form.multi_items() if isinstance(file, UploadFile)]
-        options = options_of({**request.query_params, **{k: v for k, v in form.items() if isinstance(v, str)}})
-        questions = [Question(await file.read(), _names(field), options) for field, file in files]
+        options = options_of({**request.query_params, **form.texts})
+        questions = [Question(file, _names(field), options) for field, file in form.files]
     elif kind == _JSON:
         questions = await service.in_pool(_mixed_of_json, content)
     else:
