@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +120,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = str(error) if error.errno is None or isinstance(error, socket.gaierror) else os.strerror(error.errno)
         raise ConfigError(
             f"The server cannot listen at {host} port {port}: {reason}; name another --port (0 takes a free one) or "
             "--host."
