@@ -32,6 +32,8 @@ from trimtab.serving.refused import RefusedError
 from trimtab.serving.service import Service
 
 Answer = Callable[[Request, Service, bytes], Awaitable[Response]]
+_GONE = 499
+"""What is counted where the client has gone; other servers do so, too."""
 _ID = re.compile(r"[!-~]{1,128}")
 _log = logging.getLogger("trimtab.serving")
 
@@ -57,7 +59,12 @@ class Application:
         self._app = Starlette(
             routes=self._routes(),
             lifespan=self._lifespan,
-            exception_handlers={HTTPException: _told, RefusedError: _told, Exception: _failed},
+            exception_handlers={
+                HTTPException: _told,
+                RefusedError: _told,
+                ClientDisconnect: _gone,
+                Exception: _failed,
+            },
         )
 
     @property
@@ -126,7 +133,7 @@ class Application:
         service, seconds = self._service, self._service.config.body_timeout
 
         async def endpoint(request: Request) -> Response:
-            started, status = time.monotonic(), 499  # the client has gone
+            started, status = time.monotonic(), _GONE
             try:
                 self._check_key(request)
                 async with Body(request, self._pending, self._max_body, seconds) as content:
@@ -191,6 +198,11 @@ async def _told(_: Request, error: Exception) -> Response:
     return json_response({"error": text}, error.status_code, error.headers)
 
 
+async def _gone(_: Request, __: Exception) -> Response:
+    # Nobody reads it.
+    return Response(status_code=_GONE)
+
+
 async def _failed(request: Request, error: Exception) -> Response:
     _log.error("request %s failed", request.scope.get("trimtab.id"), exc_info=error)
     text = f"{type(error).__name__} in the server, which is a bug; its log has more under this X-Request-ID."
@@ -214,8 +226,6 @@ async def _identified(app: ASGIApp, scope: Scope, receive: Receive, send: Send) 
 
     try:
         await app(scope, receive, sending)
-    except ClientDisconnect:
-        pass
     except Exception:
         # Starlette raises it once more for the server's log; it was answered and is in ours.
         if not begun:

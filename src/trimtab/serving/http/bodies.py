@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 import anyio
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -100,47 +98,6 @@ class Body:
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"The body has more than the {self._max_bytes} bytes that are allowed; send less at a time.",
         )
-
-
-class _InMemory(MultiPartParser):
-    # A body has a size that fits into memory, so that none of it is written to disk.
-    spool_max_size = 1 << 40
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """A multipart body."""
-
-    files: list[tuple[str, bytes]]
-    """Each with the name of its field."""
-    texts: dict[str, str]
-    """What is no file, by field."""
-
-
-async def parsed_form(request: Request, content: bytes, *, max_files: int) -> Form:
-    """Take a multipart body apart.
-
-    Raises:
-        RefusedError: If it is none, or has more files (413) or fields than are allowed.
-    """
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield content
-
-    try:
-        found = await _InMemory(request.headers, stream(), max_files=max_files, max_fields=100).parse()
-    except MultiPartException as error:
-        many = "Too many files" in error.message
-        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if many else HTTPStatus.BAD_REQUEST
-        raise RefusedError(status, f"The multipart body cannot be read: {error.message}") from error
-    form = Form([], {})
-    for field, value in found.multi_items():
-        if isinstance(value, str):
-            form.texts[field] = value
-        else:
-            form.files.append((field, await value.read()))
-    await found.close()
-    return form
 
 
 def parsed_json(content: bytes) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any, get_args
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trimtab.serving.http.bodies import image_of_base64, json_response, media_type, parsed_form, parsed_json
+from trimtab.serving.http.bodies import image_of_base64, json_response, media_type, parsed_json
+from trimtab.serving.http.forms import Form, parsed_form
 from trimtab.serving.refused import RefusedError, quoted
 from trimtab.serving.service import Outcome, Question, Service, Timings
 from trimtab.tasks.answers import AnswerOptions, Function
@@ -27,7 +28,7 @@ async def predict_task(request: Request, service: Service, content: bytes) -> Re
     options = options_of(request.query_params)
     many, kind = False, media_type(request.headers)
     if kind == _FORM:
-        form = await parsed_form(request, content, max_files=service.config.max_images)
+        form = await _form(request, service, content)
         options = options_of({**request.query_params, **form.texts})
         images = [file for _, file in form.files]
         many = len(images) > 1
@@ -53,7 +54,7 @@ async def predict_mixed(request: Request, service: Service, content: bytes) -> R
     """
     kind = media_type(request.headers)
     if kind == _FORM:
-        form = await parsed_form(request, content, max_files=service.config.max_images)
+        form = await _form(request, service, content)
         options = options_of({**request.query_params, **form.texts})
         questions = [Question(file, _names(field), options) for field, file in form.files]
     elif kind == _JSON:
@@ -69,6 +70,11 @@ async def predict_mixed(request: Request, service: Service, content: bytes) -> R
     if len(refused) == len(outcomes):
         raise refused[0]
     return await _response(service, {"outputs": [_entry(outcome) for outcome in outcomes]}, outcomes)
+
+
+async def _form(request: Request, service: Service, content: bytes) -> Form:
+    kind = request.headers.get("content-type", "")
+    return await service.in_pool(parsed_form, kind, content, service.config.max_images)
 
 
 def options_of(values: Mapping[str, Any]) -> AnswerOptions:
