@@ -223,9 +223,7 @@ def main() -> None:
     print(table(found, args.parts))
     times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in first.items())
     print(f"a request to a task that is not in memory, and the next: {times}")
-    print(
-        f"the server's memory: {used['before'] / 1e6:.0f} MB with all tasks, {used['after'] / 1e6:.0f} MB after the load"
-    )
+    print(f"memory of the server: {used['before'] / 1e6:.0f} MB with all tasks, {used['after'] / 1e6:.0f} MB after")
     if args.out is not None:
         setting = {name: value for name, value in vars(args).items() if name not in ("out", "offer")}
         args.out.write_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -136,8 +137,9 @@ def test_limits_are_told(home: Path) -> None:
         assert server.post("/predict/first", picture(0, (100, 100))).status == 200
 
 
-def held_up(server: Server) -> threading.Event:
-    """Keep batches from being run until the event is set."""
+@contextlib.contextmanager
+def held_up(server: Server) -> Iterator[threading.Event]:
+    """Keep batches from being run until the event is set, or this is left."""
     go = threading.Event()
     bank = server.catalog.tasks()[0].bank
     predict = bank.predict
@@ -147,7 +149,10 @@ def held_up(server: Server) -> threading.Event:
         return predict(*args, **more)
 
     bank.predict = waiting  # type: ignore[method-assign]
-    return go
+    try:
+        yield go
+    finally:
+        go.set()
 
 
 def until(true: Any) -> None:
@@ -167,8 +172,7 @@ def in_threads(count: int, ask: Any) -> tuple[list[threading.Thread], list[Any]]
 
 
 def test_a_full_queue_refuses_and_what_waits_too_long_is_told(home: Path) -> None:
-    with running([str(home)], queue=3, deadline=0.5, max_batch=1, max_delay_ms=0) as server:
-        go = held_up(server)
+    with running([str(home)], queue=3, deadline=0.5, max_batch=1, max_delay_ms=0) as server, held_up(server) as go:
         service = server.application._service
         threads, replies = in_threads(3, lambda: server.post("/predict/first", picture()))
         until(lambda: service._accepted == 3 and service.batcher.waiting() == 2)
@@ -189,8 +193,7 @@ def test_a_full_queue_refuses_and_what_waits_too_long_is_told(home: Path) -> Non
 
 
 def test_bodies_beyond_what_the_server_may_hold_are_shed(home: Path) -> None:
-    with running([str(home)], max_pending_mb=0.2) as server:
-        go = held_up(server)
+    with running([str(home)], max_pending_mb=0.2) as server, held_up(server) as go:
         first = picture(0, (250, 200), "BMP")
         threads, replies = in_threads(1, lambda: server.post("/predict/first", first))
         until(lambda: server.application._pending._held == len(first))
@@ -204,18 +207,18 @@ def test_bodies_beyond_what_the_server_may_hold_are_shed(home: Path) -> None:
 
 
 def test_a_replaced_task_still_answers_what_it_was_promised_to(changing: Server) -> None:
-    go = held_up(changing)
-    threads, replies = in_threads(2, lambda: changing.ask("POST", "/predict/first?top_k=9", picture(), bearer(KEY)))
-    until(lambda: changing.application._service.batcher.waiting() == 0 and changing.catalog.get("first").uses == 2)
-    assert changing.ask("PUT", "/tasks/first", headers=bearer(ADMIN)).status == 200
-    bank = changing.catalog.tasks()[0].bank
-    assert len(bank.names) == 2
-    assert changing.ask("DELETE", "/tasks/first", headers=bearer(ADMIN)).status == 200
-    go.set()
-    for thread in threads:
-        thread.join(60)
-    assert [(reply.status, len(reply.json)) for reply in replies] == [(200, 4), (200, 4)]
-    until(lambda: not bank.names)
+    with held_up(changing) as go:
+        threads, replies = in_threads(2, lambda: changing.ask("POST", "/predict/first?top_k=9", picture(), bearer(KEY)))
+        until(lambda: changing.catalog.get("first").uses == 2)
+        assert changing.ask("PUT", "/tasks/first", headers=bearer(ADMIN)).status == 200
+        bank = changing.catalog.tasks()[0].bank
+        assert len(bank.names) == 2
+        assert changing.ask("DELETE", "/tasks/first", headers=bearer(ADMIN)).status == 200
+        go.set()
+        for thread in threads:
+            thread.join(60)
+        assert [(reply.status, len(reply.json)) for reply in replies] == [(200, 4), (200, 4)]
+        until(lambda: not bank.names)
 
 
 def test_a_broken_file_in_memory_is_no_500(home: Path, tmp_path: Path) -> None:
