@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import trimtab
+from tests import job
 from tests.families import FAMILIES, images_for, shared_backbone
 from tests.serving import made
 from trimtab import checkpoint
@@ -411,9 +413,7 @@ def test_limits_and_backbones_that_cannot_be(backbone: Backbone, tmp_path: Path)
         Bank(resized).add("own", own)
 
 
-def test_it_is_a_public_name_and_answers_as_load_does(tmp_path: Path) -> None:
-    from tests import job
-
+def test_it_is_a_public_name_and_answers_as_load_does() -> None:
     folder = job.finished("vpt")
     predictor = trimtab.load(folder)
     config = json.loads((folder / checkpoint.CONFIG).read_text())["backbone"]
@@ -424,3 +424,30 @@ def test_it_is_a_public_name_and_answers_as_load_does(tmp_path: Path) -> None:
     found = bank.predict(predictor.preprocess.normalise(pixels), ["job", "job"])
     close(torch.stack(found), predictor.logits(pixels))
     assert bank.task("job").labels == predictor.labels
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_predictors_of_the_bank_and_of_the_adapter_agree(
+    backbone: Backbone, tmp_path: Path, vpt: Made, masks: bool
+) -> None:
+    """By the usual means, and from the logits of a mixed batch."""
+    folder, model = vpt(0)
+    if masks:
+        model = made.segmenter("vpt", "deep", FAMILY, "linear")
+        folder = made.save(model, tmp_path / "masks", SegmentationConfig(head="linear"))
+    bank, saved = Bank(backbone), checkpoint.read(folder)
+    bank.add("task", folder)
+    bank.add("other", vpt(1)[0])
+    alone_ = saved.task.predictor(model, saved.labels, saved.preprocess)
+    predictor = bank.predictor("task")
+    image = Image.effect_noise((50, 40), 90).convert("RGB")
+    (expected,), (asked,) = alone_.predict(image), predictor.predict(image)
+    pixels = predictor.preprocess.from_image(image)
+    inputs = [predictor.input_of(pixels), images_for(backbone, count=1)[0]]
+    mixed = predictor.from_logits(image, pixels, bank.predict(inputs, ["task", "other"])[0])
+    for found in (asked, mixed):
+        if masks:
+            assert (found.mask == expected.mask).mean() > 0.999
+        else:
+            assert found.label == expected.label
+            assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)

@@ -130,3 +130,19 @@ def test_any_mix_in_any_order(family: str, asked: list[tuple[int, list[int]]], b
     bank = filled(family)
     names = list(bank.alone)
     check(bank, [(k, [names[n % len(names)] for n in tasks]) for k, tasks in asked], batch_size=batch_size)
+
+
+@pytest.mark.parametrize("family", BANKED)
+def test_bf16_error_is_of_the_order_of_the_plain_backbones(family: str) -> None:
+    """Under autocast all of it runs, with errors of the order that the untouched backbone has."""
+    given = filled(family)
+    bank = Bank(shared_backbone(family), precision="bf16")
+    bank._store = given.bank._store
+    names = list(given.alone)
+    (found,) = bank.predict(given.images[:1], [names])
+    errors = [
+        (a - given.alone[name][0]).abs().max() / given.alone[name][0].abs().max()
+        for name, a in zip(names, found, strict=True)
+    ]
+    plain = max(error for name, error in zip(names, errors, strict=True) if name.startswith(("linear", "full")))
+    assert max(errors) <= 10 * plain + 0.05

@@ -168,7 +168,7 @@ class Method(nn.Module, Generic[ConfigT]):
         method that leaves the blocks alone shares one pass of an image with all others that do. ``None`` for a
         method that cannot be mixed with others: its images are run apart.
         """
-        if type(self).weight_overrides is not Method.weight_overrides or type(self).pixels is not Method.pixels:
+        if any(getattr(type(self), own) is not getattr(Method, own) for own in ("weight_overrides", "pixels", "embed")):
             return None
         if not self.touches_blocks:
             return BankedPrompts()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from trimtab.serving.looks import Look
 from trimtab.serving.mixing import Ask, rows_of, run_pass, to_host
 from trimtab.serving.store import AdapterStore, Entry, Loaded
 from trimtab.tasks.base import AnyPreprocess, Task
+from trimtab.tasks.predictor import TaskPredictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +186,19 @@ class Bank:
         """
         return _described(self._store.get(name))
 
+    def predictor(self, name: str) -> TaskPredictor[Any]:
+        """Return what a task predicts by, as :func:`trimtab.load` does: labels, preprocessing, and a model.
+
+        Its model asks the bank. Where images of several tasks are to share passes, read them by ``preprocess.read``,
+        make their inputs by ``input_of``, ask :meth:`predict`, and make predictions of the logits by ``from_logits``.
+
+        Raises:
+            ConfigError: If there is no such task, with the nearest.
+        """
+        entry = self._store.get(name)
+        model: Any = _Asking(self, name, self._at(entry.image_size))
+        return entry.task.predictor(model, entry.labels, entry.preprocess)
+
     @property
     def names(self) -> list[str]:
         """The names of all tasks."""
@@ -199,10 +214,10 @@ class Bank:
         return [entry.name for entry in tasks if not entry.mixed]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._store.names()
+        return name in self._store
 
     def __len__(self) -> int:
-        return len(self._store.names())
+        return len(self._store)
 
     def stats(self) -> BankStats:
         """Count what the bank holds and has done."""
@@ -344,6 +359,21 @@ class Bank:
                 "again to use what is there now."
             )
         return self._restored(files.load())
+
+
+class _Asking(nn.Module):
+    """In the place of a task's model: asks the bank."""
+
+    def __init__(self, bank: Bank, name: str, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._ask = functools.partial(bank.predict, batch_size=64)
+        self._name = name
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits of normalised images (B, 3, height, width), on their device."""
+        answers = self._ask(images, [self._name] * len(images))
+        return torch.stack(answers).to(images.device)
 
 
 def _opened(backbone: str | Backbone | nn.Module, weights: str | Path | None, device: str) -> Backbone:

@@ -143,6 +143,12 @@ class AdapterStore:
         with self._changed:
             return list(self._names)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
     def get(self, name: str) -> Entry:
         """Return an adapter by name.
 
