@@ -44,10 +44,10 @@ MAY_IMPORT = {
     "checkpoint": f"{_CORE} heads model data tasks",
     "training": _MODEL,
     "inference": f"{_MODEL} training",
-    "serving": f"{_MODEL} training inference",
     "reporting": f"{_MODEL} training inference",
+    "serving": f"{_MODEL} training inference reporting",
     "bench": f"{_MODEL} options training inference reporting",
-    "cli": f"{_MODEL} options training inference reporting bench",
+    "cli": f"{_MODEL} options training inference reporting serving bench",
     "__main__": "cli",
 }
 """What each room may import: one way only, from top to bottom. A new room needs a line."""

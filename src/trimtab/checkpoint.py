@@ -298,6 +298,28 @@ def restore(
     return restore_on(saved, backbone)
 
 
+def load_backbone_of(
+    saved: SavedAdapter, *, weights: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Backbone:
+    """Load the backbone that an adapter was trained on, at the backbone's own image size.
+
+    Args:
+        saved: From :func:`read`.
+        weights: As for :func:`restore`.
+        device: Where to put it.
+
+    Raises:
+        CheckpointError: As :func:`restore`.
+        BackboneError: As :func:`restore`.
+    """
+    from trimtab.backbone.weights import load_backbone
+
+    name, weights = _backbone_now(saved, weights)
+    backbone = load_backbone(name, weights=weights, device=device)
+    _check_fingerprint(saved, backbone)
+    return backbone
+
+
 def restore_on(saved: SavedAdapter, backbone: Backbone) -> TunedModel:
     """Rebuild the tuned model of an adapter on a backbone that is there already, shared with others.
 
@@ -312,11 +334,7 @@ def restore_on(saved: SavedAdapter, backbone: Backbone) -> TunedModel:
     from trimtab.model import build
 
     _check_method(saved)
-    if backbone.fingerprint != saved.fingerprint:
-        raise CheckpointError(
-            f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, these are "
-            f"{backbone.fingerprint[:12]}: its predictions would be wrong. Name the right file with --weights."
-        )
+    _check_fingerprint(saved, backbone)
     try:
         config = config_from_json(METHODS[saved.method].Config, saved.method_config)
         model = build(backbone, config, len(saved.labels), saved.task.head)
@@ -337,6 +355,14 @@ def _check_method(saved: SavedAdapter) -> None:
         raise CheckpointError(
             f"The adapter needs the method {saved.method!r}, which is not installed; install the package that "
             "brings it, or a newer trimtab."
+        )
+
+
+def _check_fingerprint(saved: SavedAdapter, backbone: Backbone) -> None:
+    if backbone.fingerprint != saved.fingerprint:
+        raise CheckpointError(
+            f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, these are "
+            f"{backbone.fingerprint[:12]}: its predictions would be wrong. Name the right file with --weights."
         )
 
 

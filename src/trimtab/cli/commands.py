@@ -251,6 +251,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     _add_report(_command(commands, "report", _write_report, "Write a page with pictures on one run or several."))
     _add_bench(_command(commands, "bench", None, _BENCH), own if command == ["bench"] else None)
+    _add_serve(_command(commands, "serve", None, _SERVE), own if command == ["serve"] else None)
     _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
     _check_flags(parser, options)
     if command:
@@ -389,6 +390,15 @@ def _add_bench(parser: _Parser, words: list[str] | None) -> None:
     from trimtab.cli.bench import add_bench
 
     add_bench(parser, words)
+
+
+def _add_serve(parser: _Parser, words: list[str] | None) -> None:
+    """``words`` are those after ``serve``; no other command waits for its options."""
+    if words is None:
+        return
+    from trimtab.cli.serve import add_serve
+
+    add_serve(parser)
 
 
 def _add_backbones(parser: _Parser) -> None:
@@ -586,4 +596,5 @@ def _begun(words: list[str], started: float) -> bool:
 
 
 _BENCH = "Measure methods on the tasks of a suite, by a protocol that keeps test images apart; report on it."
+_SERVE = "Serve tuned models over HTTP, all tasks of a backbone together, with a page to try them at /."
 _DESCRIPTION = "Visual prompt tuning: steer a frozen vision transformer to your images."
