@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.families import STAGED, images_for, scramble, shared_backbone
+from tests.versions import has
 from trimtab.backbone import Backbone
 from trimtab.backbone.weights import meta_model
 from trimtab.errors import ConfigError
@@ -21,6 +22,9 @@ from trimtab.model import build
 from trimtab.stream import AttentionInputs
 
 SMALL: dict[str, Any] = {"prompt_length": 3, "shared_length": 2, "attribute_length": 2, "prototypes": 4}
+
+
+pytestmark = pytest.mark.skipif(not has("timm", "1.0.8"), reason="Swin needs timm 1.0.8 or newer")
 
 
 @functools.cache
