@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from scripts.backbones_page import METHODS, TABLE, Row, lost, page, read_table, table
 from trimtab.backbone import Backbone, reasons_not_to_open
+from trimtab.backbone.meta import SkipInit
 from trimtab.errors import BackboneError, ConfigError
 from trimtab.progress import Progress, TerminalProgress, clock
 from trimtab.storage.files import write_text
@@ -59,7 +60,7 @@ def examine(name: str) -> Row:
     """Open one of timm's names and try what can be tried."""
     module = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), SkipInit():
             whole = timm.create_model(name)
     except Exception as error:  # noqa: BLE001 (timm raises whatever its layers raise)
         return Row(name, module, "", "not built", one_line(error))
@@ -110,7 +111,7 @@ def shrunk(name: str) -> tuple[nn.Module | None, int]:
     native = config.input_size[-1] if config else 224
     for options in ways(name, native):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), SkipInit():
                 parameters = sum(value.numel() for value in timm.create_model(name, **options).parameters())
             if parameters > LIMIT:
                 return None, parameters

@@ -276,6 +276,7 @@ def _serve() -> None:
     import sklearn.cluster  # noqa: F401
     import torchmetrics.functional.classification  # noqa: F401
 
+    import tests.versions  # noqa: F401 - models that an old timm lacks
     import trimtab.inference.evaluate  # noqa: F401
 
     for line in sys.stdin:

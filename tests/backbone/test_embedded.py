@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tests import job
 from tests.methods.cases import main_cases, unprepared
 from tests.training.test_fit import Heard
+from tests.versions import opens_folders
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.backbone import weights as weights_room
@@ -109,6 +110,7 @@ class TestFiles:
             "crop_mode": "center",
         }
 
+    @opens_folders
     def test_the_folder_is_one_that_timm_opens(self, backbone: Backbone) -> None:
         folder = load_backbone(str(embedded_weights(MICRO).parent))
         assert folder.fingerprint == backbone.fingerprint
@@ -156,6 +158,11 @@ class TestLoading:
         monkeypatch.chdir(tmp_path)
         (tmp_path / MICRO).mkdir()
         assert resolve(MICRO) == MICRO
+
+    @opens_folders
+    def test_a_folder_of_its_name_is_opened_by_a_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / MICRO).mkdir()
         assert resolve(f"./{MICRO}") == f"local-dir:./{MICRO}"
 
     def test_a_wrong_name_offers_it(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import types
@@ -527,9 +528,11 @@ class TestBadFiles:
         save_file(timm.create_model(other).state_dict(), tmp_path / "w.safetensors")
         self.refused(tmp_path / "w.safetensors", r"'w\.safetensors' (is not of|cannot be read into) 'test_vit'")
 
+    @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves it open
     def test_npz_of_something_else(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "w.npz", prompts=np.zeros(3))
         self.refused(tmp_path / "w.npz", "cannot be read")
+        gc.collect()  # here, so that no later test is warned
 
     def test_with_a_tensor_missing(self, state: Any, tmp_path: Path) -> None:
         less = {name: value for name, value in state.items() if name != "blocks.1.norm1.weight"}
@@ -610,8 +613,9 @@ class TestLists:
     """What timm has, told without building anything."""
 
     def test_modules_are_timms_and_each_has_something_to_open(self) -> None:
-        # timm 1.0.3 has no ViTamin yet.
-        modules = [module for module in MODULES if module != "vitamin" or has("timm", "1.0.7")]
+        # timm 1.0.3 has no ViTamin yet, and Swin is refused before 1.0.8.
+        young = {"vitamin": "1.0.7", "swin_transformer": "1.0.8", "swin_transformer_v2": "1.0.8"}
+        modules = [module for module in MODULES if has("timm", young.get(module, "1.0.3"))]
         assert set(modules) <= set(timm.list_modules())
         for module in modules:
             names = timm.list_models(module=module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import types
@@ -16,6 +17,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 
 from tests import job, scenes
+from tests.versions import need
 from trimtab import data
 from trimtab.bench import pixels
 from trimtab.cli.commands import main
@@ -152,6 +154,8 @@ def small() -> Image.Image:
 def test_what_is_opened_is_known_by_its_content(tmp_path: Path, suffix: str, name: str) -> None:
     if suffix == "tga" and name:
         pytest.skip("TGA is known by its name alone")
+    if suffix == "qoi":
+        need("pillow", "11.3")  # which writes it
     small().save(tmp_path / f"image.{suffix}")
     path = (tmp_path / f"image.{suffix}").rename(tmp_path / (name or f"image.{suffix}"))
     kind = sniff(path)
@@ -160,6 +164,15 @@ def test_what_is_opened_is_known_by_its_content(tmp_path: Path, suffix: str, nam
     with open_allowed(path) as image, Image.open(path if suffix != "tga" else str(path)) as again:
         assert image.tobytes() == again.tobytes()
         assert image.mode == again.mode
+
+
+def test_qoi_that_pillow_did_not_write(tmp_path: Path) -> None:
+    pixels = b"".join(b"\xfe" + bytes(pixel) for pixel in np.asarray(small()).reshape(-1, 3))
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"qoif" + struct.pack(">IIBB", 30, 20, 3, 0) + pixels + bytes(7) + b"\1")
+    assert sniff(path) == "QOI"
+    with open_allowed(path) as image:
+        assert image.tobytes() == small().tobytes()
 
 
 def test_a_format_without_signature_is_known_by_its_name_only(tmp_path: Path) -> None:

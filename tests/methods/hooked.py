@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.versions import need
 from trimtab.backbone import Backbone
 
 Change = Callable[[str, nn.Module, Tensor, Tensor], Tensor]
@@ -30,6 +31,7 @@ def _take_bias(model: Any, name: str) -> Tensor | None:
     attention = model.get_submodule(name.rpartition(".")[0])
     if not name.endswith(".qkv") or getattr(attention, "q_bias", None) is None:
         return None
+    need("timm", "1.0.8")  # before, it never calls the layer
     bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias]).detach()
     attention.q_bias = None
     return bias

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
+from trimtab.backbone.weights import meta_model
 from trimtab.checkpoint import config_from_json
 from trimtab.errors import ConfigError
 from trimtab.heads import SegmenterConfig
@@ -123,8 +124,7 @@ def test_a_learned_scale_starts_at_its_number(plain: Backbone) -> None:
 
 @pytest.mark.parametrize(("dim", "parameters"), [(64, 1_189_632), (4, 82_992), (1, 27_660)])
 def test_vit_b_16_gains_less_than_2_percent(dim: int, parameters: int) -> None:
-    with torch.device("meta"):
-        backbone = Backbone(timm.create_model("vit_base_patch16_224"))
+    backbone = Backbone(meta_model("vit_base_patch16_224"))
     method = Adapter(adaptformer(dim=dim), backbone)
     assert sum(value.numel() for value in method.parameters()) == parameters
     assert parameters < 0.02 * sum(value.numel() for value in backbone.named_weights().values())
@@ -324,8 +324,7 @@ def test_options_of_before_there_were_styles_are_adaptformers() -> None:
     ("dim", "parameters"), [(1, 36_876), (2, 55_320), (4, 92_208), (8, 165_984), (16, 313_536), (32, 608_640)]
 )
 def test_adapter_plus_has_the_published_number_of_parameters(dim: int, parameters: int) -> None:
-    with torch.device("meta"):
-        backbone = Backbone(timm.create_model("vit_base_patch16_224"))
+    backbone = Backbone(meta_model("vit_base_patch16_224"))
     config = AdapterConfig(dim=dim)
     assert Adapter.num_parameters(config, backbone) == parameters
     assert sum(value.numel() for value in Adapter(config, backbone).parameters()) == parameters

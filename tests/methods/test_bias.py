@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tests.families import FAMILIES, images_for, shared_backbone
 from trimtab.backbone import Backbone
+from trimtab.backbone.weights import meta_model
 from trimtab.errors import ConfigError
 from trimtab.methods.bias import Bias, BiasConfig
 from trimtab.model import build
@@ -33,9 +33,7 @@ def test_biases_of_a_vit(plain: Backbone) -> None:
 
 
 def test_parameters_of_vit_b_16() -> None:
-    with torch.device("meta"):
-        backbone = Backbone(timm.create_model("vit_base_patch16_224"))
-        method = Bias(BiasConfig(), backbone)
+    method = Bias(BiasConfig(), Backbone(meta_model("vit_base_patch16_224")))
     # A block: two norms, qkv, proj, fc1, fc2; then the patch embedding and the last norm.
     assert sum(p.numel() for p in method.parameters()) == 12 * (2 + 3 + 1 + 4 + 1) * 768 + 2 * 768 == 102_912
 

@@ -278,11 +278,14 @@ def test_training_compiles_whole(method: str, name: str) -> None:
     torch.testing.assert_close(tuple(compiled(images)), tuple(expected))
 
 
+@pytest.mark.filterwarnings("ignore:Unable to find the path of the module")  # torch 2.6, of what swaps weights
 @pytest.mark.parametrize(("method", "name", "family"), EXPORTED)
 def test_exports_with_any_batch_size(method: str, name: str, family: str) -> None:
     model = tuned_on(two_blocks(), method, name) if family == "class-token" else tuned(method, name, family)
-    batch = {"images": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(model, (images_for(model.backbone),), dynamic_shapes=batch)
+    # Without an end torch 2.6 finds one that a slice excludes.
+    batch = {"images": {0: torch.export.Dim("batch", max=2**31 - 1)}}
+    # As younger versions do; torch 2.6 otherwise exports the frozen weights in place of the swapped ones.
+    program = torch.export.export(model, (images_for(model.backbone),), dynamic_shapes=batch, strict=False)
     images = images_for(model.backbone, count=5)
     torch.testing.assert_close(program.module()(images), model(images), atol=1e-5, rtol=1e-5)
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.families import FAMILIES, images_for, scramble, shared_backbone
 from tests.methods.reference import PlainViT
 from trimtab.backbone import Backbone
+from trimtab.backbone.weights import meta_model
 from trimtab.errors import ConfigError
 from trimtab.methods.base import FoldedMethod
 from trimtab.methods.e2vpt import E2VPT, E2VPTConfig
@@ -184,8 +185,7 @@ def test_every_block_and_head_has_its_own(plain: Backbone, options: dict[str, An
 
 @pytest.mark.parametrize(("options", "parameters"), [({}, 138_240), ({"share_key_values": True}, 92_160)])
 def test_parameters_of_vit_b_16(options: dict[str, Any], parameters: int) -> None:
-    with torch.device("meta"):
-        backbone = Backbone(timm.create_model("vit_base_patch16_224"))
+    backbone = Backbone(meta_model("vit_base_patch16_224"))
     method = E2VPT(E2VPTConfig(**options), backbone)
     assert sum(value.numel() for value in method.parameters()) == parameters
 

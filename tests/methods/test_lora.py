@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.families import FAMILIES, SMALL, images_for, scramble, shared_backbone
 from tests.methods.hooked import hooked_features
 from trimtab.backbone import Backbone
+from trimtab.backbone.weights import meta_model
 from trimtab.errors import ConfigError
 from trimtab.methods.lora import LoRA, LoRAConfig
 from trimtab.model import build
@@ -107,8 +108,7 @@ def test_scale(options: dict[str, float], scale: float) -> None:
 
 
 def test_parameters_of_vit_b_16() -> None:
-    with torch.device("meta"):
-        method = LoRA(LoRAConfig(rank=8), Backbone(timm.create_model("vit_base_patch16_224")))
+    method = LoRA(LoRAConfig(rank=8), Backbone(meta_model("vit_base_patch16_224")))
     assert sum(p.numel() for p in method.parameters()) == 12 * 8 * (768 + 3 * 768) == 294_912
 
 

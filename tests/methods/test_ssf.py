@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.families import SMALL, images_for, scramble, shared_backbone
 from tests.methods.hooked import hooked_features
 from trimtab.backbone import Backbone
+from trimtab.backbone.weights import meta_model
 from trimtab.methods.ssf import SSF, SSFConfig
 
 
@@ -74,8 +75,7 @@ def test_scales_and_shifts_start_as_in_the_official_code(plain: Backbone) -> Non
 
 
 def test_parameters_of_vit_b_16() -> None:
-    with torch.device("meta"):
-        method = SSF(SSFConfig(), Backbone(timm.create_model("vit_base_patch16_224")))
+    method = SSF(SSFConfig(), Backbone(meta_model("vit_base_patch16_224")))
     # A block: two norms, qkv, proj, fc1, fc2; then the patch embedding and the last norm.
     expected = 2 * (12 * (2 + 3 + 1 + 4 + 1) * 768 + 2 * 768)
     assert sum(p.numel() for p in method.parameters()) == expected == 205_824
@@ -104,9 +104,8 @@ def test_a_norm_without_a_bias_is_only_scaled() -> None:
 
 
 def test_standardised_convolutions_are_left_alone() -> None:
-    with torch.device("meta"):
-        backbone = Backbone(timm.create_model("vit_tiny_r_s16_p8_224"))
-        scaled = SSF(SSFConfig(), backbone).scale
+    backbone = Backbone(meta_model("vit_tiny_r_s16_p8_224"))
+    scaled = SSF(SSFConfig(), backbone).scale
     kinds = {type(backbone.named_layers()[name.replace("/", ".")]).__name__ for name in scaled}
     assert kinds == {"Linear", "LayerNorm", "Conv2d", "GroupNormAct"}
     assert "StdConv2dSame" in {type(layer).__name__ for layer in backbone.named_layers().values()}

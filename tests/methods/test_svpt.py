@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +16,7 @@ from tests.families import FAMILIES, images_for, shared_backbone
 from tests.methods import reference
 from tests.methods.reference import SVPTReading, SVPTTensors
 from trimtab.backbone import Backbone
+from trimtab.backbone.weights import meta_model
 from trimtab.errors import ConfigError
 from trimtab.methods.base import FoldedMethod
 from trimtab.methods.svpt import SVPT, SVPTConfig
@@ -300,8 +300,7 @@ def test_a_tenth_of_the_patches_is_salient(patches: int, salient: int) -> None:
 @functools.cache
 def vit_b_16() -> Backbone:
     """Sizes without numbers."""
-    with torch.device("meta"):
-        return Backbone(timm.create_model("vit_base_patch16_224"))
+    return Backbone(meta_model("vit_base_patch16_224"))
 
 
 def test_parameters_of_vit_b_16() -> None:

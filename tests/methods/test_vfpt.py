@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 from tests.families import images_for, shared_backbone
 from trimtab.backbone import Backbone
+from trimtab.backbone.weights import meta_model
 from trimtab.errors import ConfigError
 from trimtab.methods.vfpt import VFPT, VFPTConfig, fourier
 from trimtab.methods.vpt import VPT, VPTConfig
@@ -148,8 +148,7 @@ def test_start_values_are_vpts(plain: Backbone) -> None:
 
 @pytest.mark.parametrize(("deep", "parameters"), [(True, 92_160), (False, 7_680)])
 def test_vit_b_16_gains_what_vpt_gains(deep: bool, parameters: int) -> None:
-    with torch.device("meta"):
-        backbone = Backbone(timm.create_model("vit_base_patch16_224"))
+    backbone = Backbone(meta_model("vit_base_patch16_224"))
     config = VFPTConfig(num_prompts=10, deep=deep)
     assert VFPT.num_parameters(config, backbone) == parameters
     assert sum(value.numel() for value in VFPT(config, backbone).parameters()) == parameters

@@ -14,6 +14,7 @@ from scripts.backbones_page import METHODS, TABLE, Row, page, read_table, table
 from scripts.every_backbone import examine, main
 
 from scripts import every_backbone
+from tests.versions import need
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
 from trimtab.methods.ship import SHIP
@@ -44,6 +45,7 @@ class TestExamine:
         assert word in row.reason
 
     def test_one_whose_width_is_fixed(self) -> None:
+        need("timm", "1.0.7")
         row = examine("vit_base_mci_224")
         assert (row.outcome, row.patch) == ("works", "16x16")
 

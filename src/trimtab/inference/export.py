@@ -142,7 +142,8 @@ def export(
     file = out / FILES[format]
     make_folder(Path(os.path.realpath(out)))
     with torch.no_grad():
-        program = torch.export.export(graph, example, dynamic_shapes=_dynamic(task, model.backbone))
+        # The default of younger versions; torch 2.6 otherwise exports the frozen weights in place of swapped ones.
+        program = torch.export.export(graph, example, dynamic_shapes=_dynamic(task, model.backbone), strict=False)
         write_atomically(file, lambda temporary: _write(program, temporary, format, names))
     if task:
         write_bytes(out / TASK, to_bytes(task, {"format": "pt"}))

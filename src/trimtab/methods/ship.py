@@ -404,7 +404,7 @@ class SHIP(Method[SHIPConfig]):
         kept = matching or (not last and i + 1 not in config.hierarchy and config.inside == "carry")
         plain = config.attention == "plain"
         wanted = plain or config.prompts_attend == "all" or (config.prompts_attend == "last" and last)
-        attends = kept and wanted and bool(groups)
+        attends = kept and wanted and len(groups) > 0  # torch 2.6 compiles no bool(groups)
         drop_path = config.drop_path * i / max(self.depth - 1, 1) if self.training else 0.0
         batch = stream.tokens.shape[0]
         # As full prompts (B, K + L + S, D) where they attend, otherwise as context.

@@ -185,7 +185,9 @@ def test_a_file_of_the_hub(server: Server, tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
     assert path == tmp_path / "data" / "a.parquet"
     assert [stage[0] for stage in told.stages] == ["Downloading data/a.parquet", "Checking a.parquet"]
-    assert all(0 < done <= total for _, total, done in told.stages)  # type: ignore[operator]
+    # A client before 1.1 cannot be told where to show how far it is.
+    told_of = told.stages if has("huggingface_hub", "1.1") else told.stages[1:]
+    assert all(0 < done <= total for _, total, done in told_of)  # type: ignore[operator]
     asked = len(server.asked)
     assert repository.fetch("data/a.parquet", tmp_path, QUIET) == path
     assert len(server.asked) == asked
