@@ -20,10 +20,13 @@ SHARED = 10
 """SHIP's shared prompts, which come on top of those of its hierarchies (and attribute prompts in two blocks)."""
 LIKE_SHIP = "vpt, ship's prompts"
 """VPT-deep with as many prompts in every block as SHIP has."""
+PEFT = "peft lora"
+"""LoRA of the peft library on timm's model, its classifier trained along: what people pick instead."""
 MODELS = {
     "tiny": "vit_tiny_patch16_224",
     "small": "vit_small_patch16_224",
     "base": "vit_base_patch16_224",
+    "large": "vit_large_patch16_224",
 }
 
 
@@ -95,6 +98,11 @@ def make(subject: str, setting: Setting) -> nn.Module:
     if subject == "concatenated":
         tuned = attach(plain, "vpt", CLASSES, **method_options("vpt", setting.prompts))
         return Concatenated(plain, tuned.method.get_parameter("prompts.stages.0"), tuned.head).to(setting.device)
+    if subject == PEFT:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"], modules_to_save=["head"])
+        return get_peft_model(plain, config)
     if subject == LIKE_SHIP:
         return attach(plain, "vpt", CLASSES, **method_options("vpt", setting.prompts + SHARED)).to(setting.device)
     folded, _, method = subject.rpartition(" ")
@@ -130,7 +138,7 @@ def training_step(module: nn.Module, images: Tensor, dtype: str, *, compiled: bo
     run_model = module.outputs if isinstance(module, TunedModel) else module
     run_model = torch.compile(run_model) if compiled else run_model
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True if images.is_cuda else None)
     labels = torch.arange(images.shape[0], device=images.device) % CLASSES
 
     def run() -> Any:

@@ -129,8 +129,8 @@ class FitConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; trained tensors stay float32."""
     tf32: bool = True
-    """Multiply float32 matrices in TF32 (10 bits of mantissa) on a GPU, which is faster; a run that goes on keeps what it
-    began in. No effect on a CPU and in bfloat16."""
+    """Multiply float32 matrices in TF32 (10 bits of mantissa) on a GPU, which is faster; a run that goes on keeps what
+    it began in. No effect on a CPU and in bfloat16."""
     deterministic: bool = False
     """Use deterministic algorithms alone, so that a GPU gives the same bits every time; slower, and refused where an
     operation has none. On a CPU every run is bit-identical anyway."""

@@ -220,6 +220,9 @@ class ImageStore(Store):
 
     def move_to(self, device: torch.device, most_bytes: int) -> bool:
         kept = [image for image in self._kept if image is not None]
+        if kept and kept[0].device.type == device.type != "cpu":
+            # A run before this one has moved them.
+            return True
         if len(kept) < len(self._kept) or self.cached_bytes > most_bytes:
             return False
         self._kept = [image.to(device) for image in kept]

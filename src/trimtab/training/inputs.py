@@ -55,8 +55,8 @@ def place(stores: Sequence[Store], device: torch.device, free: int) -> str:
     if not elsewhere:
         return f"Decoded images are kept on the GPU: {share}."
     return (
-        f"{elsewhere:,} images are copied to the GPU whenever they are used: they have masks, are not kept decoded, or do "
-        f"not fit ({share})."
+        f"{elsewhere:,} images are copied to the GPU whenever they are used: they have masks, are not kept decoded, "
+        f"or do not fit ({share})."
     )
 
 
