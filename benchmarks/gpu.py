@@ -142,7 +142,7 @@ def table(size: Size, model: str, device: str, part: dict[str, Any], write: Call
     subjects += [("step", name) for name in STEP if name != PEFT or importlib.util.find_spec("peft")]
     # Random weights of a large model take seconds on a CPU: they are drawn once, and copied on the GPU.
     drawn = timm.create_model(MODELS[model], num_classes=CLASSES, img_size=size.image_size).to(device)
-    with mock.patch.object(timm, "create_model", lambda name, **options: copy.deepcopy(drawn)):
+    with mock.patch.object(timm, "create_model", side_effect=lambda *_, **__: copy.deepcopy(drawn)):
         for kind, subject in subjects:
             if time.monotonic() > end:
                 raise OutOfTimeError
