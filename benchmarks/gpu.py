@@ -53,8 +53,6 @@ from trimtab.training.loop import Trainer
 
 FORWARD = ("plain", "vpt", "folded vpt", "ship", "folded ship")
 STEP = ("plain", PEFT, "vpt", "ship")
-UNTIMED = 3
-"""Passes before any is timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +67,15 @@ class Size:
     prompts: int
     images: int
     epochs: int
+    untimed: int
+    """Passes of a subject before any is timed."""
     rounds: int
     """Timed rounds of a subject; each lasts about `seconds`."""
     seconds: float
 
 
-FULL = Size({"base": "base", "large": "large"}, "base", 224, 64, 10, 1000, 100, 7, 0.4)
-TINY = Size({"base": "tiny"}, "tiny", 64, 2, 2, 20, 2, 2, 0.0)
+FULL = Size({"base": "base", "large": "large"}, "base", 224, 64, 10, 1000, 100, 3, 7, 0.4)
+TINY = Size({"base": "tiny"}, "tiny", 64, 2, 2, 10, 2, 0, 2, 0.0)
 BUDGETS = {"waits": 50.0, "task": 100.0, "task compiled": 130.0, "base": 80.0, "large": 110.0}
 """Seconds of each part, 470 in all; what is not used is left for none of the others."""
 
@@ -183,7 +183,7 @@ def timed(size: Size, model: str, device: str, kind: str, subject: str) -> dict[
 
 def repeat(run: Callable[[], Any], size: Size, device: str) -> list[float]:
     """Seconds a pass, one value a round of as many passes as fill its time."""
-    for _ in range(UNTIMED):
+    for _ in range(size.untimed):
         run()
     once = _seconds(run, 1, device)
     passes = max(1, round(size.seconds / once))
