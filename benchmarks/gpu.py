@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -135,7 +136,7 @@ def about(device: str, tiny: bool) -> dict[str, Any]:
 # --- the table ---
 
 
-def table(size: Size, model: str, device: str, part: dict[str, Any], write: Callable[[], None], end: float) -> None:
+def table(size: Size, model: str, device: str, write: Callable[[], None], part: dict[str, Any], end: float) -> None:
     """Measure forward passes and training steps of one model, in bfloat16."""
     rows = part["rows"] = []
     subjects = [("forward", name) for name in FORWARD]
@@ -310,11 +311,13 @@ class Workplace:
             part["skipped"] = "there is no CUDA device"
             return
         for method in ("vpt", "ship", "lora", "adapter", "linear"):
+            # Without augmentation features stand for the images of linear probing.
+            augment = "none" if method == "linear" else "flip"
             for share in (inputs.DEVICE_SHARE, 0.0):
                 with mock.patch.object(inputs, "DEVICE_SHARE", share), waiting_is_an_error():
                     row = {"method": method, "images": "on the GPU" if share else "pinned"}
                     try:
-                        self.fit(method, end, Stages(), epochs=2, augment="flip", probe_epochs=0, limit=200)
+                        self.fit(method, end, Stages(), epochs=2, augment=augment, probe_epochs=0, limit=200)
                         row["waits"] = "none"
                     except RuntimeError as error:
                         row["waits"] = str(error).splitlines()[0]
@@ -367,10 +370,10 @@ def main(arguments: list[str] | None = None) -> int:
         measures: dict[str, Callable[[dict[str, Any], float], None]] = {
             "waits": place.waits,
             "task": place.task,
-            "task compiled": lambda part, end: place.task(part, end, compiled=True),
+            "task compiled": functools.partial(place.task, compiled=True),
         }
         for name, model in size.models.items():
-            measures[name] = lambda part, end, model=model: table(size, model, device, part, report.write, end)
+            measures[name] = functools.partial(table, size, model, device, report.write)
         for name in parsed.parts:
             if name in measures:
                 report.part(name, measures[name], BUDGETS[name])

@@ -88,7 +88,7 @@ def test_a_part_that_fails_costs_no_other(tmp_path: Path) -> None:
 def test_a_table_stops_between_two_subjects() -> None:
     part: dict[str, Any] = {}
     with pytest.raises(OutOfTimeError):
-        gpu.table(TINY, "tiny", "cpu", part, lambda: None, time.monotonic() - 1)
+        gpu.table(TINY, "tiny", "cpu", lambda: None, part, time.monotonic() - 1)
     assert part["rows"] == []
 
 
