@@ -30,7 +30,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.speed_pictures import draw_speed
-from benchmarks.subjects import LIKE_SHIP, MODELS, Setting, forward, make, training_step
+from benchmarks.subjects import LIKE_SHIP, MODELS, Setting, forward, make, split_dtype, training_step
 from benchmarks.turns import in_turn
 from trimtab.heads.decoders import DECODERS
 
@@ -88,6 +88,7 @@ def alone(kind: str, subject: str, setting: Setting) -> int:
     """What :func:`peak_memory` runs in the fresh process."""
     import torch
 
+    subject, setting = split_dtype(subject, setting)
     module = make(subject, setting)
     images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=setting.device)
     small = (forward if kind == "forward" else training_step)(module, images[:1], setting.dtype)
@@ -160,7 +161,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=["small"])
     parser.add_argument("--prompts", nargs="+", type=int, default=[50])
     parser.add_argument("--images", nargs="+", type=int, default=[224], help="sizes in pixels")
-    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "autocast", "bf16"], default=["fp32"])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each process")
     parser.add_argument("--draws", type=int, default=4, help="processes of each subject, one after the other")
@@ -216,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "busy": round(others, 2),
                 "rounds": parsed.rounds,
                 "draws": parsed.draws,
-                **_machine(parsed.device),
+                **machine(parsed.device),
             }
         records += found
         print(table(found), flush=True)
@@ -225,7 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
+    """Return what was measured on."""
     import timm
     import torch
 

@@ -60,7 +60,11 @@ class Concatenated(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One line of the table without its subject."""
+    """One line of the table without its subject.
+
+    ``dtype`` is ``"fp32"``; ``"autocast"``, float32 weights under autocast to bfloat16; or ``"bf16"``, frozen weights
+    that are stored in bfloat16 where the subject can (the others then run under autocast).
+    """
 
     model: str
     prompts: int
@@ -85,8 +89,23 @@ def method_options(method: str, prompts: int) -> dict[str, Any]:
     return options[method]
 
 
+def split_dtype(subject: str, setting: Setting) -> tuple[str, Setting]:
+    """Return the subject and its setting, of ``"subject @ dtype"`` or a subject alone."""
+    name, _, dtype = subject.partition(" @ ")
+    return name, dataclasses.replace(setting, dtype=dtype or setting.dtype)
+
+
 def make(subject: str, setting: Setting) -> nn.Module:
-    """The module of a subject: ``plain``, ``concatenated``, or a method's name with ``folded`` before it or not."""
+    """The module of a subject: ``plain``, ``concatenated``, ``peft lora``, or a method, perhaps ``folded``."""
+    module = _in_float32(subject, setting)
+    if setting.dtype != "bf16":
+        return module
+    if isinstance(module, TunedModel):
+        return module.with_precision("bf16")
+    return module.bfloat16() if subject == "plain" else module
+
+
+def _in_float32(subject: str, setting: Setting) -> nn.Module:
     torch.manual_seed(0)
     size: Any = setting.image_size
     plain = timm.create_model(MODELS[setting.model], num_classes=CLASSES, img_size=size).to(setting.device).eval()
@@ -124,9 +143,10 @@ def _give_prototypes(model: TunedModel) -> None:
 def forward(module: nn.Module, images: Tensor, dtype: str) -> Callable[[], Any]:
     """One batch of inference."""
     module.eval().requires_grad_(False)
+    images = images.to(_type_of(module))
 
     def run() -> Any:
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bf16"):
+        with torch.inference_mode(), _autocast(module, images.device, dtype):
             return module(images)
 
     return run
@@ -143,7 +163,7 @@ def training_step(module: nn.Module, images: Tensor, dtype: str, *, compiled: bo
 
     def run() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == "bf16"):
+        with _autocast(module, images.device, dtype):
             if isinstance(module, TunedModel):
                 logits, extra = run_model(images)
             else:
@@ -154,6 +174,16 @@ def training_step(module: nn.Module, images: Tensor, dtype: str, *, compiled: bo
         return loss
 
     return run
+
+
+def _type_of(module: nn.Module) -> torch.dtype:
+    """Type of the images that a module takes: a tuned model casts them itself."""
+    return torch.float32 if isinstance(module, TunedModel) else next(module.parameters()).dtype
+
+
+def _autocast(module: nn.Module, device: torch.device, dtype: str) -> Any:
+    stored = module.precision == "bf16" if isinstance(module, TunedModel) else _type_of(module) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype != "fp32" and not stored)
 
 
 def saved_bytes(step: Callable[[], Any], module: nn.Module) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.subjects import Setting, forward, make, saved_bytes, training_step
+from benchmarks.subjects import Setting, forward, make, saved_bytes, split_dtype, training_step
 
 REST = 0.02
 """Seconds between two turns, in which the threads of the one that ran go to sleep."""
@@ -110,6 +110,7 @@ def prepared(kind: str, subject: str, setting: Setting) -> tuple[Any, dict[str, 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    subject, setting = split_dtype(subject, setting)
     images = torch.randn(setting.batch_size, 3, setting.image_size, setting.image_size, device=setting.device)
     module = make(subject, setting)
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)

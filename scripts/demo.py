@@ -6,11 +6,16 @@ chosen on validation images (LOG.md); what is shown is measured on the test imag
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import math
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -174,23 +179,74 @@ def tables(results: Results) -> Iterator[Table]:
         yield table
 
 
+def serve_a_moment(folders: Mapping[str, Path], console: Console) -> None:
+    """Serve adapters by a real server, ask it about images of all tasks at once, and end it."""
+    places = [f"{task.replace('/', '-')}={folder}" for task, folder in folders.items()]
+    command = [sys.executable, "-m", "trimtab", "serve", *places, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address = _address(server)
+            inputs, truth = _mixed()
+            body = json.dumps({"inputs": inputs, "parameters": {"top_k": 1}}).encode()
+            asked = urllib.request.Request(  # noqa: S310 - our own server
+                f"{address}predict", body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(asked) as reply:  # noqa: S310
+                outputs = json.load(reply)["outputs"]
+        finally:
+            server.terminate()
+    console.print("\nBoth by one server, images of two tasks in one request:", highlight=False)
+    for given, label, output in zip(inputs, truth, outputs, strict=True):
+        (task,) = given["tasks"]
+        best = output["tasks"][task][0]
+        mark = "right" if best["label"] == label else f"it is {label}"
+        text = f"  {task}: {best['label']} ({best['score']:.0%}), {mark}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _address(server: subprocess.Popen[str]) -> str:
+    """Return the address of the page, which a server says once it answers."""
+    for line in server.stdout or ():
+        word, _, address = line.partition(" ")
+        if word == "page":
+            return address.strip()
+    raise SystemExit("The server ended; what it said is above.")
+
+
+def _mixed() -> tuple[list[dict[str, Any]], list[str]]:
+    """Test images of all tasks in turn, as a request has them, and their labels."""
+    inputs, truth = [], []
+    for number in SHOWN[:3]:
+        for task in TASKS:
+            buffer = io.BytesIO()
+            BUILT_IN[task].images("test")[number].open().save(buffer, "PNG")
+            inputs.append({"image": base64.b64encode(buffer.getvalue()).decode(), "tasks": [task.replace("/", "-")]})
+            truth.append(BUILT_IN[task].labels("test")[number])
+    return inputs, truth
+
+
 def main() -> None:
-    """Fit, evaluate, predict and report, then say what to type next."""
+    """Fit, evaluate, predict, report and serve, then say what to type next."""
     started = time.monotonic()
     console, progress = Console(), TerminalProgress()
     console.print(f"Tuning {BACKBONE} on {' and '.join(TASKS)} by {', '.join(METHODS)}.", highlight=False)
     results = tune_all(progress)
     for table in tables(results):
         console.print(table)
+    chosen = {}
     for task in TASKS:
         # Which is best is a matter of validation images.
         best = max(METHODS, key=lambda method: results[task, method][0].val_accuracy)
-        predict(task, results[task, best][0].out, console)
+        chosen[task] = results[task, best][0].out
+        predict(task, chosen[task], console)
+    serve_a_moment(chosen, console)
     folders = [results[task, method][0].out for task in TASKS for method in METHODS]
     page = report(folders, out=HOME / "report.html", overwrite=True, progress=progress)
     console.print(
         f"\nAll of it with pictures: {os.path.relpath(page.file)} (open it in a browser)\n"
         f"Time: {time.monotonic() - started:.0f} s\n"
+        f"\nAll of them served, with a page to drop images on at http://127.0.0.1:8000/ :\n"
+        f"  trimtab serve {os.path.relpath(HOME)}\n"
         "\nNow your own images, one folder a class:\n"
         "  trimtab fit MY_IMAGES --method vpt --out runs/mine\n"
         "  trimtab eval runs/mine MY_IMAGES --split val",

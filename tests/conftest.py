@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import IO, Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 
 from tests.families import FAMILIES, shared_backbone
 from trimtab.backbone import Backbone
+
+# The same results on processors with matrix units for bfloat16; in the processes that tests start, too.
+os.environ["TRIMTAB_PRECISION"] = "fp32"
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 
 import trimtab
 from tests import job, scenes
+from tests.serving.served import classifier, running
 from trimtab.cli import commands
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,7 @@ PARSED_ONLY = {
     "bench": "trains for hours, or needs a suite",
     "data prepare": "fetches data",
     "data verify": "needs data that was fetched",
+    "serve": "runs until it is told to end; tests/serving has it",
 }
 """Commands that are not run here, with the reason; what they print and do has tests of its own."""
 PARSED_LINES = {
@@ -182,7 +185,15 @@ def test_snippets_run(block: Block, place: Path, monkeypatch: pytest.MonkeyPatch
         "images": torch.randn(2, 3, 160, 160),
         "targets": torch.tensor([0, 1]),
     }
-    exec(compile(text, block.page, "exec"), names)
+    if "Bank(" in text:
+        folder = job.finished("vpt")
+        names["backbone"] = trimtab.load(folder).model.backbone
+        text = re.sub(r'Bank\("[^"]*"', "Bank(backbone", re.sub(r'"runs/\w+"', repr(str(folder)), text))
+    with contextlib.ExitStack() as stack:
+        if "127.0.0.1:8000" in text:
+            server = stack.enter_context(running([f"mine={classifier(tmp_path / 'mine')}"]))
+            text = text.replace("http://127.0.0.1:8000", server.address)
+        exec(compile(text, block.page, "exec"), names)
 
 
 def peft_snippet(text: str, folder: Path) -> str:

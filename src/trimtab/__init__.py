@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trimtab.progress import Progress, TerminalProgress
     from trimtab.recipe import FitConfig
     from trimtab.reporting import Report, report
+    from trimtab.serving.bank import Bank
     from trimtab.tasks.classification import Predictor
     from trimtab.tasks.result import FitResult
     from trimtab.tasks.segmentation import MaskPredictor, Views
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "Bank": "trimtab.serving.bank",
     "FitConfig": "trimtab.recipe",
     "FitResult": "trimtab.tasks.result",
     "METHODS": "trimtab.methods",
@@ -53,6 +55,7 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "BackboneError",
+    "Bank",
     "CheckpointError",
     "ConfigError",
     "DataError",

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from trimtab.backbone import Backbone
     from trimtab.model import TunedModel
+    from trimtab.ops.precision import Precision
     from trimtab.tasks.base import AnyPreprocess, Task
 
 TENSORS, CONFIG, PREPROCESSOR = adapter_files.TENSORS, adapter_files.CONFIG, adapter_files.PREPROCESSOR
@@ -56,6 +58,8 @@ class SavedAdapter:
     preprocess: AnyPreprocess
     tensors: dict[str, Tensor]
     task: Task
+    precision: Precision = "fp32"
+    """What it was trained in."""
 
 
 def save(
@@ -119,6 +123,7 @@ def _config(
         "method": model.method.name,
         "method_config": dataclasses.asdict(model.method.config),
         "facts": method.summary(),
+        "precision": model.precision,
         "labels": list(labels),
         "backbone": {
             "name": backbone.name,
@@ -185,9 +190,15 @@ class AdapterFiles:
         """
         from safetensors.torch import load as load_tensors
 
+        from trimtab.ops.precision import checked
+
         config, backbone = self.config, self.config["backbone"]
         task = _task_of(self.directory, config)
         height, width = backbone["image_size"]
+        try:
+            precision = checked(config.get("precision", "fp32"), "precision")
+        except ConfigError as error:
+            raise CheckpointError(f"{CONFIG} in {str(self.directory)!r}: {error} Copy the folder again.") from error
         return SavedAdapter(
             method=config["method"],
             method_config=config["method_config"],
@@ -199,6 +210,7 @@ class AdapterFiles:
             preprocess=task.preprocess_of(self.preprocessor),
             tensors=load_tensors(self.tensors),
             task=task,
+            precision=precision,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -218,6 +230,7 @@ class AdapterFiles:
             "method": config["method"],
             "method_config": config["method_config"],
             "facts": config.get("facts", {}),
+            "precision": config.get("precision", "fp32"),
             "labels": config["labels"],
             "backbone": config["backbone"],
             **counts,
@@ -278,21 +291,50 @@ def restore(
         BackboneError: If the backbone cannot be had.
     """
     from trimtab.backbone.weights import load_backbone
+
+    _check_method(saved)
+    name, weights = _backbone_now(saved, weights)
+    backbone = load_backbone(name, weights=weights, image_size=saved.image_size, device=device)
+    return restore_on(saved, backbone)
+
+
+def load_backbone_of(
+    saved: SavedAdapter, *, weights: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Backbone:
+    """Load the backbone that an adapter was trained on, at the backbone's own image size.
+
+    Args:
+        saved: From :func:`read`.
+        weights: As for :func:`restore`.
+        device: Where to put it.
+
+    Raises:
+        CheckpointError: As :func:`restore`.
+        BackboneError: As :func:`restore`.
+    """
+    from trimtab.backbone.weights import load_backbone
+
+    name, weights = _backbone_now(saved, weights)
+    backbone = load_backbone(name, weights=weights, device=device)
+    _check_fingerprint(saved, backbone)
+    return backbone
+
+
+def restore_on(saved: SavedAdapter, backbone: Backbone) -> TunedModel:
+    """Rebuild the tuned model of an adapter on a backbone that is there already, shared with others.
+
+    Args:
+        saved: From :func:`read`.
+        backbone: At the adapter's image size.
+
+    Raises:
+        CheckpointError: If it is another backbone, or the adapter does not fit together.
+    """
     from trimtab.methods import METHODS
     from trimtab.model import build
 
-    if saved.method not in METHODS:
-        raise CheckpointError(
-            f"The adapter needs the method {saved.method!r}, which is not installed; install the package that "
-            "brings it, or a newer trimtab."
-        )
-    name, weights = _backbone_now(saved, weights)
-    backbone = load_backbone(name, weights=weights, image_size=saved.image_size, device=device)
-    if backbone.fingerprint != saved.fingerprint:
-        raise CheckpointError(
-            f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, these are "
-            f"{backbone.fingerprint[:12]}: its predictions would be wrong. Name the right file with --weights."
-        )
+    _check_method(saved)
+    _check_fingerprint(saved, backbone)
     try:
         config = config_from_json(METHODS[saved.method].Config, saved.method_config)
         model = build(backbone, config, len(saved.labels), saved.task.head)
@@ -304,6 +346,24 @@ def restore(
             "Copy it again or train anew."
         ) from error
     return model.eval()
+
+
+def _check_method(saved: SavedAdapter) -> None:
+    from trimtab.methods import METHODS
+
+    if saved.method not in METHODS:
+        raise CheckpointError(
+            f"The adapter needs the method {saved.method!r}, which is not installed; install the package that "
+            "brings it, or a newer trimtab."
+        )
+
+
+def _check_fingerprint(saved: SavedAdapter, backbone: Backbone) -> None:
+    if backbone.fingerprint != saved.fingerprint:
+        raise CheckpointError(
+            f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, these are "
+            f"{backbone.fingerprint[:12]}: its predictions would be wrong. Name the right file with --weights."
+        )
 
 
 def _backbone_now(saved: SavedAdapter, weights: str | Path | None) -> tuple[str, str | Path | None]:
@@ -339,8 +399,9 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """Return what there is to know of an adapter folder, read without torch.
 
     Returns:
-        ``method``, ``method_config``, ``facts``, ``labels``, ``backbone``, ``parameters`` (trained) and ``fixed``
-        numbers by part (counted in the tensors' file), ``bytes`` of the tensors and of the folder, ``metrics``.
+        ``method``, ``method_config``, ``facts``, ``precision`` (what it was trained in), ``labels``, ``backbone``,
+        ``parameters`` (trained) and ``fixed`` numbers by part (counted in the tensors' file), ``bytes`` of the tensors
+        and of the folder, ``metrics``.
 
     Raises:
         CheckpointError: As :func:`read`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,10 @@ from trimtab.heads import Classifier, Features, Head, SegmenterConfig, WeightedL
 from trimtab.methods import configure, method_of
 from trimtab.methods.base import FoldedMethod, Method
 from trimtab.noise import Noise
+from trimtab.ops.precision import Precision, checked
 from trimtab.stream import AttentionHook, Stream
+
+_LOW = torch.bfloat16
 
 
 class Outputs(NamedTuple):
@@ -44,9 +48,49 @@ class TunedModel(nn.Module):
         super().__init__()
         self.backbone, self.method, self.head = backbone, method, head
 
+    def with_precision(self, precision: str) -> TunedModel:
+        """Return this model computing in another precision; method and head are shared, and what is folded is a copy.
+
+        In ``"bf16"`` the backbone's frozen weights, and keys and values that folding stored, are stored in bfloat16,
+        and so are the tokens between the blocks. What is trained stays float32, and so does the classifier. Weights
+        that the method trains or overrides stay float32, too, and are cast at every pass. Cast weights have lost their
+        low bits: ``"fp32"`` is for models that were never cast.
+
+        Args:
+            precision: ``"bf16"`` or ``"fp32"``.
+
+        Raises:
+            ConfigError: If a cast model is to be float32 again, or it is no precision.
+        """
+        if checked(precision, "precision") == self.precision:
+            return self
+        if precision == "fp32":
+            raise ConfigError(
+                "The model's weights are bfloat16 and cannot become float32 again; load it anew with fp32."
+            )
+        with torch.no_grad():
+            overridden = self.method.weight_overrides(self.backbone)
+        method = self.method.stored_as(_LOW) if isinstance(self.method, FoldedMethod) else self.method
+        backbone = self.backbone.cast(_LOW, keep=overridden)
+        return TunedModel(backbone, method, self.head).train(self.training)
+
+    @property
+    def precision(self) -> Precision:
+        """``"bf16"`` where the backbone's weights are bfloat16, else ``"fp32"``."""
+        return "fp32" if self.backbone.low_precision is None else "bf16"
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the parts of the model meet: autocast in low precision, else nothing.
+
+        The methods of this class that run the model enter it by themselves.
+        """
+        low = self.backbone.low_precision
+        return contextlib.nullcontext() if low is None else torch.autocast(self.backbone.device.type, low)
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, height, width) to logits (B, C), of a segmenter (B, C, height, width)."""
-        logits: Tensor = self.head(self.forward_features(images))
+        with self.autocast():
+            logits: Tensor = self.head(self.forward_features(images))
         return logits
 
     def outputs(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> Outputs:
@@ -73,13 +117,16 @@ class TunedModel(nn.Module):
             recompute: As in :meth:`outputs`.
         """
         streams = self._seen(images, noise=noise, recompute=recompute)
-        weighted = self.head.training_logits(self.head.read(self.backbone, streams))
-        loss = self.method.loss(streams[-1])
+        with self.autocast():
+            weighted = self.head.training_logits(self.head.read(self.backbone, streams))
+            loss = self.method.loss(streams[-1])
         return weighted, weighted[0].logits.new_zeros(()) if loss is None else loss
 
     def forward_features(self, images: Tensor) -> Features:
         """Return the head's input for normalised images (B, 3, height, width)."""
-        return self.head.read(self.backbone, self._seen(images))
+        streams = self._seen(images)
+        with self.autocast():
+            return self.head.read(self.backbone, streams)
 
     def run(
         self, images: Tensor, *, noise: Noise | None = None, pooled_only: bool = False, recompute: bool = False
@@ -112,12 +159,14 @@ class TunedModel(nn.Module):
         Yields:
             The stream before the first block, then the output of each block.
         """
-        stream = self.method.embed(self.backbone, images, noise=noise, pooled_only=pooled_only)
+        with self.autocast():
+            stream = self.method.embed(self.backbone, images, noise=noise, pooled_only=pooled_only)
         if attention_hook is not None:
             stream = stream.replace(attention_hook=attention_hook)
         yield stream
         for i in range(self.backbone.depth):
-            stream = self._recomputed(i, stream) if recompute else self.method.step(i, self.backbone, stream)
+            with self.autocast():
+                stream = self._recomputed(i, stream) if recompute else self.method.step(i, self.backbone, stream)
             yield stream
 
     def _seen(self, images: Tensor, *, noise: Noise | None = None, recompute: bool = False) -> list[Stream]:
@@ -146,16 +195,19 @@ class TunedModel(nn.Module):
         Logits stay equal up to rounding. Shares the backbone's tensors with this model and nothing else, those
         excepted that the method has in their place; not for training.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             weights = self.method.weight_overrides(self.backbone)
             backbone = self.backbone.with_weights(weights) if weights else self.backbone
+            if weights and backbone.low_precision is not None:
+                backbone = backbone.cast(backbone.low_precision)
             folded = self.method.fold(backbone)
         method = copy.deepcopy(folded) if folded is self.method else folded
         return TunedModel(backbone, method, copy.deepcopy(self.head)).eval()
 
     def prepare(self, batches: Iterable[Tensor]) -> None:
         """Let the method look at training images (B, 3, height, width) before it is trained."""
-        self.method.prepare(self.backbone, batches)
+        with self.autocast():
+            self.method.prepare(self.backbone, batches)
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Everything to be saved: the method's and the head's tensors by name, nothing of the backbone.

@@ -50,22 +50,29 @@ class Noise:
         """How many draws were made: what a second computation of the same has to start from."""
 
     def per_image(self, images: int, *shape: int, like: Tensor) -> Tensor:
-        """Draw uniform numbers in [0, 1), (images, *shape), each image's own, with ``like``'s device and type."""
+        """Draw uniform numbers in [0, 1), (images, *shape), each image's own, on ``like``'s device.
+
+        They have its type, but float32 where that is coarser: too many of few values would lie under a small rate.
+        """
         if self.seed is None:
-            return torch.rand(images, *shape, device=like.device, dtype=like.dtype)
+            return torch.rand(images, *shape, device=like.device, dtype=_type_of(like))
         draws = self._draw(self.seed, [self.total, *shape])
-        return draws[self.first : self.first + images].to(like)
+        return draws[self.first : self.first + images].to(like.device, _type_of(like))
 
     def shared(self, *shape: int, like: Tensor) -> Tensor:
-        """Draw uniform numbers in [0, 1), (*shape), that all images of the global batch share."""
+        """Draw as :meth:`per_image`, (*shape), what all images of the global batch share."""
         if self.seed is None:
-            return torch.rand(*shape, device=like.device, dtype=like.dtype)
-        return self._draw(self.seed, list(shape)).to(like)
+            return torch.rand(*shape, device=like.device, dtype=_type_of(like))
+        return self._draw(self.seed, list(shape)).to(like.device, _type_of(like))
 
     def _draw(self, seed: int, shape: list[int]) -> Tensor:
         draws: Tensor = _uniform(seed, self.drawn, shape, self.device)
         self.drawn += 1
         return draws
+
+
+def _type_of(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 def drop(values: Tensor, rate: float, uniform: Tensor) -> Tensor:

@@ -126,8 +126,10 @@ class FitConfig:
     nothing but the head is trained anyway. Default: the recipe's."""
     grad_accum: Annotated[int, Range(above=0)] = 1
     """Split every batch into this many micro-batches to save memory; the result stays the same."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; trained tensors stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass, and the type that frozen weights are stored in; trained tensors stay
+    float32. auto takes bfloat16 where the device has matrix units for it (AMX, or CUDA of compute capability 8.0), else
+    float32; a run that goes on keeps what it began in."""
     tf32: bool = True
     """Multiply float32 matrices in TF32 (10 bits of mantissa) on a GPU, which is faster; a run that goes on keeps what
     it began in. No effect on a CPU and in bfloat16."""

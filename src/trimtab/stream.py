@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.noise import Noise
+from trimtab.ops.attention import Keys, attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,12 @@ class KeysValues:
             return self
         return KeysValues(self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1))
 
+    def repeat(self, times: int) -> KeysValues:
+        """Repeat those of every image, one after the other; those of batch 1 stay as they are."""
+        if times == 1 or self.keys.shape[0] == 1:
+            return self
+        return KeysValues(self.keys.repeat_interleave(times, 0), self.values.repeat_interleave(times, 0))
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionInputs:
@@ -66,6 +73,18 @@ class AttentionInputs:
         """Return a copy with some fields changed."""
         return AttentionInputs(**{**{name: getattr(self, name) for name in _INPUTS}, **changes})
 
+    def of_images(self, rows: slice) -> AttentionInputs:
+        """Return the inputs of some images of the batch; of their windows, where attention is within windows."""
+        context, mask = self.context, self.mask
+        if context is not None and context.keys.shape[0] > 1:
+            context = KeysValues(context.keys[rows], context.values[rows])
+        return self.replace(
+            queries=self.queries[rows],
+            own=KeysValues(self.own.keys[rows], self.own.values[rows]),
+            context=context,
+            mask=mask if mask is None or mask.shape[0] == 1 else mask[rows],
+        )
+
 
 Attend: TypeAlias = Callable[[AttentionInputs], Tensor]
 AttentionHook: TypeAlias = Callable[[int, Attend], Attend]
@@ -73,14 +92,12 @@ Context: TypeAlias = "Tensor | KeysValues | Sequence[Tensor | KeysValues]"
 
 
 def softmax_attention(inputs: AttentionInputs) -> Tensor:
-    """Attend from every query to the sequence and the context, by one fused softmax: (B, H, T + P, d)."""
+    """Attend from every query to the sequence and the context, by one softmax: (B, H, T + P, d)."""
     everything = inputs.own if inputs.context is None else KeysValues.join([inputs.own, inputs.context])
     mask = inputs.mask
     if mask is not None and inputs.context is not None:
         mask = F.pad(mask, (0, inputs.context.keys.shape[2]))
-    return F.scaled_dot_product_attention(
-        inputs.queries, everything.keys, everything.values, attn_mask=mask, scale=inputs.scale
-    )
+    return attention(inputs.queries, Keys(everything.keys, everything.values, mask), scale=inputs.scale)
 
 
 class Residual(NamedTuple):
@@ -167,9 +184,23 @@ class Stream:
         """A copy with some fields changed."""
         return Stream(**{**{name: getattr(self, name) for name in _STREAM}, **changes})
 
+    def of_images(self, rows: Tensor) -> Stream:
+        """A copy with some images of the batch, at positions (b,); for a head to read."""
+        return self.replace(
+            tokens=self.tokens[rows],
+            prompts=self.prompts[rows],
+            unmerged=None if self.unmerged is None else self.unmerged[rows],
+            saliency=None if self.saliency is None else self.saliency[rows],
+            weights={
+                name: value.of_images(rows) if hasattr(value, "of_images") else value
+                for name, value in self.weights.items()
+            },
+            carry=None,
+        )
+
     def with_prompts(self, prompts: Tensor) -> Stream:
         """A copy whose full prompts are ``prompts``, (P, D), (1, P, D) or (B, P, D)."""
-        batched = prompts if prompts.ndim == 3 else prompts[None]
+        batched = (prompts if prompts.ndim == 3 else prompts[None]).to(self.tokens.dtype)
         return self.replace(prompts=batched.expand(self.tokens.shape[0], -1, -1))
 
     def without_prompts(self) -> Stream:

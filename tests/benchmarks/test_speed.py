@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.subjects import Setting, make
+from benchmarks.subjects import PEFT, Setting, forward, make, split_dtype
 from benchmarks.turns import prepared
 
-from benchmarks import speed
+from benchmarks import precisions, speed
 
 
 def _setting(head: str = "classifier") -> Setting:
@@ -75,3 +76,39 @@ def test_records_are_kept_and_replaced(tmp_path: Path, monkeypatch: pytest.Monke
         ("plain", "linear"),
         ("vpt", "linear"),
     ]
+
+
+@pytest.mark.parametrize("subject", ["plain", "folded vpt", "folded ship"])
+def test_stored_bfloat16_is_the_same_subject(subject: str) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    setting = dataclasses.replace(_setting(), image_size=64)
+    exact, low = (make(*split_dtype(f"{subject} @ {dtype}", setting)) for dtype in ("fp32", "bf16"))
+    assert next(low.parameters()).dtype == torch.bfloat16
+    logits = [forward(*case)().float() for case in ((exact, images, "fp32"), (low, images, "bf16"))]
+    torch.testing.assert_close(logits[1], logits[0], rtol=0.1, atol=0.02)
+
+
+def test_precisions_are_compared_with_what_they_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def timed(kind: str, subjects: list[str], setting: Setting, rounds: int, draws: int) -> Any:
+        return {s: ({"flops": 1}, [2.0 if s.endswith("fp32") else 1.0] * rounds * draws) for s in subjects}
+
+    monkeypatch.setattr(precisions, "in_turn", timed)
+    monkeypatch.setattr(precisions, "peak_memory", lambda *_: 2**20)
+    assert precisions.main(["--shapes", "tiny-112", "--allow-busy", "--out", str(tmp_path)]) == 0
+    assert "training, vpt @ bf16" in capsys.readouterr().out
+    records = json.loads((tmp_path / "precisions.json").read_text(encoding="utf-8"))["records"]
+    speeds = {(r["kind"], r["subject"], r["memory"]): r["speed_to_reference"] for r in records}
+    assert speeds["training", "vpt @ bf16", "kept"] == 2.0
+    assert speeds["forward", "folded vpt @ bf16", "as it is"] == 1.0
+    assert len(speeds) == len(records)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", ["fp32", "autocast"])
+def test_peft_is_timed_beside(dtype: str) -> None:
+    pytest.importorskip("peft")
+    run, counts = prepared("training", f"{PEFT} @ {dtype}", _setting())
+    assert counts["trainable"] > 0
+    assert torch.isfinite(run())

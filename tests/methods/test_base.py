@@ -204,6 +204,10 @@ class TestWhatMethodsOfOthersMayDo:
         gradients = torch.autograd.grad(expected.sum(), list(method.parameters()))
         assert all(gradient.abs().max() > 0 for gradient in gradients)
 
+    def test_a_bank_runs_it_apart(self) -> None:
+        backbone = shared_backbone("class-token")
+        assert Frame(FrameConfig(), backbone).banked(backbone) is None
+
     @pytest.mark.parametrize("family", ["class-token", "swin"])
     def test_folding_keeps_pixels_and_steps(self, family: str) -> None:
         backbone = shared_backbone(family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ def test_the_demo_runs_to_its_end_and_again(
     lines = [line.split() for line in said.splitlines() if line.strip().startswith("│")]
     assert [line[1] for line in lines] == ["linear", "vpt"] * 2
     assert "demo/report.html" in said
+    served = said[said.index("Both by one server") :]
+    assert len(re.findall(r"^  (sprites-middle|digits): .+ \(\d+%\), (right|it is .+)$", served, re.MULTILINE)) == 6
+    assert "trimtab serve demo" in served
     assert "trimtab fit MY_IMAGES --method vpt --out runs/mine" in said
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert page.count("sprites/middle") > 1

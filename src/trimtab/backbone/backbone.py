@@ -12,6 +12,7 @@ backbone has stages, N, D and H are those of the block.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from trimtab.backbone.family import BlockInputs, Family, Select, batched, gathered
 from trimtab.backbone.fingerprint import classifier_names, fingerprint
+from trimtab.backbone.per_image import can_vary
+from trimtab.backbone.precision import cast_parameters_
 from trimtab.backbone.swappable import SwappableModule, SwappablePart, share_structure
 from trimtab.backbone.swin import SwinFamily
 from trimtab.backbone.vit import ViTFamily
@@ -82,10 +85,13 @@ class Backbone(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         self._fingerprint: str | None = None
+        self.low_precision: torch.dtype | None = None
+        """Type of the weights and the tokens, where it is not that of the model which was opened."""
         kind = _family_of(model)
         if kind is None:
             raise BackboneError(f"Backbone {self.name!r} is of no family that can be opened.")
         self._family: Family = kind(self.model)
+        self._own_size = self.image_size
         self._open()
 
     def _open(self) -> None:
@@ -217,6 +223,25 @@ class Backbone(nn.Module):
             self._family.resize(height, width)
         self._open()
 
+    def at_image_size(self, height: int, width: int) -> Backbone:
+        """Return a backbone for images of another size that shares all but its positions with this one.
+
+        Raises:
+            BackboneError: As :meth:`set_image_size`; and if this one's positions are resized already, from which
+                others would not be those that a fresh backbone gets.
+        """
+        if (height, width) == self.image_size:
+            return self
+        if self.image_size != self._own_size:
+            raise BackboneError(
+                f"{self.name!r} was resized to {self.image_size[0]}x{self.image_size[1]} and cannot be had at "
+                f"{height}x{width} from there; open it anew, at its own size."
+            )
+        sized = self._around(share_structure(self.model))
+        sized._fingerprint = self.fingerprint
+        sized.set_image_size(height, width)
+        return sized
+
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: a frozen backbone drops nothing."""
         return super().train(False)
@@ -249,7 +274,8 @@ class Backbone(nn.Module):
                 f"{self.image_size[0]}x{self.image_size[1]}; resize them or call set_image_size."
             )
         weights = weights or {}
-        tokens, rope = self._outside(self._family.embed, images, weights)
+        tokens, rope = self._outside(self._family.embed, self._lowered(images), weights)
+        tokens = self._lowered(tokens)
         patch = self.patch_size
         return Stream(
             tokens=tokens,
@@ -266,6 +292,12 @@ class Backbone(nn.Module):
         skip = tuple(f"{name}." for name in classifier_names(self.model))
         return {name: value for name, value in self.model.named_parameters() if not name.startswith(skip)}
 
+    def own_tensor(self, name: str) -> Tensor | None:
+        """Return a parameter or buffer by timm's name; None where the layer has none."""
+        place, _, leaf = name.rpartition(".")
+        tensor: Tensor | None = getattr(self.model.get_submodule(place), leaf)
+        return tensor
+
     def with_weights(self, weights: Mapping[str, Tensor]) -> Backbone:
         """Return a backbone with other tensors in place of some of this one's, by timm's names; all others are shared.
 
@@ -281,7 +313,34 @@ class Backbone(nn.Module):
                 module._parameters[leaf] = nn.Parameter(value.detach().clone(), requires_grad=False)
             else:
                 module._buffers[leaf] = value.detach().clone()
-        return Backbone(model, self.name)
+        return self._around(model)
+
+    def cast(self, dtype: torch.dtype, *, keep: Iterable[str] = ()) -> Backbone:
+        """Return a backbone whose weights are stored in another type, and whose tokens are of it.
+
+        This one stays as it is, and the fingerprint is that of its weights. What is not frozen or not cast (buffers,
+        running statistics, what is kept) meets the tokens under ``torch.autocast``.
+
+        Args:
+            dtype: ``torch.bfloat16``.
+            keep: Names of tensors that others will stand in place of, whose layers stay as they are.
+        """
+        cast = self._around(cast_parameters_(share_structure(self.model), dtype, keep))
+        cast._fingerprint, cast.low_precision = self.fingerprint, dtype
+        return cast
+
+    def _around(self, model: nn.Module) -> Backbone:
+        """Return a backbone of this one's kind around another model of the same structure."""
+        made = copy.copy(self)
+        made._modules = {}
+        made.model, made._fingerprint = model, None
+        made._family = type(self._family)(model)
+        made._open()
+        return made
+
+    def _lowered(self, x: Tensor) -> Tensor:
+        """Return images, tokens or prompts, to which a method may have added float32, in the weights' type."""
+        return x if self.low_precision is None else x.to(self.low_precision)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Return linear layers, norms and convolutions by timm's names, without timm's classifier."""
@@ -291,6 +350,17 @@ class Backbone(nn.Module):
             for name, module in self.model.named_modules()
             if isinstance(getattr(module, "weight", None), nn.Parameter) and name not in skip
         }
+
+    def varies_by_image(self, name: str) -> bool:
+        """Whether a tensor, by timm's name, can differ between images (:class:`~trimtab.backbone.per_image.PerImage`).
+
+        Weights and biases of linear layers, plain convolutions and layer norms can; what makes a table of positions,
+        the same for all images, cannot.
+        """
+        place, _, leaf = name.rpartition(".")
+        if "cpb_mlp" in place.split("."):
+            return False
+        return can_vary(self.model.get_submodule(place), leaf)
 
     def check_weights(self, names: Iterable[str]) -> None:
         """Make sure that every name is that of a tensor that can be swapped.
@@ -367,8 +437,8 @@ class Backbone(nn.Module):
         # A patch that is read alone would need its own row of a rotary table.
         reduced = select is not None and num_read is not None and not learned and stream.rope is None
         inputs = BlockInputs(
-            tokens=stream.tokens,
-            prompts=stream.prompts,
+            tokens=self._lowered(stream.tokens),
+            prompts=self._lowered(stream.prompts),
             grid_size=stream.grid_size,
             rope=self._family.rope(i, stream.rope),
             context=context,
@@ -420,7 +490,7 @@ class Backbone(nn.Module):
 
     def keys_values(self, i: int, prompts: Tensor, weights: Mapping[str, Tensor] | None = None) -> KeysValues:
         """Return keys and values of prompts (P, D), (1, P, D) or (B, P, D) at the input of block ``i``."""
-        pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, batched(prompts))
+        pair: KeysValues = self._blocks[i].run(weights or {}, self._family.keys_values, self._lowered(batched(prompts)))
         return pair
 
     def pool(self, stream: Stream) -> Tensor:

@@ -157,12 +157,13 @@ class Family(abc.ABC):
     def pool(self, model: Any, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Pool the last block's tokens: (B, num_features)."""
 
-    def join(self, block: Any, context: Context | None) -> KeysValues | None:
-        """Join all parts of a context into keys and values (B or 1, H, P, d)."""
+    def join(self, block: Any, context: Context | None, dtype: torch.dtype) -> KeysValues | None:
+        """Join all parts of a context into keys and values (B or 1, H, P, d); prompts enter in the tokens' type."""
         parts: Sequence[Tensor | KeysValues] = [context] if isinstance(context, (Tensor, KeysValues)) else context or []
         if not parts:
             return None
-        return KeysValues.join([p if isinstance(p, KeysValues) else self.keys_values(block, batched(p)) for p in parts])
+        pairs = [p if isinstance(p, KeysValues) else self.keys_values(block, batched(p).to(dtype)) for p in parts]
+        return KeysValues.join(pairs)
 
 
 def run_mlp(mlp: Any, x: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ def run_mlp(mlp: Any, x: Tensor) -> Tensor:
 
 def add_hooked(x: Tensor, normed: Tensor, update: Tensor, hook: ResidualHook) -> Tensor:
     """Add a branch's update (B, S, D) to the stream ``x``, then what a hook makes of the branch."""
-    return x + update + hook(Residual(x, normed, update))
+    return (x + update + hook(Residual(x, normed, update))).to(x.dtype)
 
 
 def gathered(tokens: Tensor, places: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def skip_attention(
     batch otherwise; by default it goes by the tokens' batch, which cannot tell where there is one image.
     """
     per_image = tokens.shape[0] > 1 if per_image is None else per_image
+    tokens = backbone._lowered(tokens)
     keep = backbone._keep(stream.noise, drop_path, tokens, per_image=per_image)
     left: Tensor = backbone._blocks[i].run(stream.weights, backbone._family.skip_attention, tokens, keep)
     return left

@@ -127,9 +127,8 @@ class SwinFamily(Family):
             beside = [part.repeat_interleave(partition.count, 0) for part in of_prompts]  # each (B * W, H, P, d)
             queries, keys, values = (torch.cat(pair, 2) for pair in zip((queries, keys, values), beside, strict=True))
             mask = F.pad(mask, (0, added, 0, added))
-        context = self.join(block, inputs.context)
-        if context is not None and context.keys.shape[0] > 1:
-            context = KeysValues(*(x.repeat_interleave(partition.count, 0) for x in (context.keys, context.values)))
+        context = self.join(block, inputs.context, inputs.tokens.dtype)
+        context = None if context is None else context.repeat(partition.count)
         own = KeysValues(keys, values)
         seen = AttentionInputs(queries, own, context, partition.area, partition.area, scale=_scale(attn), mask=mask)
         left = inputs.attend(seen).transpose(1, 2).flatten(2)  # (B * W, A + P, D)
@@ -245,12 +244,13 @@ def _residuals(block: Any, x: Tensor, attended: Tensor, keep: Keep, hooks: Block
     update = run_mlp(block.mlp, normed)
     update = block.norm2(update) if norm_last else update
     x = _add(x, normed, update, None if keep is None else keep[1], hooks.mlp)
-    return x if hooks.output is None else x + hooks.output(x)
+    return x if hooks.output is None else (x + hooks.output(x)).to(x.dtype)
 
 
 def _add(x: Tensor, normed: Tensor, update: Tensor, keep: Tensor | None, hook: ResidualHook | None) -> Tensor:
     update = update if keep is None else update * keep
-    return x + update if hook is None else add_hooked(x, normed, update, hook)
+    # The stream keeps its type, whatever the type of what is trained.
+    return (x + update).to(x.dtype) if hook is None else add_hooked(x, normed, update, hook)
 
 
 def _project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

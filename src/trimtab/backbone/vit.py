@@ -112,7 +112,7 @@ class ViTFamily(Family):
         attn, count = block.attn, tokens.shape[1]
         x = torch.cat([tokens, prompts], 1) if prompts.shape[1] else tokens  # (B, S, D)
         normed = block.norm1(x)  # (B, S, D)
-        context = self.join(block, inputs.context)  # each (B or 1, H, P', d)
+        context = self.join(block, inputs.context, tokens.dtype)  # each (B or 1, H, P', d)
         if inputs.select is not None:
             return self._run_selected(block, inputs, x, normed, context)
         # Joined with a context, keys and values are copied; apart from the queries, the originals need not be kept.
@@ -231,13 +231,14 @@ def _residuals(block: Any, x: Tensor, normed: Tensor, attended: Tensor, keep: Ke
     normed = block.norm2(x)
     update = _layer_scale(block, 2, run_mlp(block.mlp, normed))
     x = _add(x, normed, update, None if keep is None else keep[1], hooks.mlp)
-    return x if hooks.output is None else x + hooks.output(x)
+    return x if hooks.output is None else (x + hooks.output(x)).to(x.dtype)
 
 
 def _add(x: Tensor, normed: Tensor, update: Tensor, keep: Tensor | None, hook: ResidualHook | None) -> Tensor:
     if hook is not None:
         return add_hooked(x, normed, update if keep is None else update * keep, hook)
-    return x + update if keep is None else torch.addcmul(x, update.to(x.dtype), keep)
+    # The stream keeps its type, whatever the type of what is trained.
+    return (x + update).to(x.dtype) if keep is None else torch.addcmul(x, update.to(x.dtype), keep)
 
 
 def _layer_scale(block: Any, which: int, update: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from trimtab.methods import METHODS
 from trimtab.options import read_options
 from trimtab.tasks import DEFAULT_TASK
 
-OF_A_ROW = ("epochs", "warmup_epochs", "batch_size", "probe_epochs")
+OF_A_ROW = ("epochs", "warmup_epochs", "batch_size", "probe_epochs", "precision")
 """Options of the training that a row may have of its own."""
 _SEARCHED = ("lr", "weight_decay")
 """Options of the training that may be searched."""

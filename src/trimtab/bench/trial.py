@@ -194,7 +194,8 @@ def _train(trial: Trial, place: TrialFiles, watch: Watch) -> Record:
         device=running.device,
         threads=running.threads,
         cache_gb=running.cache_gb,
-        **trial.fit,
+        # Where nothing is said, as it was before there was a choice: a trial's key does not have the machine.
+        **{"precision": "fp32", **trial.fit},
     )
     return _measured(place, result)
 
@@ -236,7 +237,8 @@ def read_test(trial: Trial, folder: Path, images: ImageSet, running: WorkerSetti
     from trimtab.inference.evaluate import load
 
     started = time.monotonic()
-    predictor = load(folder, weights=running.weights, device=running.device)
+    precision = trial.fit.get("precision", "fp32")
+    predictor = load(folder, weights=running.weights, device=running.device, precision=precision)
     kind = task_of(folder)
     metrics = _measure(trial, kind, predictor, images, running)
     return {

@@ -101,7 +101,13 @@ def _eval(args: argparse.Namespace) -> None:
     if args.json is not None and main_process():
         _check_json(args)
     result = evaluate(
-        args.directory, args.data, split=args.split, views=_views(args), progress=default_progress(), **_running(args)
+        args.directory,
+        args.data,
+        split=args.split,
+        views=_views(args),
+        progress=default_progress(),
+        precision=args.precision,
+        **_running(args),
     )
     if args.json is not None and main_process():
         write_json(args.json, result)
@@ -128,6 +134,7 @@ def _predict(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         views=_views(args),
         progress=default_progress(),
+        precision=args.precision,
         **_running(args),
     )
     facts = {"result": args.out, "images": counts.done, "skipped": len(counts.skipped)}
@@ -147,6 +154,7 @@ def _export(args: argparse.Namespace) -> None:
         format=args.format,
         weights=args.weights,
         prompts_as_inputs=args.prompts_as_inputs,
+        precision=args.precision,
         overwrite=args.overwrite,
     )
     facts = {"result": str(written.file), "file_bytes": written.bytes, "time_seconds": written.seconds}
@@ -243,6 +251,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     _add_report(_command(commands, "report", _write_report, "Write a page with pictures on one run or several."))
     _add_bench(_command(commands, "bench", None, _BENCH), own if command == ["bench"] else None)
+    _add_serve(_command(commands, "serve", None, _SERVE), own if command == ["serve"] else None)
     _add_backbones(_command(commands, "backbones", _backbones, "List what can be tuned by which method."))
     _check_flags(parser, options)
     if command:
@@ -307,6 +316,8 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument("--json", type=_file_to_write, metavar="FILE", help=help_)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file of --json")
     _add_running(parser)
+    text = "auto (the default) is what the adapter was trained in, fp32 where the device has no matrix units for bf16"
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=text)
     _add_views(parser)
 
 
@@ -319,6 +330,8 @@ def _add_predict(parser: _Parser) -> None:
     parser.add_argument("--out", required=True, type=_or_stdout, metavar="OUT", help=help_)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_running(parser)
+    text = "auto (the default) is what the adapter was trained in, fp32 where the device has no matrix units for bf16"
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=text)
     _add_views(parser)
 
 
@@ -340,6 +353,8 @@ def _add_export(parser: _Parser) -> None:
     parser.add_argument(
         "--prompts-as-inputs", action="store_true", help="one graph for all tasks: prompts and classifier are inputs"
     )
+    text = "of the weights (default: fp32); bf16 for --format torch alone"
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=text)
     parser.add_argument("--weights", metavar="FILE", help="the backbone's weights, if fit had them from a file")
 
 
@@ -375,6 +390,15 @@ def _add_bench(parser: _Parser, words: list[str] | None) -> None:
     from trimtab.cli.bench import add_bench
 
     add_bench(parser, words)
+
+
+def _add_serve(parser: _Parser, words: list[str] | None) -> None:
+    """``words`` are those after ``serve``; no other command waits for its options."""
+    if words is None:
+        return
+    from trimtab.cli.serve import add_serve
+
+    add_serve(parser)
 
 
 def _add_backbones(parser: _Parser) -> None:
@@ -572,4 +596,5 @@ def _begun(words: list[str], started: float) -> bool:
 
 
 _BENCH = "Measure methods on the tasks of a suite, by a protocol that keeps test images apart; report on it."
+_SERVE = "Serve tuned models over HTTP, all tasks of a backbone together, with a page to try them at /."
 _DESCRIPTION = "Visual prompt tuning: steer a frozen vision transformer to your images."

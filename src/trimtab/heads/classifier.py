@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
@@ -35,5 +36,11 @@ class Classifier(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Pooled features (B, num_features) to logits (B, C)."""
-        logits: Tensor = self.linear(features)
+        device = features.device.type
+        if not torch.is_autocast_enabled(device):
+            logits: Tensor = self.linear(features)
+            return logits
+        # In float32, as the loss is: logits of bfloat16 have 8 bits.
+        with torch.autocast(device, enabled=False):
+            logits = self.linear(features.to(self.linear.weight.dtype))
         return logits

@@ -11,6 +11,7 @@ import torch
 
 from trimtab import checkpoint
 from trimtab.data import hidden_by, orientation_note
+from trimtab.ops.precision import resolve_precision
 from trimtab.progress import Progress
 from trimtab.tasks.base import Task
 from trimtab.tasks.output import PredictionCounts
@@ -24,6 +25,7 @@ def load(
     *,
     weights: str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
     views: Any = None,
 ) -> TaskPredictor[Any]:
     """Load an adapter folder onto the backbone it was trained on, folded for inference.
@@ -33,6 +35,8 @@ def load(
         weights: Where the backbone's weights lie now, a file or a folder of timm's; by default where they were in
             training, or what belongs to the backbone's name.
         device: ``"auto"`` (a GPU where there is one), or a torch device.
+        precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: what the adapter was trained in, float32 where the device has
+            no matrix units for bfloat16.
         views: How a segmenter looks at an image (:class:`trimtab.Views`): by default once, by windows where it is
             larger than one.
 
@@ -45,16 +49,17 @@ def load(
         BackboneError: If the backbone cannot be had.
         ConfigError: If there are views and its task has none.
     """
-    return _load(directory, weights, device, views)[0]
+    return _load(directory, weights, device, precision, views)[0]
 
 
 def _load(
-    directory: str | Path, weights: str | Path | None, device: str, views: Any
+    directory: str | Path, weights: str | Path | None, device: str, precision: str, views: Any
 ) -> tuple[TaskPredictor[Any], Task]:
     """Load a predictor, with its task."""
-    saved = checkpoint.read(directory)
+    saved, device = checkpoint.read(directory), resolve_device(device)
     task = saved.task.with_views(views)
-    model = checkpoint.restore(saved, weights=weights, device=resolve_device(device)).fold()
+    resolved = resolve_precision(precision, device, trained=saved.precision)
+    model = checkpoint.restore(saved, weights=weights, device=device).fold().with_precision(resolved)
     return task.predictor(model, saved.labels, saved.preprocess), task
 
 
@@ -74,10 +79,11 @@ def evaluate(
     batch_size: int = 64,
     threads: int = 2,
     device: str = "auto",
+    precision: str = "auto",
     views: Any = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure an adapter on labelled images.
+    """Measure an adapter on labelled images, in a ``precision`` as of :func:`load`.
 
     Where ``data`` names no validation images, the splits ``"train"`` and ``"val"`` are those that training made.
 
@@ -93,7 +99,7 @@ def evaluate(
         TrimtabError: If the adapter, the backbone or the data cannot be used.
     """
     started = time.monotonic()
-    predictor, task = _load(directory, weights, device, views)
+    predictor, task = _load(directory, weights, device, precision, views)
     progress = progress or Progress()
     if hidden := hidden_by(data):
         progress.say(hidden)
@@ -143,6 +149,7 @@ def predict_to(
     batch_size: int = 64,
     threads: int = 2,
     device: str = "auto",
+    precision: str = "auto",
     overwrite: bool = False,
     views: Any = None,
     progress: Progress | None = None,
@@ -161,6 +168,7 @@ def predict_to(
         batch_size: Images a forward pass, at the most.
         threads: Threads that decode.
         device: ``"auto"`` (a GPU where there is one), or a torch device.
+        precision: As of :func:`load`.
         overwrite: Replace what is there.
         views: How a segmenter looks at an image (:class:`trimtab.Views`).
         progress: Reports progress.
@@ -171,5 +179,5 @@ def predict_to(
     """
     task = checkpoint.task_of(directory).with_views(views)
     output = task.plan_output(patterns, out, overwrite=overwrite, inputs=adapter_files(directory, weights))
-    predictor = load(directory, weights=weights, device=device, views=views)
+    predictor = load(directory, weights=weights, device=device, precision=precision, views=views)
     return output.write(predictor, batch_size=batch_size, threads=threads, progress=progress)

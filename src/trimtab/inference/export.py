@@ -23,6 +23,7 @@ from trimtab.errors import CheckpointError, ConfigError
 from trimtab.heads import Classifier
 from trimtab.methods.base import FoldedMethod
 from trimtab.model import TunedModel
+from trimtab.ops.precision import checked
 from trimtab.storage.files import check_folder, make_folder, refuse_inputs, write_atomically, write_bytes, write_json
 from trimtab.stream import KeysValues
 from trimtab.tasks.base import AnyPreprocess
@@ -81,11 +82,13 @@ class PromptedGraph(Graph):
         self, images: Tensor, keys: list[Tensor], values: list[Tensor], head_weight: Tensor, head_bias: Tensor
     ) -> Tensor:
         backbone = self.model.backbone
-        stream = backbone.embed(self.normalised(images), pooled_only=True)
-        for stage, own_keys, own_values in zip(backbone.stages, keys, values, strict=True):
-            for j, i in enumerate(stage):
-                stream = backbone.block(i, stream, context=KeysValues(own_keys[j][None], own_values[j][None]))
-        return F.linear(backbone.pool(stream), head_weight, head_bias)
+        with self.model.autocast():
+            stream = backbone.embed(self.normalised(images), pooled_only=True)
+            for stage, own_keys, own_values in zip(backbone.stages, keys, values, strict=True):
+                for j, i in enumerate(stage):
+                    stream = backbone.block(i, stream, context=KeysValues(own_keys[j][None], own_values[j][None]))
+            pooled = backbone.pool(stream)
+        return F.linear(pooled.to(head_weight.dtype), head_weight, head_bias)
 
 
 def export(
@@ -95,6 +98,7 @@ def export(
     format: Format = "onnx",  # noqa: A002 - what every exporter calls it
     weights: str | Path | None = None,
     prompts_as_inputs: bool = False,
+    precision: str = "fp32",
     overwrite: bool = False,
 ) -> ExportResult:
     """Write the folded model of an adapter folder as a graph: images of 0 to 1 in, logits out, any batch size.
@@ -107,6 +111,7 @@ def export(
         weights: Where the backbone's weights lie now; by default where they were in training, or timm's own.
         prompts_as_inputs: Make one graph for every task on this backbone, which takes the task's keys, values and
             classifier as inputs; those of this task are in ``task.safetensors`` by the inputs' names.
+        precision: ``"fp32"``, or ``"bf16"`` for weights of bfloat16 in a torch program; images and logits are float32.
         overwrite: Replace what an earlier export left in ``out``.
 
     Raises:
@@ -120,10 +125,12 @@ def export(
         raise ConfigError(f"format is {format!r}; use one of {', '.join(FILES)}.")
     if format == "onnx":
         _need_onnx()
+    if format == "onnx" and checked(precision, "precision") != "fp32":
+        raise ConfigError(f"precision is {precision!r} and ONNX Runtime has no bfloat16 on CPUs; use --format torch.")
     _check_out(out, overwrite)
     refuse_inputs([out / name for name in (FILES[format], TASK, ABOUT)], adapter_files(directory, weights))
     saved = checkpoint.read(directory)
-    model = checkpoint.restore(saved, weights=weights).fold()
+    model = checkpoint.restore(saved, weights=weights).fold().with_precision(precision)
     example: tuple[Any, ...] = (torch.rand(2, 3, *model.backbone.image_size),)
     task: dict[str, Tensor] = {}
     graph = Graph(model, saved.preprocess).eval()

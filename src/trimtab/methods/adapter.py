@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
+from trimtab.methods.banked import Banked, Mixture, padded
 from trimtab.methods.base import FoldedSteps, Method
 from trimtab.noise import drop
 from trimtab.recipe import Recipe
@@ -104,6 +105,10 @@ _STYLES = {
 }
 
 
+_EPS = {"adapter-plus": 1e-6, "adaptformer": 1e-5}
+"""Of the norms, where there are any."""
+
+
 class Adapter(Method[AdapterConfig]):
     r"""Adapter+: a bottleneck on the output of every block; other places and AdaptFormer are options.
 
@@ -177,8 +182,7 @@ class Adapter(Method[AdapterConfig]):
         for down, up in zip(downs, ups, strict=True):
             _initialise(config.style, down, up)
         self.down, self.up = nn.ModuleList(downs), nn.ModuleList(ups)
-        eps = 1e-6 if config.style == "adapter-plus" else 1e-5
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for width in widths if design.norm)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=_EPS[config.style]) for width in widths if design.norm)
         # One number an adapter, or one for each of its channels.
         self.scale: nn.Parameter | None = None
         self.scales = nn.ParameterList()
@@ -205,22 +209,7 @@ class Adapter(Method[AdapterConfig]):
     def _hooks(self, i: int, stream: Stream) -> BlockHooks:
         """Return where block ``i`` has its adapters."""
         first = i * self.design.per_block
-
-        def adapt(x: Tensor, which: int = 0) -> Tensor:
-            return self._adapter(first + which, x, stream)
-
-        return {
-            "post": BlockHooks(output=adapt, tokenwise=True),
-            "pfeiffer": BlockHooks(output=adapt, tokenwise=True),
-            "parallel": BlockHooks(mlp=lambda mlp: adapt(mlp.input), tokenwise=True),
-            "pre": BlockHooks(attention=lambda attention: adapt(attention.input + attention.update), tokenwise=True),
-            "intermediate": BlockHooks(mlp=lambda mlp: adapt(mlp.update), tokenwise=True),
-            "houlsby": BlockHooks(
-                attention=lambda attention: adapt(attention.update),
-                mlp=lambda mlp: adapt(mlp.update, 1),
-                tokenwise=True,
-            ),
-        }[self.design.layout]
+        return _hooks(self.design.layout, lambda x, which: self._adapter(first + which, x, stream))
 
     def _adapter(self, n: int, x: Tensor, stream: Stream) -> Tensor:
         """Return what the ``n``-th adapter adds to the stream, from tokens ``x`` (B, S, D)."""
@@ -241,6 +230,10 @@ class Adapter(Method[AdapterConfig]):
             return added * self.scales[n] if self.scale is None else added * self.scale[n]
         return added if design.scale == 1 else added * design.scale
 
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Keep both layers of every adapter."""
+        return _BankedAdapter(self)
+
     @torch.no_grad()
     def fold(self, backbone: Backbone) -> Method[Any]:
         """Multiply scales of channels into the layers before them; without such scales nothing is constant."""
@@ -253,6 +246,81 @@ class Adapter(Method[AdapterConfig]):
         live.scales = nn.ParameterList()
         live.design = live.design._replace(learned_scale=False, scale=1.0)
         return FoldedSteps(self, backbone, live)
+
+
+def _hooks(layout: str, adapter: Callable[[Tensor, int], Tensor]) -> BlockHooks:
+    """Return where a block has adapters, by layout; ``adapter`` gives what the block's n-th adds for its input."""
+
+    def adapt(x: Tensor, which: int = 0) -> Tensor:
+        return adapter(x, which)
+
+    return {
+        "post": BlockHooks(output=adapt, tokenwise=True),
+        "pfeiffer": BlockHooks(output=adapt, tokenwise=True),
+        "parallel": BlockHooks(mlp=lambda mlp: adapt(mlp.input), tokenwise=True),
+        "pre": BlockHooks(attention=lambda attention: adapt(attention.input + attention.update), tokenwise=True),
+        "intermediate": BlockHooks(mlp=lambda mlp: adapt(mlp.update), tokenwise=True),
+        "houlsby": BlockHooks(
+            attention=lambda attention: adapt(attention.update),
+            mlp=lambda mlp: adapt(mlp.update, 1),
+            tokenwise=True,
+        ),
+    }[layout]
+
+
+class _BankedAdapter(Banked):
+    """Both layers of every adapter, norms and scales multiplied in; fewer units are as many with zeros."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.design, self.rectified = adapter.design, adapter.config.style == "adaptformer"
+        self.eps = _EPS[adapter.config.style]
+        layers: Any = zip(adapter.down, adapter.up, strict=True)
+        for n, (down, up) in enumerate(layers):
+            weight, shift = down.weight, down.bias
+            if self.design.norm:
+                norm: Any = adapter.norms[n]
+                weight, shift = weight * norm.weight, shift + weight @ norm.bias
+            scale: Any = self.design.scale
+            if self.design.learned_scale:
+                scale = adapter.scales[n] if adapter.scale is None else adapter.scale[n]
+            self.register_buffer(f"down_{n}", weight.detach().clone())  # (dim, D)
+            self.register_buffer(f"shift_{n}", shift.detach().clone())  # (dim,)
+            self.register_buffer(f"up_{n}", (up.weight.mT * scale).detach().clone())  # (dim, D)
+            self.register_buffer(f"last_{n}", (up.bias * scale).detach().clone())  # (D,)
+
+    @property
+    def kind(self) -> Hashable:
+        """Where adapters stand, what they do to their units, and whether they have a norm."""
+        return self.design.layout, self.rectified, self.design.norm
+
+    @staticmethod
+    def mix(parts: Sequence[_BankedAdapter], backbone: Backbone) -> Mixture:
+        """Each image goes through adapters of its own."""
+        return _MixedAdapters(parts)
+
+
+class _MixedAdapters(Mixture):
+    """Blocks with adapters that differ between images."""
+
+    def __init__(self, parts: Sequence[_BankedAdapter]) -> None:
+        self.parts = parts
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        design = self.parts[0].design
+        hooks = _hooks(design.layout, lambda x, which: self._adapters(i * design.per_block + which, x))
+        return backbone.block(i, stream, hooks=hooks)
+
+    def _adapters(self, n: int, x: Tensor) -> Tensor:
+        """Return what the ``n``-th adapters add to the stream, from tokens ``x`` (B, S, D)."""
+        first = self.parts[0]
+        down, shift, up, last = (
+            padded([part.get_buffer(f"{name}_{n}") for part in self.parts]) for name in ("down", "shift", "up", "last")
+        )
+        normed = F.layer_norm(x, x.shape[-1:], eps=first.eps) if first.design.norm else x
+        hidden = torch.baddbmm(shift[:, None], normed, down.mT)  # (B, S, dim)
+        hidden = F.relu(hidden) if first.rectified else F.gelu(hidden)
+        return torch.baddbmm(last[:, None], hidden, up)  # (B, S, D)
 
 
 @torch.no_grad()

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
+from trimtab.methods.banked import Banked, BankedPrompts
 from trimtab.noise import Noise
 from trimtab.recipe import Recipe
 from trimtab.stream import KeysValues, Stream
@@ -160,6 +162,22 @@ class Method(nn.Module, Generic[ConfigT]):
             return FoldedMethod(self, backbone)
         return FoldedSteps(self, backbone, copy.deepcopy(self))
 
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Return what a bank keeps of the trained method, so that one batch can hold images of many methods.
+
+        By default that is what :meth:`fold` leaves, if it leaves stored keys, values and prompts and nothing else; a
+        method that leaves the blocks alone shares one pass of an image with all others that do. ``None`` for a
+        method that cannot be mixed with others: its images are run apart.
+        """
+        if any(getattr(type(self), own) is not getattr(Method, own) for own in ("weight_overrides", "pixels", "embed")):
+            return None
+        if not self.touches_blocks:
+            return BankedPrompts()
+        folded = self.fold(backbone)
+        if type(folded) is not FoldedMethod:
+            return None
+        return BankedPrompts([folded.context(i) for i in range(backbone.depth)], folded.prompts)
+
     def pixels(self, images: Tensor, noise: Noise) -> Tensor:
         """Change normalised images (B, 3, height, width) before they are embedded; untouched by default."""
         return images
@@ -237,6 +255,14 @@ class FoldedMethod(Method[Any]):
         """The stored keys and values of block ``i``."""
         keys = getattr(self, f"keys_{i}", None)
         return None if keys is None else KeysValues(keys, getattr(self, f"values_{i}"))
+
+    def stored_as(self, dtype: torch.dtype) -> FoldedMethod:
+        """Return a copy whose keys and values are stored in another type."""
+        made = copy.deepcopy(self)
+        for name, value in self.named_buffers(recurse=False):
+            if name.startswith(("keys_", "values_")):
+                setattr(made, name, value.to(dtype))
+        return made
 
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with what is stored for it."""

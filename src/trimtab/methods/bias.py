@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
+from trimtab.methods.banked import Banked, Change, banked_weights
 from trimtab.methods.base import Method, dotted, slashed
 from trimtab.recipe import Recipe
 
@@ -54,3 +55,9 @@ class Bias(Method[BiasConfig]):
     def weight_overrides(self, backbone: Backbone) -> Mapping[str, Tensor]:
         """The trained biases by timm's names."""
         return {dotted(name): value for name, value in self.biases.items()}
+
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Keep the trained biases, one row an image."""
+        return banked_weights(
+            {name: Change(vector=value) for name, value in self.weight_overrides(backbone).items()}, backbone
+        )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone, classifier_names
 from trimtab.errors import CheckpointError, ConfigError, nearest
 from trimtab.methods import lora_peft
+from trimtab.methods.banked import Banked, Change, banked_weights
 from trimtab.methods.base import Method, dotted, slashed
 from trimtab.recipe import Recipe
 from trimtab.validation import Range, check_fields
@@ -115,6 +116,14 @@ class LoRA(Method[LoRAConfig]):
             name = f"{dotted(key)}.weight"
             updated[name] = own[name] + scale * (self.up[key] @ down)
         return updated
+
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Keep both factors of every update, which run beside the shared weight."""
+        scale = self.config.scale
+        changes = {
+            f"{dotted(key)}.weight": Change(down=down, up=scale * self.up[key]) for key, down in self.down.items()
+        }
+        return banked_weights(changes, backbone)
 
 
 class _Tuned(Protocol):

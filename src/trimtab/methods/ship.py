@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from trimtab.backbone import Backbone
 from trimtab.backbone.functional import block_and_select, pooled_hidden_state, skip_attention
 from trimtab.errors import ConfigError
+from trimtab.methods.banked import Banked, Mixture, Run, attention_of, stacked
 from trimtab.methods.base import BlockFigure, FoldedSteps, Method, PromptSet
 from trimtab.methods.prompts import dropped
+from trimtab.ops.attention import Keys, attention, two_softmaxes
 from trimtab.recipe import Recipe
 from trimtab.stream import Attend, AttentionInputs, KeysValues, Stream, softmax_attention
 from trimtab.validation import Range, check_fields
@@ -153,18 +155,14 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         t, read = inputs.num_tokens, inputs.num_queries
         queries, keys, values = inputs.queries[:, :, :read], inputs.own.keys, inputs.own.values
         mask = None if inputs.mask is None else inputs.mask[:, :, :t, :t]
-        image = F.scaled_dot_product_attention(
-            queries, keys[:, :, :t], values[:, :, :t], attn_mask=mask, scale=inputs.scale
-        )
+        image = Keys(keys[:, :, :t], values[:, :, :t], mask)
         full = KeysValues(keys[:, :, t:], values[:, :, t:])
         parts = ([full] if keys.shape[2] > t else []) + ([inputs.context] if inputs.context else [])
         if not parts:
-            return image
+            return attention(queries, image, scale=inputs.scale)
         joined = KeysValues.join(parts)
-        # The few values of the prompts are scaled, so that mixing is one step over the tokens.
-        prompts = KeysValues(joined.keys.to(keys), (scale * joined.values).to(values)).expand(queries.shape[0])
-        seen = F.scaled_dot_product_attention(queries, prompts.keys, prompts.values, scale=inputs.scale)
-        mixed = torch.add(seen, image, alpha=1.0 if additive else 1.0 - scale)
+        weights = 1.0 if additive else 1.0 - scale, scale
+        mixed = two_softmaxes(queries, image, Keys(joined.keys, joined.values), weights, scale=inputs.scale)
         if inputs.queries.shape[2] == read:
             return mixed
         mask = None if inputs.mask is None else inputs.mask[:, :, t:]
@@ -172,6 +170,15 @@ def decoupled_attention(scale: float, additive: bool = False) -> Attend:
         return torch.cat([mixed, softmax_attention(attending)], 2)
 
     return attend
+
+
+def _attribute(config: SHIPConfig, salient: Tensor | None, prototypes: Tensor, learned: Tensor) -> Tensor:
+    """Attribute prompts (B, L, D) of salient tokens (B, L, D), prototypes ([B,] M, D) and learned ones ([B,] L, D)."""
+    if salient is None:
+        raise RuntimeError("the block before was run without salient tokens")
+    cosine = F.normalize(salient, dim=-1) @ F.normalize(prototypes, dim=-1).mT
+    pattern = (cosine / config.temperature).softmax(-1) @ prototypes
+    return config.attribute_mix * pattern + (1.0 - config.attribute_mix) * learned
 
 
 class SHIP(Method[SHIPConfig]):
@@ -317,9 +324,11 @@ class SHIP(Method[SHIPConfig]):
         for i in range(self.depth):
             stream = backbone.block(i, stream)
             if self.config.feature == "pooled":
-                features.append(pooled_hidden_state(backbone, stream))
+                feature = pooled_hidden_state(backbone, stream)
             else:
-                features.append(stream.block_output[:, backbone.num_prefix_tokens :].mean(1))
+                feature = stream.block_output[:, backbone.num_prefix_tokens :].mean(1)
+            # Sums over many images are too long for bfloat16.
+            features.append(feature.to(self.affinity.dtype))
         return features
 
     def _group(self, starts: tuple[int, ...]) -> None:
@@ -450,6 +459,11 @@ class SHIP(Method[SHIPConfig]):
                 carried = skip_attention(backbone, i, carried, Stream(carried, carried[:, :0], (0, 0)))
         return _FoldedSHIP(self, backbone, contexts)
 
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Keep what :meth:`fold` leaves; ``None`` where prompts attend to the image and are carried on."""
+        folded = self.fold(backbone)
+        return _BankedSHIP(folded) if isinstance(folded, _FoldedSHIP) else None
+
     def _entering(self, i: int, stream: Stream) -> Prompts:
         """The prompts that enter block ``i``."""
         starts = self.config.hierarchy or ()
@@ -467,15 +481,10 @@ class SHIP(Method[SHIPConfig]):
 
     def _attribute(self, which: int, stream: Stream) -> Tensor:
         """Attribute prompts (B, L, D): the image's salient tokens in terms of the prototypes, and learned ones."""
-        salient = stream.carry.salient
-        if salient is None:
-            raise RuntimeError("the block before was run without salient tokens")
-        cosine = F.normalize(salient, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
-        pattern = (cosine / self.config.temperature).softmax(-1) @ self.prototypes
-        mix, learned = self.config.attribute_mix, self.attribute
-        if learned is None:
+        if self.attribute is None:
             raise RuntimeError("attribute prompts are turned off")
-        return self._dropped(mix * pattern + (1.0 - mix) * learned[which], stream)
+        made = _attribute(self.config, stream.carry.salient, self.prototypes, self.attribute[which])
+        return self._dropped(made, stream)
 
     def _inserted(self, prompts: Tensor | None, stream: Stream) -> Tensor:
         """Prompts (P, D) as they enter a block: (1, P, D), or (B, P, D) where dropout differs between images."""
@@ -526,3 +535,114 @@ class _FoldedSHIP(FoldedSteps):
     def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
         """Run block ``i`` with what is stored for it and with attribute prompts."""
         return self.live.step(i, backbone, stream, self.context(i))
+
+
+class _BankedSHIP(Banked):
+    """Stored keys and values, and what attribute prompts are made from."""
+
+    def __init__(self, folded: _FoldedSHIP) -> None:
+        super().__init__()
+        self.folded = copy.deepcopy(folded).requires_grad_(False).eval()
+        self.config: SHIPConfig = folded.live.config
+
+    @property
+    def order(self) -> tuple[int | str, ...]:
+        """All options: of equal ones, attribute prompts are made at once."""
+        return (repr(self.config),)
+
+    def halve(self) -> None:
+        """Keep stored keys and values in half precision."""
+        for name, value in list(self.folded.named_buffers(recurse=False)):
+            setattr(self.folded, name, value.half())
+
+    def context(self, i: int) -> KeysValues | None:
+        """The stored keys and values of block ``i``, each (H, P, d)."""
+        context = self.folded.context(i)
+        return None if context is None else KeysValues(context.keys[0], context.values[0])
+
+    def attribute_index(self, i: int) -> int | None:
+        """Which of the attribute prompts enter at block ``i``, if any do."""
+        starts = self.folded.live.attribute_starts
+        return starts.index(i) if i in starts else None
+
+    @staticmethod
+    def mix(parts: Sequence[_BankedSHIP], backbone: Backbone) -> Mixture:
+        """Each image has stored prompts and attribute prompts of its own, and attends by its own options."""
+        return _MixedSHIP(parts)
+
+
+class _AttributeCarry(NamedTuple):
+    """What the next block needs of one run of images."""
+
+    attribute: Tensor | None
+    """(b, L, D): attribute prompts, where there are any."""
+    salient: Tensor | None
+    """(b, L, D): salient tokens, where the next block makes some."""
+
+
+class _MixedSHIP(Mixture):
+    """SHIP whose prompts differ between images; the carry is a list with one :class:`_AttributeCarry` a run."""
+
+    def __init__(self, parts: Sequence[_BankedSHIP]) -> None:
+        self.runs: list[tuple[slice, list[_BankedSHIP]]] = []
+        for _, group in itertools.groupby(range(len(parts)), lambda row: parts[row].order):
+            rows = list(group)
+            self.runs.append((slice(rows[0], rows[-1] + 1), [parts[row] for row in rows]))
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        before = stream.carry or [_AttributeCarry(None, None)] * len(self.runs)
+        attributes = [self._entering(i, parts, carry) for (_, parts), carry in zip(self.runs, before, strict=True)]
+        runs, attends = [], []
+        for (rows, parts), attribute in zip(self.runs, attributes, strict=True):
+            stored = [context for part in parts if (context := part.context(i)) is not None]
+            contexts = [] if attribute is None else [backbone.keys_values(i, attribute)]
+            contexts += [stacked(stored)] if stored else []
+            config = parts[0].config
+            decoupled = decoupled_attention(config.attention_scale, config.attention_mix == "additive")
+            attends.append(softmax_attention if config.attention == "plain" else decoupled)
+            runs.append(Run(rows, KeysValues.join(contexts) if contexts else None))
+        counts = [
+            parts[0].config.attribute_length * (parts[0].attribute_index(i + 1) is not None) for _, parts in self.runs
+        ]
+        left, selected = self._block(i, backbone, stream, attention_of(runs, attends), max(counts))
+        carry = []
+        for (rows, parts), attribute, count in zip(self.runs, attributes, counts, strict=True):
+            salient = selected[rows, :count] if selected is not None and count else None
+            carry.append(_AttributeCarry(self._leaving(i, backbone, stream, parts[0], attribute), salient))
+        return left.replace(carry=carry)
+
+    def _block(
+        self, i: int, backbone: Backbone, stream: Stream, options: Mapping[str, Any], count: int
+    ) -> tuple[Stream, Tensor | None]:
+        """Run block ``i``: tokens (B, T, D), and salient tokens (B, count, D), the most salient first."""
+        if not count:
+            return backbone.block(i, stream, **options), None
+
+        def largest(saliency: Tensor) -> Tensor:
+            scores = saliency.mean(1).clone()  # (B, T)
+            for rows, parts in self.runs:
+                if not parts[0].config.salient_class_token:
+                    scores[rows, : backbone.num_prefix_tokens] = -torch.inf
+            return scores.topk(count, dim=1).indices
+
+        return block_and_select(backbone, i, stream, largest, **options)
+
+    def _entering(self, i: int, parts: Sequence[_BankedSHIP], carry: _AttributeCarry) -> Tensor | None:
+        """The attribute prompts (b, L, D) of one run that enter block ``i``."""
+        which = parts[0].attribute_index(i)
+        if which is None:
+            return None if i in (parts[0].config.hierarchy or ()) else carry.attribute
+        live = [part.folded.live for part in parts]
+        learned = [method.attribute[which] for method in live if method.attribute is not None]
+        prototypes = torch.stack([method.prototypes for method in live])
+        return _attribute(parts[0].config, carry.salient, prototypes, torch.stack(learned))
+
+    def _leaving(
+        self, i: int, backbone: Backbone, stream: Stream, part: _BankedSHIP, attribute: Tensor | None
+    ) -> Tensor | None:
+        """The attribute prompts of one run as they leave block ``i``, past which they go where they are carried on."""
+        config = part.config
+        carried = i + 1 < backbone.depth and i + 1 not in (config.hierarchy or ()) and config.inside == "carry"
+        if attribute is None or not carried or config.prompt_path != "project":
+            return attribute
+        return skip_attention(backbone, i, attribute, stream, per_image=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
+from trimtab.methods.banked import Banked, Change, banked_weights
 from trimtab.methods.base import Method, slashed
 from trimtab.recipe import Recipe
 
@@ -98,3 +99,12 @@ class SSF(Method[SSFConfig]):
             for name, factor, shift in zip(site.biases, scale.chunk(parts), shifts, strict=True):
                 merged[name] = factor * own[name] + shift if name in own else shift
         return merged
+
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Keep scales of outputs, and vectors with scale and shift multiplied in."""
+        changes = {}
+        for name, value in self.weight_overrides(backbone).items():
+            layer, _, leaf = name.rpartition(".")
+            matrix = leaf == "weight" and value.ndim > 1
+            changes[name] = Change(scale=self.scale[slashed(layer)]) if matrix else Change(vector=value)
+        return banked_weights(changes, backbone)

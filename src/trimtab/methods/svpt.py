@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
+from trimtab.methods.banked import Banked, Mixture, Run, attention_of, padded, stacked
 from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import PATCH_IMAGES, Prompts, dropped, patch_directions_
 from trimtab.recipe import Recipe
@@ -214,6 +217,11 @@ class SVPT(Method[SVPTConfig]):
             return FoldedMethod(self, backbone, contexts=contexts)
         return _Enhancing(self, backbone, contexts, fed, _GAIN * self.strength)
 
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Keep what :meth:`fold` leaves; with prompts that attend, all that connects them."""
+        folded = self.fold(backbone)
+        return _BankedSVPT(folded) if isinstance(folded, (SVPT, _Enhancing)) else super().banked(backbone)
+
     @property
     def _reads_outputs(self) -> bool:
         """Whether prompts have to attend: something reads them as they leave a block."""
@@ -227,31 +235,41 @@ class SVPT(Method[SVPTConfig]):
         own: Tensor = self.prompts[i]
         if self.config.connection == "none" or carry is None or i not in self._links:
             return own
-        gate = self._gate(i, own, carry)
-        kept = own if self.config.form == "additive" else (1 - gate) * own
-        return kept + gate * carry.shared
+        return _connect(self.config, own, carry, *self._gate(i))
 
-    def _gate(self, i: int, own: Tensor, carry: _Shared) -> Tensor | float:
-        """The gate between block ``i`` and the one before, broadcast over (B, P, D)."""
+    def _gate(self, i: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return the weights (looks, D) and biases (n,) of the gate between block ``i`` and the one before."""
         if not self.gate_bias:
-            return self.config.gate
+            return None, None
         stage, link = self._links[i]
         links = sum(place[0] == stage for place in self._links.values())
         bias: Tensor = _GAIN * self.gate_bias[stage].unflatten(0, (links, -1))[link]
-        if not self.gate_weight:
-            bias = bias[:, None] if self.config.gate_shape == "token" else bias
-            return bias.sigmoid()
-        looked_at = [carry.output] if self.config.gate_from == "output" else [own, carry.shared]
-        logits = torch.zeros_like(own)
-        for weight, prompts in zip(self.gate_weight[stage][link], looked_at, strict=True):
-            if prompts is not None:
-                logits = logits + weight * F.layer_norm(prompts, prompts.shape[-1:])
-        if self.config.gate_shape != "token":
-            logits = logits.mean(-2, keepdim=True)
-        if self.config.gate_shape != "channel":
-            logits = logits.sum(-1, keepdim=True)
-        gate: Tensor = (logits + bias).sigmoid()
-        return gate
+        return self.gate_weight[stage][link] if self.gate_weight else None, bias
+
+
+def _connect(config: SVPTConfig, own: Tensor, carry: _Shared, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Mix a block's own prompts (P, D) with those that the block before shares, by a gate broadcast over (B, P, D).
+
+    Where they differ between images, prompts are (B, P, D), weights (B, looks, D) and biases (B, n).
+    """
+    gate: Tensor | float = config.gate if bias is None else _open_gate(config, own, carry, weight, bias)
+    kept = own if config.form == "additive" else (1 - gate) * own
+    return kept + gate * carry.shared
+
+
+def _open_gate(config: SVPTConfig, own: Tensor, carry: _Shared, weight: Tensor | None, bias: Tensor) -> Tensor:
+    if weight is None:
+        return (bias[..., :, None] if config.gate_shape == "token" else bias[..., None, :]).sigmoid()
+    looked_at = [carry.output] if config.gate_from == "output" else [own, carry.shared]
+    logits = torch.zeros_like(own)
+    for of_looked, prompts in zip(weight.unbind(-2), looked_at, strict=True):
+        if prompts is not None:
+            logits = logits + of_looked[..., None, :] * F.layer_norm(prompts, prompts.shape[-1:])
+    if config.gate_shape != "token":
+        logits = logits.mean(-2, keepdim=True)
+    if config.gate_shape != "channel":
+        logits = logits.sum(-1, keepdim=True)
+    return (logits + bias[..., None, :]).sigmoid()
 
 
 class _Enhancing(FoldedMethod):
@@ -278,3 +296,111 @@ class _Enhancing(FoldedMethod):
             prompts = self.get_buffer(f"prompts_{i}")
             stream = _enhance(self.config, stream, prompts, self.strength[i - 1], backbone.num_prefix_tokens)
         return backbone.block(i, stream, context=self.context(i), saliency=i < backbone.depth - 1)
+
+
+class _BankedSVPT(Banked):
+    """Connected prompts as stored keys and values, or all that connects them; and what enhances patches."""
+
+    def __init__(self, method: SVPT | _Enhancing) -> None:
+        super().__init__()
+        self.method = copy.deepcopy(method).requires_grad_(False).eval()
+        self.config: SVPTConfig = method.config
+
+    @property
+    def kind(self) -> Hashable:
+        """Whether prompts attend."""
+        return isinstance(self.method, SVPT)
+
+    @property
+    def order(self) -> tuple[int | str, ...]:
+        """All options: of equal ones, what is learned is computed with at once."""
+        return (repr(self.config),)
+
+    def halve(self) -> None:
+        """Keep stored keys and values in half precision."""
+        if isinstance(self.method, _Enhancing):
+            for name, value in list(self.method.named_buffers()):
+                if name.startswith(("keys_", "values_")):
+                    setattr(self.method, name, value.half())
+
+    def strength(self, i: int) -> Tensor | None:
+        """The strength of the enhancement before block ``i``, a number."""
+        if self.method.strength is None or i == 0:
+            return None
+        return self.method.strength[i - 1] * (_GAIN if isinstance(self.method, SVPT) else 1.0)
+
+    @staticmethod
+    def mix(parts: Sequence[_BankedSVPT], backbone: Backbone) -> Mixture:
+        """Each image has its own prompts, gates and strengths; those of equal options share their arithmetic."""
+        return _MixedSVPT(parts)
+
+
+class _MixedSVPT(Mixture):
+    """SVPT whose prompts differ between images; the carry is a list with one :class:`_Shared` a run."""
+
+    def __init__(self, parts: Sequence[_BankedSVPT]) -> None:
+        self.parts = parts
+        self.runs: list[tuple[slice, list[_BankedSVPT]]] = []
+        for _, group in itertools.groupby(range(len(parts)), lambda row: parts[row].order):
+            rows = list(group)
+            self.runs.append((slice(rows[0], rows[-1] + 1), [parts[row] for row in rows]))
+
+    def step(self, i: int, backbone: Backbone, stream: Stream) -> Stream:
+        fed = [self._fed(i, parts, stream.carry and stream.carry[n]) for n, (_, parts) in enumerate(self.runs)]
+        stream = self._enhanced(i, backbone, stream, fed)
+        ask = i < backbone.depth - 1 and any(part.method.strength is not None for part in self.parts)
+        live = [part.method for part in self.parts if isinstance(part.method, SVPT)]
+        attending = bool(live) and i + 1 in live[0]._links
+        runs = []
+        for (rows, parts), prompts in zip(self.runs, fed, strict=True):
+            context: KeysValues | None = None
+            if not attending:
+                context = self._stored(i, backbone, parts, prompts)
+            runs.append(Run(rows, context, prompts.shape[1] if attending else 0))
+        entering = stream.without_prompts()
+        if attending:
+            entering = stream.with_prompts(padded([row for prompts in fed for row in prompts]))
+        left = backbone.block(i, entering, saliency=ask, **attention_of(runs))
+        carry = []
+        for run, (_, parts), prompts in zip(runs, self.runs, fed, strict=True):
+            output = left.prompts[run.rows, : run.prompts] if attending else None
+            of_output = attending and parts[0].config.source == "output"
+            carry.append(_Shared(output if of_output and output is not None else prompts, output))
+        return left.replace(carry=carry)
+
+    def _fed(self, i: int, parts: Sequence[_BankedSVPT], carry: _Shared | None) -> Tensor:
+        """The prompts (b, P, D) of block ``i`` of one run."""
+        live = [part.method for part in parts if isinstance(part.method, SVPT)]
+        if not live:
+            return torch.stack([part.method.get_buffer(f"prompts_{i}") for part in parts])
+        own = torch.stack([method.prompts[i] for method in live])
+        config = live[0].config
+        if config.connection == "none" or carry is None or i not in live[0]._links:
+            return own
+        gates = [method._gate(i) for method in live]
+        weights = [weight for weight, _ in gates if weight is not None]
+        biases = [bias for _, bias in gates if bias is not None]
+        weight, bias = (torch.stack(values) if values else None for values in (weights, biases))
+        return _connect(config, own, carry, weight, bias)
+
+    def _enhanced(self, i: int, backbone: Backbone, stream: Stream, fed: Sequence[Tensor]) -> Stream:
+        """Enhance the patches of every image by its own prompts."""
+        tokens = []
+        for (rows, parts), prompts in zip(self.runs, fed, strict=True):
+            of_run = stream.replace(
+                tokens=stream.tokens[rows], saliency=None if stream.saliency is None else stream.saliency[rows]
+            )
+            strengths = [strength for part in parts if (strength := part.strength(i)) is not None]
+            if strengths:
+                strength = torch.stack(strengths)[:, None, None]
+                of_run = _enhance(parts[0].config, of_run, prompts, strength, backbone.num_prefix_tokens)
+            tokens.append(of_run.tokens)
+        return stream.replace(tokens=tokens[0] if len(tokens) == 1 else torch.cat(tokens))
+
+    def _stored(self, i: int, backbone: Backbone, parts: Sequence[_BankedSVPT], prompts: Tensor) -> KeysValues:
+        """The keys and values of the prompts of one run: stored, or of what is fed."""
+        folded = [part.method for part in parts if isinstance(part.method, _Enhancing)]
+        if not folded:
+            return backbone.keys_values(i, prompts)
+        contexts = [context for method in folded if (context := method.context(i)) is not None]
+        return stacked([KeysValues(context.keys[0], context.values[0]) for context in contexts])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.backbone import Backbone
 from trimtab.errors import ConfigError
+from trimtab.methods.banked import Banked, BankedPrompts
 from trimtab.methods.base import FoldedMethod, Method, PromptSet
 from trimtab.methods.prompts import (
     PAPER_FGVC,
@@ -141,6 +142,12 @@ class VPT(Method[VPTConfig]):
             return self
         contexts = [backbone.keys_values(i, self.projection(prompts)) for i, prompts in enumerate(self.prompts)]
         return FoldedMethod(self, backbone, contexts=contexts)
+
+    def banked(self, backbone: Backbone) -> Banked | None:
+        """Keep keys and values (deep), or the prompts that flow on (shallow)."""
+        if self.config.deep:
+            return super().banked(backbone)
+        return BankedPrompts(prompts=self.projection(self.prompts[0]))
 
     def _inserted(self, i: int, stream: Stream) -> Tensor:
         """Return the prompts as they enter block ``i``: (P, D), or (B, P, D) where dropout differs between images."""

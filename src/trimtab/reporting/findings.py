@@ -18,6 +18,7 @@ from trimtab.errors import DataError
 from trimtab.inference.evaluate import resolve_device
 from trimtab.methods.base import PromptSet
 from trimtab.model import TunedModel
+from trimtab.ops.precision import resolve_precision
 from trimtab.progress import Progress
 from trimtab.reporting.attention import Attention, look
 from trimtab.reporting.parts import Captioned, ModelFigures
@@ -116,12 +117,14 @@ def open_run(run: Run, asked: EvaluationOptions) -> LoadedRun:
     """
     saved = run.saved
     source, images = _images(run, saved.task, asked, saved.labels)
-    model = checkpoint.restore(saved, weights=asked.weights, device=resolve_device(asked.device))
+    device = resolve_device(asked.device)
+    model = checkpoint.restore(saved, weights=asked.weights, device=device)
+    precision = resolve_precision("auto", device, trained=saved.precision)
     store = saved.task.store(images, saved.preprocess, cache_bytes=0, threads=asked.threads, whole=True)
     return LoadedRun(
         task=saved.task,
         model=model,
-        predictor=saved.task.predictor(model.fold(), saved.labels, saved.preprocess),
+        predictor=saved.task.predictor(model.fold().with_precision(precision), saved.labels, saved.preprocess),
         labels=saved.labels,
         preprocess=saved.preprocess,
         source=source,

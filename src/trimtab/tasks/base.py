@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
+from PIL import Image
 from torch import Tensor
 
 from trimtab.backbone import Backbone
@@ -16,6 +17,7 @@ from trimtab.errors import ConfigError, nearest
 from trimtab.heads import SegmenterConfig, WeightedLogits
 from trimtab.model import TunedModel
 from trimtab.recipe import Recipe
+from trimtab.tasks.answers import AnswerOptions, ReadImage, ranked
 from trimtab.tasks.output import CsvOutput, Output
 from trimtab.tasks.predictor import TaskPredictor
 
@@ -259,6 +261,35 @@ class Task(abc.ABC):
             TrimtabError: If nothing matches, ``out`` is in use, or an input would be written over.
         """
         return CsvOutput.plan(patterns, out, overwrite=overwrite, inputs=inputs)
+
+    def read_image(self, image: Image.Image, preprocess: AnyPreprocess) -> ReadImage:
+        """Read an open image as a model looks at it; as it is trained on by default.
+
+        Raises:
+            Exception: Whatever Pillow raises of a file that it cannot decode.
+        """
+        if not isinstance(preprocess, Preprocess):
+            raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with labels.")
+        return ReadImage(preprocess.finish([preprocess.from_image(image)])[0], (image.height, image.width))
+
+    def answer(
+        self, logits: Tensor, labels: Sequence[str], size: tuple[int, int], options: AnswerOptions
+    ) -> list[dict[str, Any]]:
+        """Say in values of JSON what logits mean; by default labels with their scores, the best first.
+
+        Args:
+            logits: Of one image, (C, ...).
+            labels: The C labels.
+            size: The image's own height and width.
+            options: What is asked for.
+
+        Returns:
+            Dictionaries with a ``"label"`` and a ``"score"``, and what else there is to say of a label.
+
+        Raises:
+            NoAnswerError: If the logits are no numbers.
+        """
+        return ranked(labels, logits, options)
 
     def output_shape(self, image_size: tuple[int, int]) -> list[int | str]:
         """Return the shape of an exported graph's logits."""

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from trimtab.tasks.base import Task
 
 
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16 (what was trained is float32)"}
+
+
 def model_card(task: Task, config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) -> str:
     """Write a model card in the hub's form.
 
@@ -42,6 +45,7 @@ tags: [{task.pipeline_tag}, visual-prompt-tuning, {config["method"]}]
 | backbone | {config["backbone"]["name"]}, weights {config["backbone"]["fingerprint"][:12]} |
 | image size | {config["backbone"]["image_size"][0]}x{config["backbone"]["image_size"][1]} |
 {head}| validation {label} | {result} |
+| trained in | {_PRECISIONS[config.get("precision", "fp32")]} |
 | trained parameters | {metrics.get("trainable_parameters")} |
 | training images | {metrics.get("train_images")} |
 

@@ -136,6 +136,27 @@ class TaskPredictor(abc.ABC, Generic[PredictionT]):
             read: For each its pixels as ``preprocess`` reads them, or why it cannot be read.
         """
 
+    def input_of(self, pixels: Tensor) -> Tensor:
+        """Make what the model takes, normalised (3, H, W), of an image as ``preprocess`` reads it.
+
+        Raises:
+            ConfigError: If the task has no predictions of logits that were computed elsewhere.
+        """
+        raise ConfigError(f"{type(self).__name__} predicts by itself only; its task must define input_of.")
+
+    def from_logits(self, image: Any, pixels: Tensor, logits: Tensor) -> PredictionT:
+        """Make the prediction of an image whose logits were computed elsewhere, as by a bank of many tasks.
+
+        Args:
+            image: A path or a PIL image.
+            pixels: The image as ``preprocess`` reads it.
+            logits: The model's answer to :meth:`input_of`, without a batch dimension.
+
+        Raises:
+            ConfigError: If the task has no predictions of logits that were computed elsewhere.
+        """
+        raise ConfigError(f"{type(self).__name__} predicts by itself only; its task must define from_logits.")
+
     @abc.abstractmethod
     def unread(self, path: str | None, reason: str) -> PredictionT:
         """Make the prediction of an image that could not be read."""

@@ -19,7 +19,8 @@ from trimtab.checkpoint import METRICS
 from trimtab.data import ImageSet, TrainingData, find_leaks
 from trimtab.errors import CheckpointError, ConfigError, TrimtabError, nearest
 from trimtab.methods import configure, method_of, paper_recipe
-from trimtab.model import build
+from trimtab.model import TunedModel, build
+from trimtab.ops.precision import Precision, resolve_precision
 from trimtab.progress import Progress
 from trimtab.recipe import FitConfig, Recipe
 from trimtab.storage.locks import check_free, own, partner
@@ -91,18 +92,20 @@ def fit(
     config, of_task = _fit_config(options), make_task(task, task_options)
     method_config = configure(method, method_options)
     recipe = _recipe(config, of_task, method_config)
-    accelerator, shared = _accelerator(config, of_task), shared or RunCache()
+    # A cache that nobody else has would keep the weights in float32 beside those that are used.
+    accelerator, backbones, shared = _accelerator(config, of_task), shared or RunCache(), shared or RunCache()
     progress = progress if progress is not None and accelerator.is_main_process else Progress()
     check_run(out, data, config.backbone, config.weights, *of_task.input_files())
     with _folder(out, resume, overwrite, accelerator, progress, command) as folder:
+        config = _in_precision(config, folder, accelerator, progress)
         method_config = folder.configure(method, method_options)
         training = _open(data, config, progress, of_task, named="backbone" in options)
-        backbone = _backbone(config, accelerator.device, shared)
+        backbone = _backbone(config, accelerator.device, backbones)
         preprocess = preprocess_of_run(config, backbone, of_task, training, folder, shared, progress)
         config = resolve_tf32(config, accelerator.device, folder)
         run = TrainingRun(config, recipe, of_task, training, preprocess, accelerator, folder, progress, shared)
-        torch.manual_seed(config.seed)
-        model = build(backbone, method_config, len(training.train.classes), of_task.head)
+        model = _model(run, backbone, method_config)
+        del backbone, backbones
         source = data.train.name if isinstance(data, TrainingData) else str(data)
         record = run.record(model, source, command)
         folder.check(record)
@@ -173,6 +176,24 @@ def _backbone(config: FitConfig, device: torch.device, shared: RunCache) -> Back
         ("backbone", config.backbone, config.weights, size, str(device)),
         lambda: load_backbone(config.backbone, weights=config.weights, image_size=size, device=device),
     )
+
+
+def _in_precision(config: FitConfig, folder: RunFolder, accelerator: Accelerator, progress: Progress) -> FitConfig:
+    """Return the options with the precision that ``auto`` stands for; of a run that goes on what it began in."""
+    begun = folder.recorded().get("precision", "fp32") if folder.going_on and config.precision == "auto" else None
+    found: list[Precision] = [resolve_precision(begun or config.precision, accelerator.device)]
+    if accelerator.num_processes > 1:
+        # Processes on unlike machines compute alike.
+        broadcast_object_list(found)
+    if config.precision == "auto" and found[0] == "bf16":
+        progress.say("Computing in bfloat16, for which this device has matrix units; --precision fp32 does not.")
+    return dataclasses.replace(config, precision=found[0])
+
+
+def _model(run: TrainingRun, backbone: Backbone, method_config: object) -> TunedModel:
+    torch.manual_seed(run.config.seed)
+    model = build(backbone, method_config, len(run.training.train.classes), run.task.head)
+    return model.with_precision(run.config.precision)
 
 
 def _accelerator(config: FitConfig, task: Task) -> Accelerator:

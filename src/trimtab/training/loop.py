@@ -239,8 +239,7 @@ class Trainer:
         total = len(images.store.images)
         with self.progress.stage("Computing features", total, "images") as advance:
             for inputs, targets in images.batches(batched(range(total), self.task.eval_batch)):
-                with self.objective.autocast(inputs.device):
-                    read = self.model.forward_features(inputs)
+                read = self.model.forward_features(inputs)
                 features.append(read.float() if isinstance(read, Tensor) else tuple(grid.float() for grid in read))
                 labels.append(targets)
                 if len(features) == 1 and not self.model.head.pooled_only:

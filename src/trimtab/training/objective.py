@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -20,19 +19,15 @@ class Objective(nn.Module):
     def __init__(self, model: TunedModel, config: FitConfig, task: Task) -> None:
         super().__init__()
         self.task = task
-        self.model, self.precision, self.recompute = model, config.precision, config.recompute
+        self.model, self.recompute = model, config.recompute
         self.from_features = False
-
-    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """Return the autocast context of the run's precision."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def forward(self, inputs: Tensor, targets: Tensor, noise: Noise) -> Tensor:
         """Compute the task's loss plus the method's own, summed over images."""
-        with self.autocast(inputs.device):
-            if self.from_features:
+        if self.from_features:
+            with self.model.autocast():
                 return self.task.loss(self.model.head.training_logits(inputs), targets)
-            weighted, extra = self.model.training_logits(inputs, noise=noise, recompute=self.recompute)
+        weighted, extra = self.model.training_logits(inputs, noise=noise, recompute=self.recompute)
         return self.task.loss(weighted, targets) + extra.float() * targets.shape[0]
 
     @torch.no_grad()
@@ -40,7 +35,7 @@ class Objective(nn.Module):
         """Compute logits (B, C, ...) of whole images (B, 3, H, W), or of features that stand for them."""
 
         def forward(inputs: Tensor) -> Tensor:
-            with self.autocast(inputs.device):
+            with self.model.autocast():
                 logits: Tensor = self.model.head(inputs) if self.from_features else self.model(inputs)
             return logits.float()
 

@@ -51,9 +51,18 @@ class Predictor(TablePredictor[Prediction]):
             if isinstance(pixels, str):
                 yield self.unread(path_of(image), pixels)
                 continue
-            probabilities = tuple(next(rows).tolist())
-            best = max(range(len(probabilities)), key=probabilities.__getitem__)
-            yield Prediction(path_of(image), self.labels[best], probabilities[best], probabilities)
+            yield self._predicted(path_of(image), next(rows))
+
+    def input_of(self, pixels: Tensor) -> Tensor:
+        return self.preprocess.normalise(self.preprocess.finish([pixels]))[0]
+
+    def from_logits(self, image: Any, pixels: Tensor, logits: Tensor) -> Prediction:
+        return self._predicted(path_of(image), logits.softmax(-1))
+
+    def _predicted(self, path: str | None, row: Tensor) -> Prediction:
+        probabilities = tuple(row.tolist())
+        best = max(range(len(probabilities)), key=probabilities.__getitem__)
+        return Prediction(path, self.labels[best], probabilities[best], probabilities)
 
     def unread(self, path: str | None, reason: str) -> Prediction:
         return Prediction(path, None, None, None, reason)

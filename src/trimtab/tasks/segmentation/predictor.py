@@ -66,9 +66,17 @@ class MaskPredictor(TaskPredictor[MaskPrediction]):
     def unread(self, path: str | None, reason: str) -> MaskPrediction:
         return MaskPrediction(path, None, None, reason)
 
+    def input_of(self, pixels: Tensor) -> Tensor:
+        return self.preprocess.normalise(self.preprocess.whole(pixels)[None])[0]
+
+    def from_logits(self, image: Any, pixels: Tensor, logits: Tensor) -> MaskPrediction:
+        return self._shown(path_of(image), pixels, logits[None])
+
     def _predicted(self, path: str | None, pixels: Tensor) -> MaskPrediction:
-        logits = enlarged(self.logits(self.preprocess.whole(pixels)[None]), pixels.shape[-2:])
-        mask = logits.argmax(1)[0].to(torch.uint8).numpy()
+        return self._shown(path, pixels, self.logits(self.preprocess.whole(pixels)[None]))
+
+    def _shown(self, path: str | None, pixels: Tensor, logits: Tensor) -> MaskPrediction:
+        mask = enlarged(logits, pixels.shape[-2:]).argmax(1)[0].to(torch.uint8).numpy()
         return MaskPrediction(path, mask, overlay(pixels.numpy().transpose(1, 2, 0), mask, self.codes))
 
     def picture(self, mask: Array) -> Image.Image:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from PIL import Image
 from torch import Tensor
 
 from trimtab.backbone import Backbone
@@ -30,7 +31,9 @@ from trimtab.heads import WeightedLogits
 from trimtab.heads.segmenter import SegmenterConfig
 from trimtab.model import TunedModel
 from trimtab.recipe import Recipe
+from trimtab.tasks.answers import AnswerOptions, ReadImage
 from trimtab.tasks.base import AnyPreprocess, Metrics, Task
+from trimtab.tasks.segmentation.answers import masks_answer
 from trimtab.tasks.segmentation.metrics import SegmentationMetrics, segmentation_loss
 from trimtab.tasks.segmentation.output import MaskFolder
 from trimtab.tasks.segmentation.predictor import MaskPredictor
@@ -202,6 +205,20 @@ class Segmentation(Task):
         if self.codes is None or not isinstance(preprocess, SegmentationTransform):
             raise TypeError("It is not known how masks are written.")
         return MaskPredictor(model, labels, preprocess, self.codes, self.views)
+
+    def read_image(self, image: Image.Image, preprocess: AnyPreprocess) -> ReadImage:
+        if not isinstance(preprocess, SegmentationTransform):
+            raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with masks.")
+        pixels = preprocess.from_image(image)
+        return ReadImage(preprocess.whole(pixels), (pixels.shape[1], pixels.shape[2]))
+
+    def answer(
+        self, logits: Tensor, labels: Sequence[str], size: tuple[int, int], options: AnswerOptions
+    ) -> list[dict[str, Any]]:
+        """Return a mask for each label that some pixel has, those of most pixels first (:func:`masks_answer`)."""
+        if self.codes is None:
+            raise TypeError("It is not known how masks are written.")
+        return masks_answer(logits, labels, self.codes, size)
 
     def plan_output(
         self, patterns: Sequence[str], out: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()

@@ -1,0 +1,1 @@
+"""Operations on tensors that are computed in the faster of several ways."""

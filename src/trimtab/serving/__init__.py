@@ -1,0 +1,1 @@
+"""Serving: many tasks on one backbone."""

@@ -1,0 +1,247 @@
+"""Which adapters are served, and as which tasks: names over the banks of one or several backbones."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from trimtab import checkpoint
+from trimtab.errors import CheckpointError, ConfigError, nearest
+from trimtab.inference.evaluate import resolve_device
+from trimtab.serving.bank import Bank, BankStats, BankTask
+from trimtab.serving.refused import quoted
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""Names of tasks: they stand in addresses."""
+
+
+@dataclasses.dataclass(eq=False)
+class ServedTask:
+    """An adapter that is served; it goes on to answer what was accepted before it was replaced or removed."""
+
+    name: str
+    directory: Path
+    bank: Bank
+    facts: BankTask
+    """Its name in there is the bank's, which no other adapter has had."""
+    uses: int = 0
+    """Requests that it was promised to."""
+    retired: bool = False
+    """Whether another adapter has its name now, or none."""
+
+
+class Catalog:
+    """The tasks of a server by name.
+
+    Tasks are added, replaced and removed from any thread. Whoever was promised a task (:meth:`hold`) has the adapter
+    that had the name then, until it lets go.
+
+    Args:
+        weights: The file or folder of the backbone's weights, where they are not those of training.
+        device: Where to run.
+        precision: Of the backbone.
+        half: Keep stored keys and values in half precision.
+        max_bytes: Most bytes of adapters of each backbone on the device.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str | None = None,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        half: bool = False,
+        max_bytes: int | None = None,
+    ) -> None:
+        self._weights, self._device = weights, device
+        self._precision: Literal["fp32", "bf16"] = precision
+        self._half, self._max_bytes = half, max_bytes
+        self._banks: dict[str, Bank] = {}
+        self._tasks: dict[str, ServedTask] = {}
+        self._numbers = itertools.count()
+        # Held for moments; changes wait for each other besides, as one may open a backbone.
+        self._lock, self._changing = threading.Lock(), threading.Lock()
+
+    def put(self, name: str, directory: str | Path, *, new_backbone: bool = True) -> tuple[ServedTask, bool]:
+        """Serve an adapter folder as a task, in place of the one of that name if there is one.
+
+        The adapter is read and checked before anything changes; in one step it then answers whoever asks from now on.
+
+        Args:
+            name: Of the task.
+            directory: The adapter folder.
+            new_backbone: Whether to load its backbone, if no other task has it.
+
+        Returns:
+            The task, and whether it replaced one.
+
+        Raises:
+            ConfigError: If the name cannot stand in an address, or the adapter is larger than the memory of adapters.
+            CheckpointError: If the folder is broken, or its backbone is not to be loaded.
+            BackboneError: If its backbone cannot be had.
+        """
+        check_name(name)
+        directory = Path(directory)
+        with self._changing:
+            bank = self._bank_for(checkpoint.read(directory), directory, new_backbone)
+            task = ServedTask(name, directory, bank, bank.add(f"{name}#{next(self._numbers)}", directory))
+            with self._lock:
+                before = self._tasks.get(name)
+                self._tasks[name] = task
+            if before is not None:
+                self._retire(before)
+        return task, before is not None
+
+    def remove(self, name: str) -> None:
+        """Stop to serve a task.
+
+        Raises:
+            ConfigError: If there is none of that name, with the nearest.
+        """
+        with self._changing:
+            task = self.get(name)
+            with self._lock:
+                del self._tasks[name]
+            self._retire(task)
+
+    def get(self, name: str) -> ServedTask:
+        """Return a task by name.
+
+        Raises:
+            ConfigError: If there is none of that name, with the nearest.
+        """
+        with self._lock:
+            found = self._tasks.get(name)
+            known = () if found else tuple(self._tasks)
+        if found is None:
+            hint = nearest(name, known) if NAME.fullmatch(name) else ""
+            raise ConfigError(f"There is no task {quoted(name)}.{hint} GET /tasks lists them.")
+        return found
+
+    def tasks(self) -> list[ServedTask]:
+        """List the tasks in the order in which they were added."""
+        with self._lock:
+            return list(self._tasks.values())
+
+    @contextlib.contextmanager
+    def hold(self, names: Iterable[str]) -> Iterator[dict[str, ServedTask]]:
+        """Promise tasks by name: they answer until this is left, whatever happens to their names meanwhile.
+
+        Raises:
+            ConfigError: As :meth:`get`.
+        """
+        held: dict[str, ServedTask] = {}
+        try:
+            for name in names:
+                if name not in held:
+                    held[name] = self._hold(name)
+            yield held
+        finally:
+            for task in held.values():
+                self._let_go(task)
+
+    def stats(self) -> list[BankStats]:
+        """Return the counts of all banks."""
+        with self._lock:
+            banks = list(self._banks.values())
+        return [bank.stats() for bank in banks]
+
+    def _hold(self, name: str) -> ServedTask:
+        while True:
+            task = self.get(name)
+            with self._lock:
+                # Replaced since it was found, the new one is as good.
+                if not task.retired:
+                    task.uses += 1
+                    return task
+
+    def _let_go(self, task: ServedTask) -> None:
+        with self._lock:
+            task.uses -= 1
+            unused = task.retired and not task.uses
+        if unused:
+            task.bank.remove(task.facts.name)
+
+    def _retire(self, task: ServedTask) -> None:
+        with self._lock:
+            task.retired = True
+            unused = not task.uses
+        if unused:
+            task.bank.remove(task.facts.name)
+
+    def _bank_for(self, saved: checkpoint.SavedAdapter, directory: Path, new_backbone: bool) -> Bank:
+        bank = self._banks.get(saved.fingerprint)
+        if bank is not None:
+            return bank
+        if not new_backbone:
+            raise CheckpointError(
+                f"The adapter {directory.name!r} was trained on {saved.backbone!r} with weights "
+                f"{saved.fingerprint[:12]}, which no task of this server has; start the server with an adapter of it."
+            )
+        backbone = checkpoint.load_backbone_of(saved, weights=self._weights, device=resolve_device(self._device))
+        bank = Bank(backbone, max_bytes=self._max_bytes, half=self._half, precision=self._precision)
+        with self._lock:
+            self._banks[saved.fingerprint] = bank
+        return bank
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot stand in an address.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"A task cannot be called {quoted(name)}: it stands in addresses, so use up to 128 letters of A-Z, a-z, "
+            "0-9, '.', '_' and '-', the first a letter or digit; NAME=DIR names a folder's task otherwise."
+        )
+
+
+def named_adapters(places: Sequence[str]) -> dict[str, Path]:
+    """Find adapter folders and name their tasks.
+
+    Args:
+        places: Each an adapter folder, a folder that has some at any depth, or ``NAME=`` and an adapter folder. Without
+            a name, an adapter folder's own name is its task's, and of one inside a folder the way there, joined by
+            ``-``.
+
+    Raises:
+        CheckpointError: If there is no adapter in a folder.
+        ConfigError: If two tasks have one name, or a name cannot stand in an address.
+    """
+    found: dict[str, Path] = {}
+    for place in places:
+        for name, directory in _adapters_in(place):
+            check_name(name)
+            if name in found and found[name] != directory:
+                raise ConfigError(
+                    f"Both {str(found[name])!r} and {str(directory)!r} would be the task {name!r}; name one of them "
+                    "otherwise: NAME=DIR."
+                )
+            found[name] = directory
+    return found
+
+
+def _adapters_in(place: str) -> Iterator[tuple[str, Path]]:
+    name, equals, rest = place.partition("=")
+    if equals and not Path(place).exists():
+        yield name, Path(rest)
+        return
+    folder = Path(place)
+    if (folder / checkpoint.CONFIG).is_file():
+        yield folder.resolve().name, folder
+        return
+    inside = sorted(path.parent for path in folder.rglob(checkpoint.CONFIG)) if folder.is_dir() else []
+    if not inside:
+        raise CheckpointError(
+            f"There is no adapter in {place!r} ({checkpoint.CONFIG}); name a result folder of `trimtab fit`, or a "
+            "folder that has some."
+        )
+    yield from (("-".join(directory.relative_to(folder).parts), directory) for directory in inside)

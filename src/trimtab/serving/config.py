@@ -1,0 +1,59 @@
+"""Options of ``trimtab serve``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from trimtab.validation import Range, check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """How adapters are served."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 is every network of this machine"""
+    port: Annotated[int, Range(least=0, most=65535)] = 8000
+    """Port to listen at; 0 takes one that is free and says which"""
+    weights: str | None = None
+    """Where the backbone's weights are now: a file, or timm's folder"""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU if there is one"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the backbone"""
+    half: bool = False
+    """Keep stored keys and values in half precision"""
+    adapter_gb: Annotated[float, Range(above=0)] | None = None
+    """Most memory of adapters of each backbone; the least recently used are read again when they are asked for"""
+    max_delay_ms: Annotated[float, Range(least=0, most=1000)] = 5.0
+    """Longest wait of an image for others that share its batch"""
+    max_batch: Annotated[int, Range(least=1)] = 32
+    """Most images in a batch, of any tasks"""
+    queue: Annotated[int, Range(least=1)] = 256
+    """Most answers, of an image for a task, that were accepted and not yet given; more are refused with 429"""
+    deadline: Annotated[float, Range(above=0)] = 10.0
+    """Seconds after which an image that is still waiting is answered with 504"""
+    threads: Annotated[int, Range(least=1)] = 2
+    """Threads that decode images"""
+    max_images: Annotated[int, Range(least=1)] = 64
+    """Most images in a request"""
+    max_body_mb: Annotated[float, Range(above=0)] = 20.0
+    """Largest body of a request"""
+    max_megapixels: Annotated[float, Range(above=0)] = 50.0
+    """Most pixels of an image, in millions"""
+    max_pending_mb: Annotated[float, Range(above=0)] = 512.0
+    """Most memory of all bodies that are being received or answered; more are refused with 503"""
+    body_timeout: Annotated[float, Range(above=0)] = 30.0
+    """Seconds in which a body must have arrived"""
+    drain: Annotated[float, Range(least=0)] = 0.0
+    """Seconds for which a server that is told to end still answers, but says that it is not ready"""
+    key_file: str | None = None
+    """File of keys, one a line, one of which every request must have; without it nobody needs one"""
+    adapters: str | None = None
+    """Folder of adapters, from which tasks are added by name while the server runs"""
+    admin_key_file: str | None = None
+    """File of keys, one a line, with which tasks may be added, replaced and removed; without it nobody may"""
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -1,0 +1,32 @@
+"""Requests that are refused, each with its HTTP status and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+
+
+class RefusedError(Exception):
+    """A request, or one image of it, that is not answered.
+
+    Args:
+        status: The HTTP status.
+        message: What is wrong and the way out, in one line.
+        headers: HTTP headers that belong to it.
+    """
+
+    def __init__(self, status: HTTPStatus, message: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(" ".join(message.split()))
+        self.status, self.headers = status, headers
+
+
+def overloaded(status: HTTPStatus, message: str, seconds: float) -> RefusedError:
+    """Refuse for now; ``seconds`` later it may be tried again."""
+    return RefusedError(status, message, {"Retry-After": str(max(1, round(seconds)))})
+
+
+def quoted(text: str, most: int = 80) -> str:
+    """Quote what a client sent, in one line of ASCII and not too long."""
+    shown = ascii(text)
+    return shown if len(shown) <= most else f"{shown[: most - 4]}...{shown[-1]}"

@@ -1,0 +1,171 @@
+"""``trimtab serve``: adapters opened, a socket, and a server on it until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from trimtab.errors import ConfigError
+from trimtab.progress import Progress
+from trimtab.serving.catalog import Catalog, named_adapters
+from trimtab.serving.config import ServeConfig
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from trimtab.serving.http.application import Application
+
+_NEEDED = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+}
+
+
+def serve(
+    places: Sequence[str], config: ServeConfig, *, progress: Progress, started: Callable[[str, Catalog], None]
+) -> None:
+    """Serve adapters until the process is told to end (SIGTERM, SIGINT), then answer what was accepted.
+
+    Args:
+        places: Adapter folders, folders of them, or ``NAME=DIR``.
+        config: How.
+        progress: Is told what happens.
+        started: Called with the address and the tasks once requests are answered.
+
+    Raises:
+        ConfigError: If a package is missing, the address cannot be had, or options do not fit together.
+        CheckpointError: If an adapter is broken.
+        BackboneError: If a backbone cannot be had.
+    """
+    check_installed()
+    with contextlib.closing(listen(config.host, config.port)) as listening:
+        application, catalog = open_application(places, config, progress=progress)
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        asyncio.run(_run(application, config, listening, lambda: started(address, catalog)))
+
+
+def open_application(
+    places: Sequence[str], config: ServeConfig, *, progress: Progress | None = None
+) -> tuple[Application, Catalog]:
+    """Open adapters with their backbones, as an ASGI application.
+
+    Args:
+        places: As for :func:`serve`.
+        config: How.
+        progress: Is told what happens.
+
+    Returns:
+        The application, and the tasks that it serves.
+
+    Raises:
+        TrimtabError: As :func:`serve`.
+    """
+    check_installed()
+    from trimtab.serving.admin import Admin
+    from trimtab.serving.http.application import Application
+    from trimtab.serving.keys import Keys
+    from trimtab.serving.service import Service
+
+    if (config.adapters is None) != (config.admin_key_file is None):
+        raise ConfigError("--adapters and --admin-key-file go together: name a folder of adapters and a file of keys.")
+    keys = None if config.key_file is None else Keys.read(config.key_file)
+    admin_keys = None if config.admin_key_file is None else Keys.read(config.admin_key_file)
+    catalog = Catalog(
+        weights=config.weights,
+        device=config.device,
+        precision=config.precision,
+        half=config.half,
+        max_bytes=None if config.adapter_gb is None else int(config.adapter_gb * 1e9),
+    )
+    progress = progress or Progress()
+    named = named_adapters(places)
+    with progress.stage("Opening", len(named), "adapters") as advance:
+        for name, directory in named.items():
+            catalog.put(name, directory)
+            advance()
+    admin = None if config.adapters is None else Admin(catalog, config.adapters)
+    if admin is not None:
+        admin.restore(progress.say)
+    service = Service(catalog, config)
+    return Application(service, keys=keys, admin=admin, admin_keys=admin_keys), catalog
+
+
+def check_installed() -> None:
+    """Make sure that the packages of a server are there.
+
+    Raises:
+        ConfigError: If one is missing.
+    """
+    missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"Serving needs {' and '.join(missing)}; pip install 'trimtab[serve]'.")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a socket that listens; port 0 is one that is free.
+
+    Raises:
+        ConfigError: If the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error) if error.errno is None or isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        raise ConfigError(
+            f"The server cannot listen at {host} port {port}: {reason}; name another --port (0 takes a free one) or "
+            "--host."
+        ) from error
+
+
+async def _run(
+    application: Application, config: ServeConfig, listening: socket.socket, started: Callable[[], None]
+) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Ends in order on a signal, as it is no failure to be told to."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started()
+
+    settings = uvicorn.Config(
+        application,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        ws="none",
+        # Whatever was accepted is answered by then, be it with a refusal.
+        timeout_graceful_shutdown=round(config.deadline + config.body_timeout) + 30,
+    )
+    server = Server(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _end, server, application, config.drain)
+    await server.serve([listening])
+
+
+def _end(server: uvicorn.Server, application: Application, drain: float) -> None:
+    """End a server in order; told so a second time at once, and a third time without the answers it owes."""
+    if server.should_exit:
+        server.force_exit = True
+    if not application.ready:
+        server.should_exit = True
+        return
+    application.ready = False
+    asyncio.get_running_loop().call_later(drain, setattr, server, "should_exit", True)

@@ -1,0 +1,73 @@
+"""Answers: what a task says of one image to a program that asks for it, as values of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from trimtab.errors import TrimtabError
+
+Function = Literal["softmax", "sigmoid", "none"]
+
+
+class ReadImage(NamedTuple):
+    """An image as a model looks at it."""
+
+    pixels: Tensor
+    """(3, H, W) uint8."""
+    size: tuple[int, int]
+    """Height and width of the upright image that it was made of, in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerOptions:
+    """What is asked for."""
+
+    top_k: int | None = 5
+    """Labels at the most, the best first; ``None`` for all."""
+    function: Function = "softmax"
+    """What makes scores of logits."""
+
+
+class NoAnswerError(TrimtabError):
+    """A model whose logits are no numbers."""
+
+
+def ranked(labels: Sequence[str], logits: Tensor, options: AnswerOptions) -> list[dict[str, Any]]:
+    """Rank labels by the scores of one image.
+
+    Args:
+        labels: The C labels.
+        logits: (C,).
+        options: How many, and of which scores.
+
+    Returns:
+        ``{"label": ..., "score": ...}``, the best first.
+
+    Raises:
+        NoAnswerError: If a score is no finite number.
+    """
+    logits = logits.double()
+    if options.function == "softmax":
+        logits = logits.softmax(-1)
+    elif options.function == "sigmoid":
+        logits = logits.sigmoid()
+    scores, order = logits.sort(descending=True, stable=True)
+    kept = slice(None, options.top_k)
+    best = scores[kept].tolist()
+    check_finite(best)
+    return [{"label": labels[k], "score": score} for k, score in zip(order[kept].tolist(), best, strict=True)]
+
+
+def check_finite(scores: Sequence[float]) -> None:
+    """Make sure that scores can be told.
+
+    Raises:
+        NoAnswerError: If one is no finite number.
+    """
+    if not all(map(math.isfinite, scores)):
+        raise NoAnswerError("The model's scores are no finite numbers; train its adapter anew.")
