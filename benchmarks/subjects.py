@@ -26,6 +26,7 @@ MODELS = {
     "tiny": "vit_tiny_patch16_224",
     "small": "vit_small_patch16_224",
     "base": "vit_base_patch16_224",
+    "large": "vit_large_patch16_224",
 }
 
 
@@ -157,7 +158,7 @@ def training_step(module: nn.Module, images: Tensor, dtype: str, *, compiled: bo
     run_model = module.outputs if isinstance(module, TunedModel) else module
     run_model = torch.compile(run_model) if compiled else run_model
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True if images.is_cuda else None)
     labels = torch.arange(images.shape[0], device=images.device) % CLASSES
 
     def run() -> Any:

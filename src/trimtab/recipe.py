@@ -130,12 +130,18 @@ class FitConfig:
     """Arithmetic of the forward and backward pass, and the type that frozen weights are stored in; trained tensors stay
     float32. auto takes bfloat16 where the device has matrix units for it (AMX, or CUDA of compute capability 8.0), else
     float32; a run that goes on keeps what it began in."""
+    tf32: bool = True
+    """Multiply float32 matrices in TF32 (10 bits of mantissa) on a GPU, which is faster; a run that goes on keeps what
+    it began in. No effect on a CPU and in bfloat16."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone, so that a GPU gives the same bits every time; slower, and refused where an
+    operation has none. On a CPU every run is bit-identical anyway."""
     recompute: bool = False
     """Keep only what enters each block and compute the rest anew in the backward pass (activation checkpointing):
     much less memory for about a third more time; the result stays the same."""
     compile: bool = False
-    """Compile the training step (torch.compile; a C++ compiler is needed on a CPU). The first step takes a minute or
-    more; the result stays the same up to rounding."""
+    """Compile the training step (torch.compile; a C++ compiler is needed on a CPU); on a GPU with CUDA graphs, where a
+    step draws no random numbers. The first step takes a minute or more; the result stays the same up to rounding."""
     memory_report: bool = False
     """Measure what the memory of training goes to: backbone, activations, optimiser, decoded images."""
     seed: int = 0

@@ -31,3 +31,14 @@ def test_frozen_parameters_are_left_out(name: Any) -> None:
     optimizer = make_optimizer(Recipe(optimizer=name), [trained, frozen])
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert [id(parameter) for parameter in held] == [id(trained)]
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_adamw_is_fused_on_a_gpu_alone(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Placed(nn.Parameter):
+        is_cuda = on_gpu
+
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, lr, fused: asked.append(fused))
+    make_optimizer(Recipe(), [Placed(torch.ones(2, 2)), Placed(torch.ones(2))])
+    assert asked == [True if on_gpu else None]

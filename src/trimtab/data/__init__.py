@@ -16,7 +16,7 @@ from trimtab.data.leaks import Leaks, Part, find_leaks
 from trimtab.data.mask_set import MaskSet
 from trimtab.data.mask_store import MaskStore
 from trimtab.data.masks import VOID, LabelEncoding
-from trimtab.data.preprocess import Preprocess, unreadable, why_unreadable
+from trimtab.data.preprocess import Preprocess, to_device, unreadable, why_unreadable
 from trimtab.data.segmentation_data import (
     held_out_segmentation_part,
     named_segmentation_splits,
@@ -78,6 +78,7 @@ __all__ = [
     "search_images",
     "stamp",
     "stratified_split",
+    "to_device",
     "unreadable",
     "why_unreadable",
     "write_folder",

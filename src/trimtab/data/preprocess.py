@@ -271,8 +271,15 @@ def from_json(kind: type[Made], values: Mapping[str, Any]) -> Made:
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, H, W) uint8 scaled to 0..1, the mean subtracted and divided by the deviation, as float32."""
-    means, stds = images.new_tensor([mean, std], dtype=torch.float32).view(2, 3, 1, 1)
+    means, stds = to_device(torch.tensor([mean, std], dtype=torch.float32), images.device).view(2, 3, 1, 1)
     return images.to(torch.float32, copy=True).div_(255).sub_(means).div_(stds)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def upright_colours(image: Image.Image, bits: int, background: Colour | None) -> Image.Image:

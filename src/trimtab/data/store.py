@@ -87,6 +87,19 @@ class Store(abc.ABC):
                 f"{', '.join(broken[:3])}{more}; replace or remove them."
             )
 
+    def move_to(self, device: torch.device, most_bytes: int) -> bool:
+        """Move the kept images to a device, where batches are made from then on.
+
+        Args:
+            device: Where to.
+            most_bytes: What they may take there at most.
+
+        Returns:
+            Whether they are there; without effect where not all images are kept, they are too large, or batches of
+            this store can only be made on the CPU, as by default.
+        """
+        return False
+
     def _ahead(self, plan: Iterable[Sequence[int]], prepare: Callable[[Sequence[int]], Ready]) -> Iterator[Ready]:
         """What ``prepare`` makes of each entry; the next one is made while one is being used."""
         if self.cached == len(self.images):
@@ -204,6 +217,16 @@ class ImageStore(Store):
             return self.batch(indices, seeds=seeds)
 
         yield from self._ahead(plan, prepare)
+
+    def move_to(self, device: torch.device, most_bytes: int) -> bool:
+        kept = [image for image in self._kept if image is not None]
+        if kept and kept[0].device.type == device.type != "cpu":
+            # A run before this one has moved them.
+            return True
+        if len(kept) < len(self._kept) or self.cached_bytes > most_bytes:
+            return False
+        self._kept = [image.to(device) for image in kept]
+        return True
 
     def _load(self, index: int) -> Tensor:
         return self.preprocess.read(self.images.paths[index])

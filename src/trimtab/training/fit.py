@@ -27,6 +27,7 @@ from trimtab.storage.locks import check_free, own, partner
 from trimtab.tasks import DEFAULT_TASK, make_task
 from trimtab.tasks.base import Task
 from trimtab.tasks.result import FitResult
+from trimtab.training.arithmetic import resolve_tf32
 from trimtab.training.guard import check_run
 from trimtab.training.inputs import RunCache
 from trimtab.training.loop import Trainer, Watch
@@ -101,6 +102,7 @@ def fit(
         training = _open(data, config, progress, of_task, named="backbone" in options)
         backbone = _backbone(config, accelerator.device, backbones)
         preprocess = preprocess_of_run(config, backbone, of_task, training, folder, shared, progress)
+        config = resolve_tf32(config, accelerator.device, folder)
         run = TrainingRun(config, recipe, of_task, training, preprocess, accelerator, folder, progress, shared)
         model = _model(run, backbone, method_config)
         del backbone, backbones

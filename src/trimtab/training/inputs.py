@@ -10,11 +10,14 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from trimtab.data import Store
+from trimtab.data import Store, to_device
 from trimtab.errors import ConfigError
 from trimtab.heads import Features
 from trimtab.noise import seed_of
 from trimtab.tasks.base import AnyPreprocess
+
+DEVICE_SHARE = 0.25
+"""The part of a GPU's free memory that decoded images may take; the model's activations need the rest."""
 
 
 class ImageBatches:
@@ -28,7 +31,33 @@ class ImageBatches:
         augmented = seed is not None and self.preprocess.augment != "none"
         seeds_of = partial(seed_of, seed) if augmented else None
         for images, labels in self.store.batches(plan, seeds_of):
-            yield self.preprocess.normalise(images.to(self.device)), labels.to(self.device)
+            yield self.preprocess.normalise(to_device(images, self.device)), to_device(labels, self.device)
+
+
+def place(stores: Sequence[Store], device: torch.device, free: int) -> str:
+    """Move decoded images onto a GPU, store by store, while they fit into a share of its free memory.
+
+    Args:
+        stores: Of the training and the validation images, decoded.
+        device: The GPU.
+        free: Its free memory, in bytes.
+
+    Returns:
+        A sentence on where they are.
+    """
+    room, there, elsewhere = int(DEVICE_SHARE * free), 0, 0
+    for store in stores:
+        if store.move_to(device, room - there):
+            there += store.cached_bytes
+        else:
+            elsewhere += len(store.images)
+    share = f"{there / 1e9:.2f} GB of {room / 1e9:.2f} GB that they may take there"
+    if not elsewhere:
+        return f"Decoded images are kept on the GPU: {share}."
+    return (
+        f"{elsewhere:,} images are copied to the GPU whenever they are used: they have masks, are not kept decoded, "
+        f"or do not fit ({share})."
+    )
 
 
 class FeatureBatches:
@@ -40,7 +69,9 @@ class FeatureBatches:
     def batches(self, plan: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[Features, Tensor]]:
         """Yield batches (features, labels) at these positions."""
         for rows in plan:
-            yield index(self.features, list(rows)), self.labels[rows]
+            # A list would be copied to a GPU while everybody waits.
+            chosen = to_device(torch.tensor(rows, dtype=torch.int64), self.labels.device)
+            yield index(self.features, chosen), self.labels[chosen]
 
 
 Inputs: TypeAlias = "ImageBatches | FeatureBatches"

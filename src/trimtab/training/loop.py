@@ -7,7 +7,6 @@ last epoch ends with the same bits.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -18,31 +17,34 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab import checkpoint
 from trimtab.data import orientation_note
 from trimtab.errors import TrainingError
 from trimtab.model import TunedModel, build
-from trimtab.noise import Noise, seed_of
+from trimtab.noise import seed_of
 from trimtab.progress import Advance
-from trimtab.training.compiling import compile_whole
+from trimtab.training.arithmetic import arithmetic
+from trimtab.training.compiling import compile_whole, cuda_graphs_are_safe
 from trimtab.training.inputs import (
     FeatureBatches,
     ImageBatches,
     Inputs,
-    MicroBatch,
     batched,
     check_room,
     join,
     micro_batches,
+    place,
 )
-from trimtab.training.memory import ActivationBytes, kept_activations, peak_memory, size_of
+from trimtab.training.losses import Losses, StepLoss
+from trimtab.training.memory import free_memory, peak_memory, size_of
 from trimtab.training.objective import Objective
 from trimtab.training.optimizer import make_optimizer
 from trimtab.training.probe import probe
 from trimtab.training.run import TrainingRun
 from trimtab.training.run_folder import TrainState, restore_optimizer
+from trimtab.training.step import TrainingStep
 from trimtab.training.tracking import Tracking
 
 Watch: TypeAlias = Callable[[Sequence[dict[str, float]], TunedModel], None]
@@ -89,20 +91,20 @@ class Trainer:
         if turned := orientation_note(train.store, val.store):
             self.progress.say(turned)
         self.record = self.run.begin(self.record)
-        with self.tracking:
+        with self.tracking, arithmetic(self.config):
             if self.accelerator.num_processes > 1:
                 self.progress.say(f"Training in {self.accelerator.num_processes} processes.")
             state = self._start(train)
             inputs, held_out = self._inputs(train, val)
-            objective, optimizer = self._accelerated(state)
+            training_step = self._accelerated(state)
             epochs, spent = self.recipe.epochs, state.seconds
             self.tracking.start(state.epoch * self.steps)
             total, done = epochs * self.steps, state.epoch * self.steps
             with self.progress.stage("Training", total, "steps", done=done) as advance:
                 for epoch in range(state.epoch, epochs):
-                    entry = self._epoch(epoch, objective, optimizer, inputs, advance)
+                    entry = self._epoch(epoch, training_step, inputs, advance)
                     entry |= self._validate(held_out)
-                    self._end_epoch(state, entry, optimizer, spent)
+                    self._end_epoch(state, entry, training_step.optimizer, spent)
             return self._finish(state)
 
     # --- before the loop ---
@@ -125,11 +127,15 @@ class Trainer:
         self.objective.from_features = True
         return self._shared_features(train), self._shared_features(val)
 
-    def _accelerated(self, state: TrainState) -> tuple[nn.Module, Any]:
-        """Return the objective and the optimizer of this process, compiled and restored as far as wanted."""
+    def _accelerated(self, state: TrainState) -> TrainingStep:
+        """Return the training step of this process, compiled and restored as far as wanted."""
+        cuda_graphs = False
         if self.config.compile and not self.objective.from_features:
             self.progress.say("Compiling the training step; the first step takes a minute or more.")
-            compile_whole(self.objective, self.accelerator.device)
+            device, processes = self.accelerator.device, self.accelerator.num_processes
+            how = {"grad_accum": self.config.grad_accum, "processes": processes}
+            cuda_graphs = cuda_graphs_are_safe(self.model, device, **how)
+            compile_whole(self.objective, device, cuda_graphs=cuda_graphs)
         objective, optimizer = self.accelerator.prepare(
             self.objective, make_optimizer(self.recipe, self.model.parameters())
         )
@@ -137,7 +143,7 @@ class Trainer:
             restore_optimizer(optimizer, state.optimizer)
             # It may have been killed after it had saved the epoch and before this.
             self.watch(state.history, self.model)
-        return objective, optimizer
+        return TrainingStep(self.run, objective, optimizer, cuda_graphs)
 
     def decode(self) -> tuple[ImageBatches, ImageBatches]:
         """Decode the training and validation images, each once.
@@ -150,14 +156,19 @@ class Trainer:
         for images, whole in ((self.training.train, False), (self.training.val, True)):
             settings = {"cache_bytes": budget, "threads": self.config.threads}
             make = partial(self.task.store, images, self.run.preprocess, whole=whole, **settings)
-            store = self.run.shared.once(("store", images, self.run.preprocess, whole), make)
+            key = ("store", images, self.run.preprocess, whole, str(self.accelerator.device))
+            store = self.run.shared.once(key, make)
             if len(images):
                 with self.progress.stage(f"Decoding {images.name}", len(images), "images") as advance:
                     store.fill(advance)
             budget -= store.cached_bytes
-            stores.append(ImageBatches(store, self.run.preprocess, self.accelerator.device))
-        self.cached_bytes = sum(part.store.cached_bytes for part in stores)
-        return stores[0], stores[1]
+            stores.append(store)
+        self.cached_bytes = sum(store.cached_bytes for store in stores)
+        device = self.accelerator.device
+        if device.type == "cuda":
+            self.progress.say(place(stores, device, free_memory(device)))
+        train, val = (ImageBatches(store, self.run.preprocess, device) for store in stores)
+        return train, val
 
     def _prepare(self, train: ImageBatches) -> None:
         """Prepare the method with training images and probe the head, in the main process for all."""
@@ -240,60 +251,40 @@ class Trainer:
 
     # --- the loop ---
 
-    def _epoch(
-        self, epoch: int, objective: nn.Module, optimizer: Any, train: Inputs, advance: Advance
-    ) -> dict[str, float]:
+    def _epoch(self, epoch: int, training_step: TrainingStep, train: Inputs, advance: Advance) -> dict[str, float]:
         self.model.train()
-        steps, accumulate = self.steps, self.config.grad_accum
+        steps, where = self.steps, (self.accelerator.process_index, self.accelerator.num_processes)
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, "order", epoch))
         order = torch.randperm(len(self.training.train), generator=generator).tolist()
         batches = batched(order, self.recipe.batch_size)[:steps]
-        where = self.accelerator.process_index, self.accelerator.num_processes
-        parts = [part for batch in batches for part in micro_batches(batch, accumulate, *where)]
-        inputs = train.batches([part.rows for part in parts], seed_of(self.config.seed, "augment", epoch))
-        total = torch.zeros((), device=self.accelerator.device)
+        parts = [micro_batches(batch, self.config.grad_accum, *where) for batch in batches]
+        plan = [part.rows for batch in parts for part in batch]
+        inputs = train.batches(plan, seed_of(self.config.seed, "augment", epoch))
+        losses = Losses(self.accelerator.device)
         for k in range(steps):
             step = epoch * steps + k
             lr = self.recipe.learning_rate(step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad()
-            loss = torch.zeros_like(total)
-            for m in range(accumulate):
-                part = parts[k * accumulate + m]
-                noise = self._noise(step, part, batches[k])
-                with contextlib.nullcontext() if m == accumulate - 1 else self.accelerator.no_sync(objective):
-                    with self._measured(k, m) as kept:
-                        share = objective(*next(inputs), noise) * part.weight / len(batches[k])
-                    if kept is not None:
-                        self.memory["activations"] = kept.bytes
-                    # Gradients are averaged over processes, and each process holds a part of the sum.
-                    self.accelerator.backward(share * self.accelerator.num_processes)
-                loss += share.detach()
-            loss = self.accelerator.reduce(loss, "sum") if self.accelerator.num_processes > 1 else loss
-            if not math.isfinite(float(loss)):
-                raise self._diverged(f"The loss is {float(loss)}", epoch, k)
-            optimizer.step()
-            total += loss
-            if self.config.memory_report and not self.memory.get("optimizer"):
-                self.memory |= self._memory(optimizer)
-            self.tracking.step(step, steps, float(loss), lr)
-            advance(1, f"epoch {epoch + 1}, loss {float(loss):.3f}")
-        return {"epoch": epoch + 1, "train_loss": float(total) / steps, "lr": lr}
+            loss = training_step.take(step, lr, parts[k], len(batches[k]), inputs)
+            if self.config.memory_report and not self.memory:
+                self.memory = self._memory(training_step)
+            self._tell(losses.add(step, lr, loss), advance)
+        self._tell(losses.read(), advance)
+        return {"epoch": epoch + 1, "train_loss": losses.sum() / steps, "lr": lr}
 
-    def _noise(self, step: int, part: MicroBatch, batch: list[int]) -> Noise:
-        seed = seed_of(self.config.seed, "noise", step)
-        return Noise(seed, first=part.first, total=len(batch), device=self.accelerator.device)
+    def _tell(self, read: list[StepLoss], advance: Advance) -> None:
+        """Tell trackers and the progress of steps whose loss was read, and stop at one that is not finite."""
+        for step, lr, loss in read:
+            if not math.isfinite(loss):
+                raise self._diverged(f"The loss is {loss}", step)
+            self.tracking.step(step, self.steps, loss, lr)
+        if read:
+            advance(len(read), f"epoch {read[-1].step // self.steps + 1}, loss {read[-1].loss:.3f}")
 
-    def _measured(self, k: int, m: int) -> contextlib.AbstractContextManager[ActivationBytes | None]:
-        """Measure the activations of the first forward pass, if a report is wanted."""
-        first = self.config.memory_report and k == m == 0 and "activations" not in self.memory
-        return kept_activations(self.objective) if first else contextlib.nullcontext()
-
-    def _memory(self, optimizer: Any) -> dict[str, int]:
-        states = (v for entry in optimizer.state_dict()["state"].values() for v in entry.values())
+    def _memory(self, training_step: TrainingStep) -> dict[str, int]:
+        states = (v for entry in training_step.optimizer.state_dict()["state"].values() for v in entry.values())
         trained = [value for value in self.model.parameters() if value.requires_grad]
         return {
+            "activations": training_step.activations or 0,
             "backbone": size_of((*self.model.backbone.parameters(), *self.model.backbone.buffers())),
             "trained tensors": size_of(trained),
             "gradients": size_of(value.grad for value in trained if value.grad is not None),
@@ -301,9 +292,8 @@ class Trainer:
             "decoded images": self.cached_bytes,
         }
 
-    def _diverged(self, what: str, epoch: int, step_of_epoch: int) -> TrainingError:
-        step = epoch * self.steps + step_of_epoch
-        lr = self.recipe.learning_rate(step, self.steps)
+    def _diverged(self, what: str, step: int) -> TrainingError:
+        epoch, lr = step // self.steps, self.recipe.learning_rate(step, self.steps)
         return TrainingError(
             f"{what} at step {step + 1} (epoch {epoch + 1}, learning rate {lr:.3g}): training has diverged. "
             "Try a lower --lr (a tenth), more --warmup-epochs"
@@ -336,9 +326,7 @@ class Trainer:
         finite = all(bool(value.isfinite().all()) for value in state.trained.values())
         # The last step of a run has no next loss that would tell.
         if not finite or not math.isfinite(entry.get("val_loss", 0.0)):
-            raise self._diverged(
-                "A trained tensor or the validation loss is not finite", state.epoch - 1, self.steps - 1
-            )
+            raise self._diverged("A trained tensor or the validation loss is not finite", state.epoch * self.steps - 1)
         if self._is_best(state.history):
             state.best, state.best_epoch = state.trained, state.epoch
         state.optimizer = optimizer.state_dict()["state"]

@@ -60,5 +60,13 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that can still be allocated; 0 on a CPU, which nothing has to be moved to."""
+    if device.type != "cuda":
+        return 0
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
 def _address(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()

@@ -87,7 +87,10 @@ class TrainingRun:
         files = [entry for images in (self.training.train, self.training.val) for entry in self.task.identity(images)]
         free = ("weights", "cache_gb", "threads", "device", "tracker", "background", "scaled_decoding")
         options = dataclasses.asdict(self.config)
+        # Earlier versions knew neither; where they change nothing, their runs go on.
+        chosen = {name: True for name in ("tf32", "deterministic") if options.pop(name)}
         return {
+            **chosen,
             **{name: value for name, value in options.items() if name not in free and value is not None},
             **resolved["recipe"],
             "method": resolved["method"],
