@@ -121,12 +121,7 @@ def export(
     """
     started = time.monotonic()
     out = Path(out)
-    if format not in FILES:
-        raise ConfigError(f"format is {format!r}; use one of {', '.join(FILES)}.")
-    if format == "onnx":
-        _need_onnx()
-    if format == "onnx" and checked(precision, "precision") != "fp32":
-        raise ConfigError(f"precision is {precision!r} and ONNX Runtime has no bfloat16 on CPUs; use --format torch.")
+    _check_format(format, precision)
     _check_out(out, overwrite)
     refuse_inputs([out / name for name in (FILES[format], TASK, ABOUT)], adapter_files(directory, weights))
     saved = checkpoint.read(directory)
@@ -150,6 +145,15 @@ def export(
     write_json(out / ABOUT, _about(saved, model, format, names))
     difference = _difference(file, format, Graph(model, saved.preprocess).eval(), names, task)
     return ExportResult(out, file, file.stat().st_size, difference, time.monotonic() - started)
+
+
+def _check_format(format: str, precision: str) -> None:  # noqa: A002 - as `export` calls it
+    if format not in FILES:
+        raise ConfigError(f"format is {format!r}; use one of {', '.join(FILES)}.")
+    if format == "onnx":
+        _need_onnx()
+    if format == "onnx" and checked(precision, "precision") != "fp32":
+        raise ConfigError(f"precision is {precision!r} and ONNX Runtime has no bfloat16 on CPUs; use --format torch.")
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
