@@ -99,9 +99,9 @@ FAULTS = (
     ),
     Fault(
         "window-context-order",
-        "backbone/swin.py",
-        "KeysValues(*(x.repeat_interleave(partition.count, 0) for x in",
-        "KeysValues(*(x.repeat(partition.count, 1, 1, 1) for x in",
+        "stream.py",
+        "KeysValues(self.keys.repeat_interleave(times, 0), self.values.repeat_interleave(times, 0))",
+        "KeysValues(self.keys.repeat(times, 1, 1, 1), self.values.repeat(times, 1, 1, 1))",
         "Prompts that differ between images stand beside windows of other images.",
     ),
     Fault(
@@ -205,8 +205,8 @@ FAULTS = (
     Fault(
         "noise-of-first-images",
         "noise.py",
-        "return draws[self.first : self.first + images].to(like)",
-        "return draws[:images].to(like)",
+        "return draws[self.first : self.first + images].to(like.device",
+        "return draws[:images].to(like.device",
         "Every micro-batch has the dropout of the first.",
     ),
     Fault(

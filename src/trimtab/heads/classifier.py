@@ -37,7 +37,8 @@ class Classifier(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Pooled features (B, num_features) to logits (B, C)."""
         device = features.device.type
-        if not torch.is_autocast_enabled(device):
+        # torch before 2.15 cannot say it of tensors without memory.
+        if features.is_meta or not torch.is_autocast_enabled(device):
             logits: Tensor = self.linear(features)
             return logits
         # In float32, as the loss is: logits of bfloat16 have 8 bits.
