@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -116,6 +117,17 @@ def test_what_cannot_be_added_changes_nothing(changing: Server, task: str, body:
     assert word in reply.error
     assert [task.name for task in changing.catalog.tasks()] == ["first"]
     assert len(changing.catalog.get("first").facts.labels) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"])
+def test_a_pipe_in_an_adapter_is_not_waited_for(changing: Server, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "there" / "fresh" / name
+    file.unlink()
+    os.mkfifo(file)
+    reply = changing.ask("PUT", "/tasks/fresh", headers=bearer(ADMIN))
+    assert (reply.status, f"{name} cannot be read" in reply.error) == (409, True)
+    assert "no regular file" in reply.error
 
 
 def test_tasks_are_changed_with_the_key_of_changes_only(changing: Server, server: Server) -> None:
