@@ -394,6 +394,12 @@ def test_wrong_images_are_told_by_number(backbone: Backbone, images: Tensor, vpt
         bank.predict([images[0], images[1, :, :16]], ["a", "a"])
     with pytest.raises(DataError, match=r"Image 0 is \(3, 32, 32\) of torch.uint8; give .* normalised"):
         bank.predict([torch.zeros(3, 32, 32, dtype=torch.uint8)], ["a"])
+    array: Any = images[:1].numpy()
+    with pytest.raises(DataError, match="Image 0 is a ndarray; give a tensor"):
+        bank.predict(array, ["a"])
+    for kind in (torch.float16, torch.float64):
+        same = images[:1].half()
+        assert torch.equal(bank.predict(same.to(kind), ["a"])[0], bank.predict(same.float(), ["a"])[0])
     with pytest.raises(ConfigError, match="batch_size is 0"):
         bank.predict(images[:1], ["a"], batch_size=0)
 

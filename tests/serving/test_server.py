@@ -67,6 +67,8 @@ def test_a_server_ends_in_order(home: Path) -> None:
         slow.begin()
         assert slow.status == 408
         assert "did not arrive" in json.loads(slow.read())["error"]
+        # Neither of them has finished the head of a request.
+        assert [client.recv(100) for client in clients[1:3]] == [b"", b""]
         assert server.ask("GET", "/v2/health/ready").status == 200
         child.send_signal(signal.SIGTERM)
         while server.ask("GET", "/v2/health/ready").status == 200:
@@ -142,9 +144,11 @@ def test_what_cannot_be_served_is_told_in_a_line(
 ) -> None:
     (tmp_path / "short").write_text("# no key\nshort\n")
     first = f"first={home / 'first'}"
+    long_label = "a" * 70 + ".ä"
     with listen("127.0.0.1", 0) as taken:
         wrong = {
             "cannot listen at 127.0.0.1 port": [first, "--port", str(taken.getsockname()[1])],
+            "port 0: no address of that name is known": [first, "--host", long_label],
             "There is no adapter in": [str(tmp_path)],
             "go together": [first, "--adapters", str(tmp_path)],
             "8 letters or more": [first, "--key-file", str(tmp_path / "short")],

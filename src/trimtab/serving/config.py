@@ -45,7 +45,7 @@ class ServeConfig:
     max_pending_mb: Annotated[float, Range(above=0)] = 512.0
     """Most memory of all bodies that are being received or answered; more are refused with 503"""
     body_timeout: Annotated[float, Range(above=0)] = 30.0
-    """Seconds in which a body must have arrived"""
+    """Seconds in which a body, and the head of a connection's first request, must have arrived"""
     drain: Annotated[float, Range(least=0)] = 0.0
     """Seconds for which a server that is told to end still answers, but says that it is not ready"""
     key_file: str | None = None

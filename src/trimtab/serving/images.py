@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import struct
 from http import HTTPStatus
 
 from PIL import Image
 
 from trimtab.data import why_unreadable
-from trimtab.data.decode import open_allowed
+from trimtab.data.decode import SCALABLE, open_allowed
 from trimtab.errors import DataError
 from trimtab.serving.refused import RefusedError
 from trimtab.tasks.answers import ReadImage
 from trimtab.tasks.base import AnyPreprocess, Task
+
+_MOST_SCANS = 500
+"""Scans of a JPEG. Ten are usual; each is a pass over all pixels and takes no more than eleven bytes of the file."""
+_ICO = b"\0\0\1\0"
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(content: bytes, task: Task, preprocess: AnyPreprocess, max_pixels: int) -> ReadImage:
@@ -29,8 +35,10 @@ def read_image(content: bytes, task: Task, preprocess: AnyPreprocess, max_pixels
     """
     # A damaged file makes Pillow's decoders fail in any way.
     try:
+        _check_icons(content, max_pixels)
         with open_allowed(io.BytesIO(content)) as image:
-            _check_size(image, max_pixels)
+            _check_size(image.size, max_pixels)
+            _check_scans(image, content)
             return task.read_image(image, preprocess)
     except RefusedError:
         raise
@@ -44,9 +52,33 @@ def read_image(content: bytes, task: Task, preprocess: AnyPreprocess, max_pixels
         ) from error
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        raise _too_large(f"it has {image.width}x{image.height} pixels", max_pixels)
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if abs(width * height) > max_pixels:
+        raise _too_large(f"it has {width}x{height} pixels", max_pixels)
+
+
+def _check_icons(content: bytes, max_pixels: int) -> None:
+    """Check the images in an ICO file, which Pillow decodes as it opens it, by the sizes in their own headers."""
+    if not content.startswith(_ICO):
+        return
+    (count,) = struct.unpack_from("<H", content, len(_ICO))
+    for k in range(count):
+        (place,) = struct.unpack_from("<I", content, 6 + 16 * k + 12)
+        if content.startswith(_PNG, place):
+            _check_size(struct.unpack_from(">II", content, place + 16), max_pixels)
+        else:
+            # Of both its picture and its transparency, each as high as the icon.
+            width, height = struct.unpack_from("<ii", content, place + 4)
+            _check_size((width, height // 2), max_pixels)
+
+
+def _check_scans(image: Image.Image, content: bytes) -> None:
+    if image.format in SCALABLE and content.count(b"\xff\xda") > _MOST_SCANS:
+        raise RefusedError(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"The image cannot be read: it is a JPEG of more than {_MOST_SCANS} scans; send another file.",
+        )
 
 
 def _too_large(what: str, max_pixels: int) -> RefusedError:

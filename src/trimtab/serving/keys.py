@@ -29,7 +29,7 @@ class Keys:
             ConfigError: If it cannot be read, has no key, or one that is easily guessed by its length.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text"
             raise ConfigError(f"The file of keys {str(path)!r} cannot be read: {reason}; name another.") from error
@@ -44,7 +44,8 @@ class Keys:
     def allow(self, authorization: str | None) -> bool:
         """Whether an ``Authorization: Bearer`` header has one of the keys; how long this takes tells none of them."""
         scheme, _, token = (authorization or "").partition(" ")
-        asked = _digest(token.strip().encode("latin-1", "replace"))
+        # A header is bytes that are shown as Latin-1, whose white space may be a half of a letter.
+        asked = _digest(token.strip(" \t").encode("latin-1", "replace"))
         found = [hmac.compare_digest(asked, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(found)
 

@@ -26,11 +26,17 @@ class Look:
     """
 
     def __init__(self, image: Tensor, number: int, entry: Entry) -> None:
-        self._image, self._adapter = image, entry
+        if not isinstance(image, Tensor):
+            raise DataError(
+                f"Image {number} is a {type(image).__name__}; give a tensor (3, height, width), normalised."
+            )
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
             raise DataError(
                 f"Image {number} is {tuple(image.shape)} of {image.dtype}; give (3, height, width), normalised."
             )
+        # What the backbone computes in is its own choice.
+        image = image.float()
+        self._image, self._adapter = image, entry
         self._whole = tuple(image.shape[1:]) == entry.image_size
         self.asks: list[Ask] = []
         if self._whole:

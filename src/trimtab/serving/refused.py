@@ -26,6 +26,19 @@ def overloaded(status: HTTPStatus, message: str, seconds: float) -> RefusedError
     return RefusedError(status, message, {"Retry-After": str(max(1, round(seconds)))})
 
 
+def check_count(images: int, most: int) -> None:
+    """Make sure that a request has no more images than it may, before anything is made of each.
+
+    Raises:
+        RefusedError: If it has more (413).
+    """
+    if images > most:
+        raise RefusedError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"There are {images} images in the request and {most} are allowed; send fewer at a time.",
+        )
+
+
 def quoted(text: str, most: int = 80) -> str:
     """Quote what a client sent, in one line of ASCII and not too long."""
     shown = ascii(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -118,9 +119,13 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # A name that cannot be one is told of before there is a socket.
+        socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = str(error) if error.errno is None or isinstance(error, socket.gaierror) else os.strerror(error.errno)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None) or 0
+        # Where a name is not found, it is no error of the operating system.
+        reason = os.strerror(number) if number > 0 else "no address of that name is known"
         raise ConfigError(
             f"The server cannot listen at {host} port {port}: {reason}; name another --port (0 takes a free one) or "
             "--host."
@@ -131,6 +136,18 @@ async def _run(
     application: Application, config: ServeConfig, listening: socket.socket, started: Callable[[], None]
 ) -> None:
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Protocol(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
+        """Closes a connection on which no request has begun, as uvicorn does only after the first one."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            asyncio.get_running_loop().call_later(config.body_timeout, self._close_unused)
+
+        def _close_unused(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
 
     class Server(uvicorn.Server):
         """Ends in order on a signal, as it is no failure to be told to."""
@@ -143,8 +160,11 @@ async def _run(
             await super().startup(sockets)
             started()
 
+    # What a client sends is told to the client.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     settings = uvicorn.Config(
         application,
+        http=Protocol,
         log_level="error",
         access_log=False,
         server_header=False,

@@ -17,7 +17,7 @@ from trimtab.serving.catalog import Catalog, ServedTask
 from trimtab.serving.config import ServeConfig
 from trimtab.serving.images import read_image
 from trimtab.serving.metrics import Metrics
-from trimtab.serving.refused import RefusedError, overloaded
+from trimtab.serving.refused import RefusedError, check_count, overloaded
 from trimtab.tasks.answers import AnswerOptions, NoAnswerError, ReadImage
 
 ResultT = TypeVar("ResultT")
@@ -123,11 +123,7 @@ class Service:
         config, images = self.config, len(questions)
         if not images:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "There is no image in the request; send one.")
-        if images > config.max_images:
-            raise RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"There are {images} images in the request and {config.max_images} are allowed; send fewer at a time.",
-            )
+        check_count(images, config.max_images)
         count = sum(max(1, len(set(question.tasks))) for question in questions)
         if count > config.queue:
             raise RefusedError(

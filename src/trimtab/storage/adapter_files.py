@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -101,12 +102,16 @@ def read_tensors(directory: Path, config: dict[str, Any]) -> bytes:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        # Who reads a pipe waits for whoever writes it.
+        if stat.S_ISREG(path.stat().st_mode):
+            return path.read_bytes()
+        cause, reason = None, "it is no regular file"
     except OSError as error:
-        raise CheckpointError(
-            f"{path.name} cannot be read in {str(path.parent)!r} ({error.strerror}); the folder is not a whole "
-            "adapter. Name one that 'trimtab fit' finished, or finish this one with --resume."
-        ) from error
+        cause, reason = error, error.strerror or str(error)
+    raise CheckpointError(
+        f"{path.name} cannot be read in {str(path.parent)!r} ({reason}); the folder is not a whole "
+        "adapter. Name one that 'trimtab fit' finished, or finish this one with --resume."
+    ) from cause
 
 
 def read_json(path: Path) -> dict[str, Any]:

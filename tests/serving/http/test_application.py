@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -16,16 +17,21 @@ from typing import Any
 
 import pytest
 
-from tests.serving.served import TASKS, Server, classifier, picture, running, segmenter
+from tests.serving.served import TASKS, Server, classifier, form, picture, running, segmenter
 from trimtab.serving.http.page import page
+from trimtab.serving.http.v2 import HEADER_LENGTH
 
-KEY, ADMIN = "a key for tests", "another for changes"
+KEY, ADMIN, ACCENTED = "a key for tests", "another for changes", "une clé, là"
+
+
+_IS_JSON = {"Content-Type": "application/json"}
+_TENSOR = b'{"inputs": [{"datatype": "BYTES", "shape": [65], "parameters": {"binary_data_size": 260}}]}'
 
 
 @pytest.fixture
 def changing(tmp_path: Path, home: Path) -> Iterator[Server]:
     """A server whose tasks may be changed, from the folder ``there``."""
-    (tmp_path / "keys").write_text(f"# whose\n{KEY}\n{KEY} two\n")
+    (tmp_path / "keys").write_text(f"# whose\n{KEY}\n{KEY} two\n{ACCENTED}\n", encoding="utf-8-sig")
     (tmp_path / "admin").write_text(ADMIN)
     there = tmp_path / "there"
     classifier(there / "fresh", "vpt", classes=3, seed=11)
@@ -55,6 +61,8 @@ def test_requests_need_a_key(changing: Server) -> None:
     for path in ("/", "/v2/health/live", "/v2/health/ready"):
         assert changing.ask("GET", path).status == 200
     assert changing.ask("POST", "/predict/first", picture(), bearer(f"{KEY} two")).status == 200
+    # Its last byte in UTF-8 is a space in Latin-1.
+    assert changing.ask("GET", "/tasks", headers=bearer(ACCENTED.encode().decode("latin-1"))).status == 200
 
 
 def test_tasks_are_added_replaced_and_removed(changing: Server, home: Path) -> None:
@@ -111,6 +119,17 @@ def test_what_cannot_be_added_changes_nothing(changing: Server, task: str, body:
     assert len(changing.catalog.get("first").facts.labels) == 4
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"])
+def test_a_pipe_in_an_adapter_is_not_waited_for(changing: Server, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "there" / "fresh" / name
+    file.unlink()
+    os.mkfifo(file)
+    reply = changing.ask("PUT", "/tasks/fresh", headers=bearer(ADMIN))
+    assert (reply.status, f"{name} cannot be read" in reply.error) == (409, True)
+    assert "no regular file" in reply.error
+
+
 def test_tasks_are_changed_with_the_key_of_changes_only(changing: Server, server: Server) -> None:
     for headers in ({}, bearer(KEY), bearer("wrong")):
         assert changing.ask("PUT", "/tasks/fresh", headers=headers).status == 401
@@ -135,6 +154,31 @@ def test_limits_are_told(home: Path) -> None:
         reply = server.post("/predict", body)
         assert (reply.status, "5 answers" in reply.error) == (413, True)
         assert server.post("/predict/first", picture(0, (100, 100))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "word"),
+    [
+        ("/predict", b'{"inputs": [' + b"0," * 100_000 + b"0]}", _IS_JSON, "100000 values"),
+        ("/predict/first", b"[" * 100_001, _IS_JSON, "100000 values"),
+        ("/predict", {"inputs": [0] * 65}, {}, "65 images"),
+        ("/predict/first", {"inputs": [""] * 65}, {}, "65 images"),
+        ("/v2/models/first/infer", {"inputs": [{"datatype": "BYTES", "data": [""] * 65}]}, {}, "65 images"),
+        ("/v2/models/first/infer", _TENSOR + bytes(4 * 65), {HEADER_LENGTH: str(len(_TENSOR))}, "65 images"),
+    ],
+)
+def test_many_small_images_are_counted_before_any_is_made(
+    server: Server, path: str, body: Any, headers: dict[str, str], word: str
+) -> None:
+    reply = server.ask("POST", path, body, headers)
+    assert reply.status == 413
+    assert word in reply.error
+
+
+def test_fields_of_one_name_are_counted_each(server: Server) -> None:
+    body, kind = form([("top_k", None, b"1")] * 101)
+    reply = server.ask("POST", "/predict/first", body, {"Content-Type": kind})
+    assert (reply.status, "100 fields" in reply.error) == (400, True)
 
 
 @contextlib.contextmanager

@@ -151,6 +151,7 @@ def test_one_bad_image_spoils_no_other(server: Server) -> None:
         ("/predict", b"x", {"Content-Type": "image/png"}, 415, "POST /predict/TASK"),
         ("/predict", {"inputs": 3}, {}, 400, "no list"),
         ("/predict/first/more", b"x", {}, 404, "nothing at this address"),
+        ("/predict/first/", b"x", {"Host": "example.com"}, 404, "nothing at this address"),
         ("/tasks", b"x", {}, 405, "another method"),
     ],
 )

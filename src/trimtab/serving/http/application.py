@@ -66,6 +66,8 @@ class Application:
                 Exception: _failed,
             },
         )
+        # They would lead to whatever host the request names.
+        self._app.router.redirect_slashes = False
 
     @property
     def ready(self) -> bool:

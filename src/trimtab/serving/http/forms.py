@@ -57,7 +57,7 @@ class _Parts:
 
     def __init__(self, max_files: int) -> None:
         self.form, self.ended = Form(), False
-        self._max_files = max_files
+        self._max_files, self._num_texts = max_files, 0
         self._header, self._value, self._disposition = bytearray(), bytearray(), b""
         self._content = bytearray()
 
@@ -93,13 +93,15 @@ class _Parts:
         if b"filename" in options:
             self.form.files.append((name, bytes(self._content)))
         else:
+            # Of one name the last is kept; each has cost its time.
             self.form.texts[name] = self._content.decode("utf-8", "replace")
+            self._num_texts += 1
         if len(self.form.files) > self._max_files:
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"The form has more than the {self._max_files} images that are allowed; send fewer at a time.",
             )
-        if len(self.form.texts) > _MOST_TEXTS:
+        if self._num_texts > _MOST_TEXTS:
             raise _unreadable(f"it has more than {_MOST_TEXTS} fields")
 
     def _end(self) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from trimtab.serving.http.bodies import image_of_base64, json_response, media_type, parsed_json
 from trimtab.serving.http.forms import Form, parsed_form
-from trimtab.serving.refused import RefusedError, quoted
+from trimtab.serving.refused import RefusedError, check_count, quoted
 from trimtab.serving.service import Outcome, Question, Service, Timings
 from trimtab.tasks.answers import AnswerOptions, Function
 
@@ -33,7 +33,7 @@ async def predict_task(request: Request, service: Service, content: bytes) -> Re
         images = [file for _, file in form.files]
         many = len(images) > 1
     elif kind == _JSON:
-        images, many, options = await service.in_pool(_of_json, content)
+        images, many, options = await service.in_pool(_of_json, content, service.config.max_images)
     else:
         images = [content]
         _check_sent(content)
@@ -58,7 +58,7 @@ async def predict_mixed(request: Request, service: Service, content: bytes) -> R
         options = options_of({**request.query_params, **form.texts})
         questions = [Question(file, _names(field), options) for field, file in form.files]
     elif kind == _JSON:
-        questions = await service.in_pool(_mixed_of_json, content)
+        questions = await service.in_pool(_mixed_of_json, content, service.config.max_images)
     else:
         raise RefusedError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -106,24 +106,27 @@ def _check_sent(content: bytes) -> None:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "The body is empty; send an image.")
 
 
-def _of_json(content: bytes) -> tuple[list[bytes], bool, AnswerOptions]:
+def _of_json(content: bytes, max_images: int) -> tuple[list[bytes], bool, AnswerOptions]:
     """Return the images of Hugging Face's JSON, whether they are a list, and what is asked."""
     values = parsed_json(content)
     if "inputs" not in values:
         raise RefusedError(HTTPStatus.BAD_REQUEST, 'The JSON has no "inputs"; give the image there in base64.')
     inputs = values["inputs"]
     many = isinstance(inputs, list)
-    images = [image_of_base64(value, '"inputs"') for value in (inputs if many else [inputs])]
+    sent = inputs if many else [inputs]
+    check_count(len(sent), max_images)
+    images = [image_of_base64(value, '"inputs"') for value in sent]
     return images, many, options_of(_parameters(values))
 
 
-def _mixed_of_json(content: bytes) -> list[Question]:
+def _mixed_of_json(content: bytes, max_images: int) -> list[Question]:
     values = parsed_json(content)
     inputs, options = values.get("inputs"), options_of(_parameters(values))
     if not isinstance(inputs, list):
         raise RefusedError(
             HTTPStatus.BAD_REQUEST, '"inputs" is no list; give [{"image": base64, "tasks": ["a", "b"]}, ...].'
         )
+    check_count(len(inputs), max_images)
     return [_question(value, options) for value in inputs]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -23,11 +24,12 @@ from trimtab.errors import ConfigError
 from trimtab.serving.catalog import ServedTask
 from trimtab.serving.http.bodies import image_of_base64, json_response, parsed_json
 from trimtab.serving.http.predict import options_of
-from trimtab.serving.refused import RefusedError, quoted
+from trimtab.serving.refused import RefusedError, check_count, quoted
 from trimtab.serving.service import Question, Service
 from trimtab.tasks.answers import AnswerOptions
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_LENGTH = re.compile(r"[0-9]{1,20}")
 
 
 def server_metadata() -> dict[str, Any]:
@@ -68,7 +70,8 @@ def model_metadata(task: ServedTask) -> dict[str, Any]:
 async def infer(request: Request, service: Service, content: bytes) -> Response:
     """Answer an inference request."""
     task = model(request, service)
-    asked = await service.in_pool(_read_request, content, request.headers.get(HEADER_LENGTH))
+    length = request.headers.get(HEADER_LENGTH)
+    asked = await service.in_pool(_read_request, content, length, service.config.max_images)
     outcomes = await service.answer([Question(image, (task.name,), asked.options) for image in asked.images])
     for outcome in outcomes:
         if outcome.refused is not None:
@@ -88,10 +91,10 @@ class _Asked:
     """Whether all are wanted in binary, if none is named."""
 
 
-def _read_request(content: bytes, header_length: str | None) -> _Asked:
+def _read_request(content: bytes, header_length: str | None, max_images: int) -> _Asked:
     length = len(content)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdecimal()) or int(header_length[:20]) > len(content):
+        if not _LENGTH.fullmatch(header_length) or int(header_length) > len(content):
             raise _bad(f"{HEADER_LENGTH} is {quoted(header_length)}, and the body has {len(content)} bytes.")
         length = int(header_length)
     values = parsed_json(content[:length])
@@ -109,27 +112,28 @@ def _read_request(content: bytes, header_length: str | None) -> _Asked:
     asked_id = values.get("id")
     return _Asked(
         id=asked_id if isinstance(asked_id, str) else None,
-        images=_images(inputs[0], content[length:]),
+        images=_images(inputs[0], content[length:], max_images),
         options=options_of(parameters),
         outputs=wanted or None,
         binary=parameters.get("binary_data_output") is True,
     )
 
 
-def _images(tensor: Mapping[str, Any], behind: bytes) -> list[bytes]:
+def _images(tensor: Mapping[str, Any], behind: bytes, max_images: int) -> list[bytes]:
     if tensor.get("datatype") != "BYTES":
         raise _bad(f"The input's datatype is {quoted(str(tensor.get('datatype')))}; send images as BYTES.")
     size = _object(tensor, "parameters").get("binary_data_size")
     if size is not None:
         if size != len(behind) or isinstance(size, bool):
             raise _bad(f"binary_data_size is {quoted(str(size))}, and {len(behind)} bytes are behind the JSON.")
-        images = _unpacked(behind)
+        images = _unpacked(behind, max_images)
     else:
         data = tensor.get("data")
         if not isinstance(data, list):
             raise _bad('The input has no list "data" and no binary_data_size; give images in base64.')
         while data and all(isinstance(row, list) for row in data):
             data = [value for row in data for value in row]
+        check_count(len(data), max_images)
         images = [image_of_base64(value, '"data"') for value in data]
     shape = tensor.get("shape")
     # Whichever way the images are laid out, there are so many.
@@ -143,7 +147,7 @@ def _images(tensor: Mapping[str, Any], behind: bytes) -> list[bytes]:
     return images
 
 
-def _unpacked(behind: bytes) -> list[bytes]:
+def _unpacked(behind: bytes, max_images: int) -> list[bytes]:
     """Take BYTES apart: each has its length before it, four bytes, the lowest first."""
     images, place = [], 0
     while place < len(behind):
@@ -151,6 +155,7 @@ def _unpacked(behind: bytes) -> list[bytes]:
         if place + 4 > len(behind) or end > len(behind):
             raise _bad("The bytes behind the JSON end within an image; each has its length in four bytes before it.")
         images.append(behind[place + 4 : end])
+        check_count(len(images), max_images)
         place = end
     return images
 
