@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import timm
 from PIL import Image
 
@@ -49,6 +50,7 @@ print([name for name in {UNUSED} if name in sys.modules])
     assert (tmp_path / "sparing.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
 
 
+@pytest.mark.nightly
 def test_backbones_are_the_same_without_the_rest() -> None:
     names = ("test_vit", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224")
     code = f"""import sys
@@ -64,6 +66,7 @@ print(type(meta_model("xcit_nano_12_p16_224")).__name__, "timm.models.resnet" in
     assert run(START + code) == [*map(described, names), "[]", "Xcit True"]
 
 
+@pytest.mark.nightly
 def test_nothing_is_missing_and_nothing_is_another_thing() -> None:
     """Each name of a submodule that is asked first is that of its package, once the package is complete."""
     code = """import importlib, sys, types

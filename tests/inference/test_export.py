@@ -49,7 +49,8 @@ def one_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @writes_onnx
-@pytest.mark.parametrize("method", ["vpt", pytest.param("ship", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["vpt", "ship"])
 def test_onnx_says_what_the_model_says(method: str, tmp_path: Path) -> None:
     written = export(job.finished(method), out=tmp_path / "x")
     pixels, images = pictures()

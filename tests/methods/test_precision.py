@@ -21,8 +21,12 @@ from trimtab.noise import Noise
 from trimtab.training.memory import size_of
 
 LOW = torch.bfloat16
+BY_DAY = {"class-token", "swin-v2", "eva02"}
+"""Families on which every method is run by day; ``vpt`` and ``ssf`` are run on all."""
 PAIRS = [
-    (method, name, family)
+    pytest.param(
+        method, name, family, marks=() if family in BY_DAY or method in {"vpt", "ssf"} else pytest.mark.nightly
+    )
     for method, name in main_cases()
     for family in FAMILIES
     if not (CASES[method][name].one_width and family in STAGED)
@@ -171,7 +175,7 @@ def test_recomputing_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("method", ["vpt", "ship"])
+@pytest.mark.parametrize("method", [pytest.param("vpt", marks=pytest.mark.nightly), "ship"])
 def test_a_step_in_bf16_compiles_whole(method: str) -> None:
     _, low = _low(method, next(iter(CASES[method])), "class-token")
     images = images_for(low.backbone, count=3)
