@@ -22,7 +22,7 @@ from trimtab import __version__
 from trimtab.errors import ConfigError
 from trimtab.serving.catalog import ServedTask
 from trimtab.serving.http.bodies import image_of_base64, json_response, parsed_json
-from trimtab.serving.http.predict import options_of
+from trimtab.serving.http.predict import options_of, raise_first_refused
 from trimtab.serving.refused import RefusedError, quoted
 from trimtab.serving.service import Question, Service
 from trimtab.tasks.answers import AnswerOptions
@@ -70,9 +70,7 @@ async def infer(request: Request, service: Service, content: bytes) -> Response:
     task = model(request, service)
     asked = await service.in_pool(_read_request, content, request.headers.get(HEADER_LENGTH))
     outcomes = await service.answer([Question(image, (task.name,), asked.options) for image in asked.images])
-    for outcome in outcomes:
-        if outcome.refused is not None:
-            raise outcome.refused
+    raise_first_refused(outcomes)
     answers = [outcome.answers[task.name] for outcome in outcomes]
     return await service.in_pool(_response, task.name, asked, answers)
 
