@@ -42,8 +42,8 @@ class Admin:
                 elif any(task.name == name for task in self._catalog.tasks()):
                     self._catalog.remove(name)
                     say(
-                        f"{name}: not served, as was asked for while the server ran before; take it out of {FILE} in the "
-                        "folder of adapters to serve it again"
+                        f"{name}: not served, as was asked for while the server ran before; take it out of {FILE} in "
+                        "the folder of adapters to serve it again"
                     )
             except (TrimtabError, RefusedError) as error:
                 say(f"{name}: cannot be served as it was before: {error}")

@@ -25,7 +25,6 @@ def model_card(
     """
     labels = config["labels"]
     shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-    base = _base_model(config["backbone"]["name"])
     measured = metrics.get(f"val_{task.monitor}")
     result = "not measured (no validation images)" if measured is None else f"{measured:.4f}"
     head = ""
@@ -35,7 +34,7 @@ def model_card(
     label = task.metric_labels[task.monitor]
     return f"""---
 library_name: trimtab
-{base}pipeline_tag: {task.pipeline_tag}
+{_base_model(config["backbone"]["name"])}pipeline_tag: {task.pipeline_tag}
 tags: [{_tags(task, config["method"])}]
 ---
 
