@@ -273,8 +273,24 @@ def test_another_models_folder_is_refused(on_a_folder: Path, tmp_path: Path) -> 
 )
 def test_the_model_card_names_the_backbones_repository(name: str, line: str) -> None:
     config = {"method": "m", "labels": ["a"], "backbone": {"name": name, "fingerprint": "f", "image_size": [1, 2]}}
-    card = model_card(make_task(), config, {}, {})
+    card = model_card(make_task(), config, {}, {}, {})
     assert card.startswith(f"---\nlibrary_name: trimtab\n{line}pipeline_tag:")
+
+
+@pytest.mark.parametrize(("method", "tagged"), [("vpt", True), ("ship", True), ("linear", False), ("lora", False)])
+def test_the_model_card_is_tagged_as_prompt_tuning_where_there_are_prompts(method: str, tagged: bool) -> None:
+    config = {"method": method, "labels": ["a"], "backbone": {"name": "b", "fingerprint": "f", "image_size": [1, 2]}}
+    card = model_card(make_task(), config, {}, {}, {})
+    (tags,) = [line for line in card.splitlines() if line.startswith("tags: ")]
+    assert ("visual-prompt-tuning" in tags) is tagged
+    assert tags.endswith(f", {method}]")
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_model_card_and_inspect_tell_of_scaled_decoding(tmp_path: Path, scaled: bool) -> None:
+    folder = job.run("linear", tmp_path / "a", scaled_decoding=scaled)
+    assert checkpoint.describe(folder)["scaled_decoding"] is scaled
+    assert ("| large JPEG files | decoded at a reduced scale |" in (folder / "README.md").read_text()) is scaled
 
 
 def test_lists_become_tuples_again() -> None:

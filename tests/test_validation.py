@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, nearest
 from trimtab.methods import METHODS
 from trimtab.options import _help, read_options
 from trimtab.recipe import FitConfig
@@ -199,3 +199,8 @@ def test_annotations_that_are_no_texts_are_read_too() -> None:
 def test_one_bound_is_put_into_words() -> None:
     assert [str(Range(most=5)), str(Range(below=5))] == ["at most 5", "below 5"]
     assert Range(most=5).sentence() == "use at most 5"
+
+
+@pytest.mark.parametrize(("name", "hint"), [("frist", " Did you mean 'first'?"), ("flowers", ""), ("nope", "")])
+def test_only_what_is_alike_is_offered(name: str, hint: str) -> None:
+    assert nearest(name, ["first", "mine"]) == hint

@@ -104,7 +104,7 @@ def save(
     metrics = {**metrics, "adapter_bytes": len(raw)}
     write_json(directory / PREPROCESSOR, preprocessor)
     write_json(directory / METRICS, metrics)
-    write_text(directory / CARD, model_card(task, config, metrics, run))
+    write_text(directory / CARD, model_card(task, config, metrics, run, preprocessor))
     write_json(directory / CONFIG, config)
     return metrics
 
@@ -231,6 +231,7 @@ class AdapterFiles:
             "method_config": config["method_config"],
             "facts": config.get("facts", {}),
             "precision": config.get("precision", "fp32"),
+            "scaled_decoding": self.preprocessor.get("scaled_decoding", False),
             "labels": config["labels"],
             "backbone": config["backbone"],
             **counts,
@@ -399,9 +400,9 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """Return what there is to know of an adapter folder, read without torch.
 
     Returns:
-        ``method``, ``method_config``, ``facts``, ``precision`` (what it was trained in), ``labels``, ``backbone``,
-        ``parameters`` (trained) and ``fixed`` numbers by part (counted in the tensors' file), ``bytes`` of the tensors
-        and of the folder, ``metrics``.
+        ``method``, ``method_config``, ``facts``, ``precision`` (what it was trained in), ``scaled_decoding`` (whether
+        photos are), ``labels``, ``backbone``, ``parameters`` (trained) and ``fixed`` numbers by part (counted in the
+        tensors' file), ``bytes`` of the tensors and of the folder, ``metrics``.
 
     Raises:
         CheckpointError: As :func:`read`.

@@ -42,5 +42,5 @@ class TrainingError(TrimtabError):
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A hint ``" Did you mean 'a' or 'b'?"`` with the known names closest to ``name``; may be empty."""
-    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -94,6 +94,7 @@ def fitted(out: str = "runs/a") -> types.SimpleNamespace:
         seconds=65.4,
         best_epoch=4,
         peak_memory=1_234_567_890,
+        precision="fp32",
     )
 
 
@@ -222,6 +223,7 @@ def test_fit_hands_on_what_was_given_and_nothing_else(run: Run, work: Work) -> N
         "trainable parameters  92,261",
         "adapter               370.0 kB",
         "peak memory           1,234.6 MB",
+        "precision             fp32",
         "time                  1:05",
         "Next: trimtab eval runs/a 'my images'",
     ]

@@ -18,6 +18,7 @@ from PIL import Image
 from tests import job
 from trimtab.errors import CheckpointError, ConfigError, DataError
 from trimtab.inference.evaluate import evaluate, load, predict_to, split_to_measure
+from trimtab.progress import Progress
 from trimtab.tasks.classification import Prediction, Predictor
 
 METHOD = "vpt"
@@ -54,6 +55,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 # --- predict --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_was_computed_in_is_told(adapter: Path, tmp_path: Path, precision: str) -> None:
+    assert evaluate(adapter, job.data(), precision=precision)["precision"] == precision
+    told: list[str] = []
+
+    class Noted(Progress):
+        def say(self, text: str) -> None:
+            told.append(text)
+
+    predict_to(adapter, [str(job.data() / "test")], out=tmp_path / "p.csv", precision=precision, progress=Noted())
+    assert f"Computing in {precision}." in told
 
 
 def test_one_path_gives_one_prediction(predictor: Predictor) -> None:

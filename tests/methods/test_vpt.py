@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +95,26 @@ def test_papers_head_starts_with_every_class_unlikely(plain: Backbone) -> None:
     head = build(plain, VPTConfig(head_init="paper"), 50).head.linear
     assert torch.allclose(head.bias, torch.tensor(-math.log(99)))
     assert head.weight.std().item() == pytest.approx(math.sqrt(2 / 50), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "dropout", "init"),
+    [
+        ({}, 0.1, "patches"),
+        ({"deep": False}, 0.0, "patches"),
+        ({"projection": 8}, 0.1, "uniform"),
+        ({"dropout": 0.3, "prompt_init": "uniform"}, 0.3, "uniform"),
+    ],
+)
+def test_what_depends_on_other_options_is_recorded(
+    plain: Backbone, options: dict[str, Any], dropout: float, init: str
+) -> None:
+    config = VPT(VPTConfig(**options), plain).config
+    assert (config.dropout, config.prompt_init) == (pytest.approx(dropout), init)
+    before = dataclasses.asdict(VPTConfig(**options))
+    assert VPTConfig(**VPTConfig.upgrade(before)) == config
+    # An option that there was not yet has no meaning to fill in.
+    assert VPTConfig.upgrade({"deep": True}) == {"deep": True}
 
 
 @pytest.mark.parametrize(("options", "rate"), [({}, 0.1), ({"deep": False}, 0.0), ({"dropout": 0.3}, 0.3)])

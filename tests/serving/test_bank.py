@@ -385,6 +385,63 @@ def test_a_wrong_name_offers_the_nearest(backbone: Backbone, images: Tensor, vpt
         bank.add("", vpt(0)[0])
 
 
+@pytest.fixture
+def matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_PRECISION", "bf16")
+
+
+MIXED_AND_APART = (("vpt", "deep"), ("linear", "plain"), ("ship", "sparse"), ("full", "plain"))
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_each_task_is_computed_in_what_it_was_trained_in(backbone: Backbone, images: Tensor, tmp_path: Path) -> None:
+    """As ``load`` does by itself, though all of them are asked at once."""
+    bank, expected = Bank(backbone), {}
+    for method, case in MIXED_AND_APART:
+        for trained in ("fp32", "bf16"):
+            model = made.classifier(method, case, FAMILY).with_precision(trained)
+            name = f"{method} {trained}"
+            assert bank.add(name, made.save(model, tmp_path / name)).precision == trained
+            folded = checkpoint.restore_on(checkpoint.read(tmp_path / name), backbone).fold()
+            expected[name] = alone(folded.with_precision(trained), images).float()
+    for name, logits in expected.items():
+        assert torch.equal(torch.stack(bank.predict(images, [name] * len(images))), logits), name
+    for image, answers in zip(range(len(images)), bank.predict(images, [list(expected)] * len(images)), strict=True):
+        for name, answer in zip(expected, answers, strict=True):
+            low = name.endswith("bf16")
+            torch.testing.assert_close(answer, expected[name][image], **({"rtol": 0.1, "atol": 0.1} if low else {}))
+    assert not torch.equal(expected["vpt fp32"], expected["vpt bf16"])
+    assert bank.backbone.low_precision is None
+
+
+@pytest.mark.usefixtures("matrix_units")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_is_asked_for_is_that_of_every_task(
+    backbone: Backbone, tmp_path: Path, precision: Any
+) -> None:
+    bank = Bank(backbone, precision=precision)
+    for trained in ("fp32", "bf16"):
+        model = made.classifier("vpt", "deep", FAMILY).with_precision(trained)
+        assert bank.add(trained, made.save(model, tmp_path / trained)).precision == precision
+
+
+@pytest.mark.usefixtures("matrix_units")
+def test_tasks_that_are_apart_share_the_weights_of_their_precision(backbone: Backbone, tmp_path: Path) -> None:
+    model = made.classifier("ship", "sparse", FAMILY)
+    bank = Bank(backbone)
+    sizes = [
+        bank.add(trained, made.save(model.with_precision(trained), tmp_path / trained)).num_bytes
+        for trained in ("fp32", "bf16")
+    ]
+    assert bank.apart == ["fp32", "bf16"]
+    assert sizes[1] <= sizes[0] < sum(value.nbytes for value in backbone.state_dict().values())
+
+
+def test_without_matrix_units_all_is_float32(backbone: Backbone, tmp_path: Path) -> None:
+    model = made.classifier("vpt", "deep", FAMILY).with_precision("bf16")
+    assert Bank(backbone).add("low", made.save(model, tmp_path / "low")).precision == "fp32"
+
+
 def test_wrong_images_are_told_by_number(backbone: Backbone, images: Tensor, vpt: Made) -> None:
     bank = Bank(backbone)
     bank.add("a", vpt(0)[0])

@@ -143,6 +143,7 @@ def test_what_cannot_be_served_is_told_in_a_line(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "short").write_text("# no key\nshort\n")
+    (tmp_path / "empty").write_text("# no key\n\n")
     first = f"first={home / 'first'}"
     long_label = "a" * 70 + ".ä"
     with listen("127.0.0.1", 0) as taken:
@@ -151,7 +152,8 @@ def test_what_cannot_be_served_is_told_in_a_line(
             "port 0: no address of that name is known": [first, "--host", long_label],
             "There is no adapter in": [str(tmp_path)],
             "go together": [first, "--adapters", str(tmp_path)],
-            "8 letters or more": [first, "--key-file", str(tmp_path / "short")],
+            "has a key of 5 characters": [first, "--key-file", str(tmp_path / "short")],
+            "has none; write at least one": [first, "--key-file", str(tmp_path / "empty")],
             "cannot be read: No such file": [first, "--key-file", str(tmp_path / "nope")],
         }
         for word, words in wrong.items():

@@ -88,6 +88,7 @@ def _fit(args: argparse.Namespace) -> None:
         "trainable_parameters": result.trainable,
         "adapter_bytes": result.adapter_bytes,
         "peak_memory_bytes": result.peak_memory,
+        "precision": result.precision,
         "time_seconds": result.seconds,
     }
     split = split_to_measure(result.out, args.data)

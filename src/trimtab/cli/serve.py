@@ -35,7 +35,8 @@ def _serve(args: argparse.Namespace) -> None:
 def _started(address: str, catalog: Catalog) -> None:
     names = [task.name for task in catalog.tasks()]
     backbones = sorted({task.bank.backbone.name for task in catalog.tasks()})
-    show({"page": f"{address}/", "tasks": names, "backbones": backbones})
+    precisions = sorted({task.facts.precision for task in catalog.tasks()})
+    show({"page": f"{address}/", "tasks": names, "backbones": backbones, "precision": precisions})
     if names:
         print(f"Next: curl --data-binary @IMAGE.jpg {address}/predict/{names[0]}")
     # Whoever started it may wait for this in a pipe.

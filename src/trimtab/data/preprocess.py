@@ -123,10 +123,14 @@ class Preprocess:
         # A damaged file makes Pillow's decoders fail in any way, not only with an OSError.
         try:
             with open_image(path) as image:
-                scaled = self._read_scaled(image) if self.scaled_decoding else None
-                return self.from_image(image) if scaled is None else self._stored(scaled)
+                return self.from_file(image)
         except Exception as error:
             raise DataError(unreadable(path, error)) from error
+
+    def from_file(self, image: Image.Image) -> Tensor:
+        """Resize an image as it was opened, of which nothing is decoded yet; as `read`, with Pillow's own errors."""
+        scaled = self._read_scaled(image) if self.scaled_decoding else None
+        return self.from_image(image) if scaled is None else self._stored(scaled)
 
     def from_image(self, image: Image.Image) -> Tensor:
         """Resize an open image, whose pixels are all decoded; as `read`, whose errors come as Pillow raises them."""

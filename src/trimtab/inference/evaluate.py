@@ -88,12 +88,12 @@ def evaluate(
     Where ``data`` names no validation images, the splits ``"train"`` and ``"val"`` are those that training made.
 
     Returns:
-        ``accuracy`` (top-1), ``mean_class_accuracy``, ``loss``, ``calibration_error``, ``images``, ``classes``
-        (how many of the model's classes occur), ``split`` and ``seconds``. Of a segmenter: ``miou``,
-        ``pixel_accuracy``, ``mean_class_accuracy`` and ``loss`` over all pixels of the set that have a class, ``iou``
-        by class (None where it is neither there nor predicted), ``per_image`` (path, ``miou`` and ``pixel_accuracy``
-        of each image), ``images``, ``classes``, ``split`` and ``seconds``. Where images were found that cannot be
-        decoded here, ``left_out`` counts them.
+        ``accuracy`` (top-1), ``mean_class_accuracy``, ``loss``, ``calibration_error``, ``images``, ``classes`` (how
+        many of the model's classes occur), ``split``, ``precision`` (that was computed in) and ``seconds``. Of a
+        segmenter: ``miou``, ``pixel_accuracy``, ``mean_class_accuracy`` and ``loss`` over all pixels of the set that
+        have a class, ``iou`` by class (None where it is neither there nor predicted), ``per_image`` (path, ``miou`` and
+        ``pixel_accuracy`` of each image), ``images``, ``classes``, ``split``, ``precision`` and ``seconds``. Where
+        images were found that cannot be decoded here, ``left_out`` counts them.
 
     Raises:
         TrimtabError: If the adapter, the backbone or the data cannot be used.
@@ -119,6 +119,7 @@ def evaluate(
         **task.summary(images, predictor.labels, metrics),
         **({"left_out": images.left_out} if images.left_out else {}),
         "split": split,
+        "precision": predictor.model.precision,
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -180,4 +181,5 @@ def predict_to(
     task = checkpoint.task_of(directory).with_views(views)
     output = task.plan_output(patterns, out, overwrite=overwrite, inputs=adapter_files(directory, weights))
     predictor = load(directory, weights=weights, device=device, precision=precision, views=views)
+    (progress or Progress()).say(f"Computing in {predictor.model.precision}.")
     return output.write(predictor, batch_size=batch_size, threads=threads, progress=progress)

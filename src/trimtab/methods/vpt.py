@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
@@ -52,6 +52,20 @@ class VPTConfig:
                 "prompt_init is patches, but prompts under a projection have no patches' width; use uniform."
             )
 
+    def resolved(self) -> VPTConfig:
+        """Return the same options, those that depend on others filled in, to be recorded and shown."""
+        return VPTConfig(**self.upgrade(dataclasses.asdict(self)))
+
+    @staticmethod
+    def upgrade(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return options that may have been recorded unresolved; those that there were not yet stay out."""
+        filled = dict(options)
+        if filled.get("dropout", ...) is None:
+            filled["dropout"] = 0.1 * bool(filled.get("deep", True))
+        if filled.get("prompt_init", ...) is None:
+            filled["prompt_init"] = "patches" if filled.get("projection") is None else "uniform"
+        return filled
+
     @property
     def from_patches(self) -> bool:
         """Whether prompts start from patches."""
@@ -86,14 +100,14 @@ class VPT(Method[VPTConfig]):
     paper_preprocessing = {"vpt": PAPER_VTAB, "vpt-fgvc": PAPER_FGVC}
 
     def __init__(self, config: VPTConfig, backbone: Backbone) -> None:
-        super().__init__(config, backbone)
+        super().__init__(config.resolved(), backbone)
         blocks = backbone.depth if config.deep else 1
         self.prompts = Prompts(backbone, config.num_prompts, blocks=blocks, width=config.projection)
         self.projection: nn.Module = nn.Identity()
         if config.projection is not None:
             self.projection = nn.Linear(config.projection, backbone.width)
             nn.init.kaiming_normal_(self.projection.weight, a=0, mode="fan_out")
-        self.dropout = config.dropout if config.dropout is not None else 0.1 * config.deep
+        self.dropout = self.config.dropout or 0.0
 
     @staticmethod
     def searched_lengths(backbone: Backbone) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trimtab.errors import CheckpointError, ConfigError, TrimtabError
 from trimtab.serving.catalog import NAME, Catalog, ServedTask, check_name
-from trimtab.serving.record import Record
+from trimtab.serving.record import FILE, Record
 from trimtab.serving.refused import RefusedError, quoted
 
 
@@ -41,7 +41,10 @@ class Admin:
                     say(f"{name}: {folder}, as was asked for while the server ran before")
                 elif any(task.name == name for task in self._catalog.tasks()):
                     self._catalog.remove(name)
-                    say(f"{name}: not served, as was asked for while the server ran before")
+                    say(
+                        f"{name}: not served, as was asked for while the server ran before; take it out of {FILE} in "
+                        "the folder of adapters to serve it again"
+                    )
             except (TrimtabError, RefusedError) as error:
                 say(f"{name}: cannot be served as it was before: {error}")
 

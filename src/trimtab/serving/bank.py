@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from trimtab import checkpoint
 from trimtab.backbone import Backbone
 from trimtab.errors import CheckpointError, ConfigError
-from trimtab.inference.evaluate import resolve_device
-from trimtab.ops.precision import resolve_precision
+from trimtab.ops.precision import Precision
+from trimtab.serving.backbones import Backbones, opened_backbone
 from trimtab.serving.looks import Look
 from trimtab.serving.mixing import Ask, rows_of, run_pass, to_host
 from trimtab.serving.store import AdapterStore, Entry, Loaded
@@ -44,6 +44,8 @@ class BankTask:
     """What it takes in memory."""
     pinned: bool
     """Whether it stays in memory."""
+    precision: Precision
+    """What it is computed in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +94,13 @@ class Bank:
         max_bytes: Most bytes of adapters on the device; ``None`` for no limit.
         max_host_bytes: Most bytes of copies of them in host memory, where the device has memory of its own.
         half: Keep stored keys and values in half precision: half the memory, answers equal to about 1e-3.
-        precision: ``"bf16"`` stores the backbone in bfloat16; ``"auto"`` does so where the device has matrix units.
+        precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: what each adapter was trained in, float32 where the device has
+            no matrix units for bfloat16. Tasks of either share passes with their like, and the backbone is stored in
+            both once there are both.
 
     Raises:
         BackboneError: If the backbone cannot be had.
-        ConfigError: If a limit is no number of bytes.
+        ConfigError: If a limit is no number of bytes, or the precision is none.
 
     Example:
         ::
@@ -116,16 +120,13 @@ class Bank:
         max_bytes: int | None = None,
         max_host_bytes: int | None = None,
         half: bool = False,
-        precision: Literal["auto", "fp32", "bf16"] = "fp32",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
     ) -> None:
         for name, limit in (("max_bytes", max_bytes), ("max_host_bytes", max_host_bytes)):
             if limit is not None and limit < 1:
                 raise ConfigError(f"{name} is {limit}; give a number of bytes above 0, or None for no limit.")
-        opened, self._half = _opened(backbone, weights, device), half
-        low = resolve_precision(precision, opened.device) == "bf16"
-        self.backbone = opened.cast(torch.bfloat16) if low else opened
-        self._sized: dict[tuple[int, int], Backbone] = {self.backbone.image_size: self.backbone}
-        self._shared = {tensor.data_ptr() for tensor in self.backbone.state_dict().values()}
+        self._backbones, self._half = Backbones(opened_backbone(backbone, weights, device), precision), half
+        self.backbone = self._backbones.first
         self._store = AdapterStore(self._reload, self.backbone.device, max_bytes, max_host_bytes)
         self._lock = threading.Lock()
         self._passes = self._apart = self._images = self._answers = 0
@@ -153,7 +154,8 @@ class Bank:
         directory = Path(directory)
         files = checkpoint.AdapterFiles.read(directory, metrics=False)
         saved = files.load()
-        loaded = self._restored(saved)
+        precision = self._backbones.precision_of(saved.precision)
+        loaded = self._restored(saved, precision)
         entry = Entry(
             name=name,
             directory=directory,
@@ -164,8 +166,9 @@ class Bank:
             task=saved.task,
             preprocess=saved.preprocess,
             mixed=loaded.part is not None,
-            num_bytes=loaded.num_bytes(self._shared),
+            num_bytes=loaded.num_bytes(self._backbones.addresses()),
             pinned=pinned,
+            precision=precision,
         )
         self._store.put(entry, loaded)
         return _described(entry)
@@ -196,7 +199,7 @@ class Bank:
             ConfigError: If there is no such task, with the nearest.
         """
         entry = self._store.get(name)
-        model: Any = _Asking(self, name, self._at(entry.image_size))
+        model: Any = _Asking(self, name, self._backbones.at(entry.image_size, entry.precision))
         return entry.task.predictor(model, entry.labels, entry.preprocess)
 
     @property
@@ -290,17 +293,25 @@ class Bank:
     def _answer(self, asks: Sequence[Ask], batch_size: int) -> None:
         left = list(dict.fromkeys(ask.entry for ask in asks))
         while left:
-            with self._store.lease(left) as loaded, self._autocast():
-                now = [ask for ask in asks if ask.entry in loaded]
-                for rows in rows_of(now, loaded).values():
-                    backbone = self._at(rows[0].asks[0].entry.image_size)
-                    for first in range(0, len(rows), batch_size):
-                        run_pass(backbone, rows[first : first + batch_size], loaded)
-                        self._count(passes=1, images=len(rows[first : first + batch_size]))
-                for entry, one in loaded.items():
-                    if one.model is not None:
-                        self._answer_apart([ask for ask in now if ask.entry is entry], one, batch_size)
+            with self._store.lease(left) as loaded:
+                for precision in dict.fromkeys(entry.precision for entry in loaded):
+                    now = {entry: one for entry, one in loaded.items() if entry.precision == precision}
+                    with self._autocast(precision):
+                        self._answer_now([ask for ask in asks if ask.entry in now], now, precision, batch_size)
                 left = [entry for entry in left if entry not in loaded]
+
+    def _answer_now(
+        self, asks: Sequence[Ask], loaded: dict[Entry, Loaded], precision: Precision, batch_size: int
+    ) -> None:
+        """Answer what is asked of adapters that are in memory, and computed in one precision."""
+        for rows in rows_of(asks, loaded).values():
+            backbone = self._backbones.at(rows[0].asks[0].entry.image_size, precision)
+            for first in range(0, len(rows), batch_size):
+                run_pass(backbone, rows[first : first + batch_size], loaded)
+                self._count(passes=1, images=len(rows[first : first + batch_size]))
+        for entry, one in loaded.items():
+            if one.model is not None:
+                self._answer_apart([ask for ask in asks if ask.entry is entry], one, batch_size)
 
     def _answer_apart(self, asks: Sequence[Ask], loaded: Loaded, batch_size: int) -> None:
         if loaded.model is None:
@@ -313,9 +324,8 @@ class Bank:
                 ask.logits = of_image
             self._count(apart=1, images=len(batch))
 
-    def _autocast(self) -> torch.autocast:
-        low = self.backbone.low_precision
-        return torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=low is not None)
+    def _autocast(self, precision: Precision) -> torch.autocast:
+        return torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def _count(self, *, passes: int = 0, apart: int = 0, images: int = 0) -> None:
         with self._lock:
@@ -325,27 +335,23 @@ class Bank:
 
     # --- adapters ---
 
-    def _at(self, size: tuple[int, int]) -> Backbone:
-        """Return the backbone for images of a size; made once."""
-        with self._lock:
-            if size not in self._sized:
-                self._sized[size] = self.backbone.at_image_size(*size)
-            return self._sized[size]
-
-    def _restored(self, saved: checkpoint.SavedAdapter) -> Loaded:
+    def _restored(self, saved: checkpoint.SavedAdapter, precision: Precision) -> Loaded:
         """Put an adapter on the backbone and keep what the bank needs of it."""
         if saved.fingerprint != self.backbone.fingerprint:
             raise CheckpointError(
                 f"The adapter was trained on {saved.backbone!r} with weights {saved.fingerprint[:12]}, and the bank's "
                 f"backbone is {self.backbone.name!r} with {self.backbone.fingerprint[:12]}; open a bank on the other."
             )
-        backbone = self._at(saved.image_size)
+        # Folded in float32 where it is there, as `load` does.
+        backbone = self._backbones.at(saved.image_size)
         # What stays must be of use to others than a pass that happens to need it.
         with torch.inference_mode(False), torch.no_grad():
             model = checkpoint.restore_on(saved, backbone).requires_grad_(False)
             part = model.method.banked(backbone)
             if part is None:
-                folded = model.fold()
+                # On the weights of its precision, which it shares with all tasks.
+                stored = self._backbones.at(saved.image_size, precision)
+                folded = (model if stored is backbone else checkpoint.restore_on(saved, stored)).fold()
                 return Loaded(None, folded.head, folded)
         if self._half:
             part.halve()
@@ -359,7 +365,7 @@ class Bank:
                 f"The adapter in {str(entry.directory)!r} was changed since it was added as {entry.name!r}; add it "
                 "again to use what is there now."
             )
-        return self._restored(files.load())
+        return self._restored(files.load(), entry.precision)
 
 
 class _Asking(nn.Module):
@@ -375,16 +381,6 @@ class _Asking(nn.Module):
         """Compute the logits of normalised images (B, 3, height, width), on their device."""
         answers = self._ask(images, [self._name] * len(images))
         return torch.stack(answers).to(images.device)
-
-
-def _opened(backbone: str | Backbone | nn.Module, weights: str | Path | None, device: str) -> Backbone:
-    if isinstance(backbone, str):
-        from trimtab.backbone.weights import load_backbone
-
-        return load_backbone(backbone, weights=weights, device=resolve_device(device))
-    if weights is not None:
-        raise ConfigError("weights are given beside a backbone that is open; give its name instead, or no weights.")
-    return backbone if isinstance(backbone, Backbone) else Backbone(backbone)
 
 
 def _identity(files: checkpoint.AdapterFiles) -> str:

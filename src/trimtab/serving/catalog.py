@@ -45,7 +45,7 @@ class Catalog:
     Args:
         weights: The file or folder of the backbone's weights, where they are not those of training.
         device: Where to run.
-        precision: Of the backbone.
+        precision: As of :class:`~trimtab.serving.bank.Bank`.
         half: Keep stored keys and values in half precision.
         max_bytes: Most bytes of adapters of each backbone on the device.
     """
@@ -55,12 +55,12 @@ class Catalog:
         *,
         weights: str | None = None,
         device: str = "auto",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
         half: bool = False,
         max_bytes: int | None = None,
     ) -> None:
         self._weights, self._device = weights, device
-        self._precision: Literal["fp32", "bf16"] = precision
+        self._precision: Literal["auto", "fp32", "bf16"] = precision
         self._half, self._max_bytes = half, max_bytes
         self._banks: dict[str, Bank] = {}
         self._tasks: dict[str, ServedTask] = {}

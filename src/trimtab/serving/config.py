@@ -20,8 +20,8 @@ class ServeConfig:
     """Where the backbone's weights are now: a file, or timm's folder"""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU if there is one"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the backbone"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is what each adapter was trained in, fp32 where the device has no matrix units for bf16"""
     half: bool = False
     """Keep stored keys and values in half precision"""
     adapter_gb: Annotated[float, Range(above=0)] | None = None

@@ -34,10 +34,15 @@ class Keys:
             reason = getattr(error, "strerror", None) or "it is no text"
             raise ConfigError(f"The file of keys {str(path)!r} cannot be read: {reason}; name another.") from error
         keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not keys or min(map(len, keys)) < _SHORTEST:
+        if not keys:
             raise ConfigError(
-                f"The file of keys {str(path)!r} has {len(keys)} keys; write at least one, each on a line of its own "
-                f"and of {_SHORTEST} letters or more."
+                f"The file of keys {str(path)!r} has none; write at least one, each on a line of its own and of "
+                f"{_SHORTEST} characters or more."
+            )
+        if (shortest := min(map(len, keys))) < _SHORTEST:
+            raise ConfigError(
+                f"The file of keys {str(path)!r} has a key of {shortest} characters, which is easily guessed; use at "
+                f"least {_SHORTEST}."
             )
         return cls(keys)
 

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import ConfigError
 from trimtab.progress import Progress
@@ -132,10 +132,8 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-async def _run(
-    application: Application, config: ServeConfig, listening: socket.socket, started: Callable[[], None]
-) -> None:
-    import uvicorn
+def _protocol(seconds: float) -> Any:
+    """Return uvicorn's protocol for connections on which the first request has to begin within some seconds."""
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     class Protocol(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
@@ -143,11 +141,19 @@ async def _run(
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            asyncio.get_running_loop().call_later(config.body_timeout, self._close_unused)
+            asyncio.get_running_loop().call_later(seconds, self._close_unused)
 
         def _close_unused(self) -> None:
             if self.cycle is None:
                 self.transport.close()
+
+    return Protocol
+
+
+async def _run(
+    application: Application, config: ServeConfig, listening: socket.socket, started: Callable[[], None]
+) -> None:
+    import uvicorn
 
     class Server(uvicorn.Server):
         """Ends in order on a signal, as it is no failure to be told to."""
@@ -164,7 +170,7 @@ async def _run(
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     settings = uvicorn.Config(
         application,
-        http=Protocol,
+        http=_protocol(config.body_timeout),
         log_level="error",
         access_log=False,
         server_header=False,

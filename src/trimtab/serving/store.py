@@ -18,6 +18,7 @@ from trimtab.errors import ConfigError, nearest
 from trimtab.heads import Head
 from trimtab.methods.banked import Banked
 from trimtab.model import TunedModel
+from trimtab.ops.precision import Precision
 from trimtab.tasks.base import AnyPreprocess, Task
 
 
@@ -63,6 +64,7 @@ class Entry:
     mixed: bool
     num_bytes: int
     pinned: bool
+    precision: Precision
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
     """Held while it is loaded: others load meanwhile, and who wants the same one waits for it."""
     leases: int = 0

@@ -263,14 +263,16 @@ class Task(abc.ABC):
         return CsvOutput.plan(patterns, out, overwrite=overwrite, inputs=inputs)
 
     def read_image(self, image: Image.Image, preprocess: AnyPreprocess) -> ReadImage:
-        """Read an open image as a model looks at it; as it is trained on by default.
+        """Read an image as it was opened, not decoded yet, as a model looks at it; as it is trained on by default.
 
         Raises:
             Exception: Whatever Pillow raises of a file that it cannot decode.
         """
         if not isinstance(preprocess, Preprocess):
             raise TypeError(f"{type(preprocess).__name__} is no preprocessing of images with labels.")
-        return ReadImage(preprocess.finish([preprocess.from_image(image)])[0], (image.height, image.width))
+        # Asked first: what is decoded at a reduced scale has another size afterwards.
+        size = image.height, image.width
+        return ReadImage(preprocess.finish([preprocess.from_file(image)])[0], size)
 
     def answer(
         self, logits: Tensor, labels: Sequence[str], size: tuple[int, int], options: AnswerOptions

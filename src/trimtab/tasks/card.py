@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16 (what was trained is float32)"}
 
 
-def model_card(task: Task, config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any]) -> str:
+def model_card(
+    task: Task, config: dict[str, Any], metrics: dict[str, Any], run: dict[str, Any], preprocessor: dict[str, Any]
+) -> str:
     """Write a model card in the hub's form.
 
     Args:
@@ -19,20 +21,21 @@ def model_card(task: Task, config: dict[str, Any], metrics: dict[str, Any], run:
         config: The adapter's configuration.
         metrics: The metrics of its training.
         run: The record of the run, for its command.
+        preprocessor: The adapter's preprocessing, as it is saved.
     """
     labels = config["labels"]
     shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-    base = _base_model(config["backbone"]["name"])
     measured = metrics.get(f"val_{task.monitor}")
     result = "not measured (no validation images)" if measured is None else f"{measured:.4f}"
     head = ""
     if "head" in config:
         head = f"| head | {config['head']['head']}, with {metrics.get('head_parameters')} of the trained parameters |\n"
+    decoded = "| large JPEG files | decoded at a reduced scale |\n" if preprocessor.get("scaled_decoding") else ""
     label = task.metric_labels[task.monitor]
     return f"""---
 library_name: trimtab
-{base}pipeline_tag: {task.pipeline_tag}
-tags: [{task.pipeline_tag}, visual-prompt-tuning, {config["method"]}]
+{_base_model(config["backbone"]["name"])}pipeline_tag: {task.pipeline_tag}
+tags: [{_tags(task, config["method"])}]
 ---
 
 # {config["method"]} on {config["backbone"]["name"]}
@@ -46,7 +49,7 @@ tags: [{task.pipeline_tag}, visual-prompt-tuning, {config["method"]}]
 | image size | {config["backbone"]["image_size"][0]}x{config["backbone"]["image_size"][1]} |
 {head}| validation {label} | {result} |
 | trained in | {_PRECISIONS[config.get("precision", "fp32")]} |
-| trained parameters | {metrics.get("trainable_parameters")} |
+{decoded}| trained parameters | {metrics.get("trainable_parameters")} |
 | training images | {metrics.get("train_images")} |
 
 Validation images choose the epoch and the settings, so their {label} is a little optimistic: measure with
@@ -57,6 +60,14 @@ Validation images choose the epoch and the settings, so their {label} is a littl
 trimtab predict . IMAGES... --out {task.out}
 ```
 """
+
+
+def _tags(task: Task, method: str) -> str:
+    from trimtab.methods import METHODS
+    from trimtab.methods.base import Method
+
+    prompts = method in METHODS and METHODS[method].prompt_layout is not Method.prompt_layout
+    return ", ".join([task.pipeline_tag, *(["visual-prompt-tuning"] if prompts else []), method])
 
 
 def _base_model(name: str) -> str:

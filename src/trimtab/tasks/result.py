@@ -27,6 +27,8 @@ class FitResult:
     """Time taken, over all parts of a resumed run."""
     peak_memory: int
     """Most bytes the process (or the GPU) held."""
+    precision: str = "fp32"
+    """What was computed in: ``"fp32"`` or ``"bf16"``."""
 
     @property
     def val_accuracy(self) -> float | None:

@@ -112,7 +112,7 @@ def fit(
         if folder.finished:
             progress.say(f"{out} is finished; nothing is left to do.")
             return _finished(folder.path, of_task)
-        return _result(folder.path, of_task, Trainer(run, model, record, watch).train())
+        return _result(folder.path, of_task, Trainer(run, model, record, watch).train(), config.precision)
 
 
 @contextlib.contextmanager
@@ -246,10 +246,11 @@ def _finished(path: Path, task: Task) -> FitResult:
         raise CheckpointError(
             f"The adapter in {str(path)!r} has no whole {METRICS}; copy it again, or start anew with --overwrite."
         )
-    return _result(path, task, {**metrics, "adapter_bytes": described["bytes"]["tensors"]})
+    metrics = {**metrics, "adapter_bytes": described["bytes"]["tensors"]}
+    return _result(path, task, metrics, described["precision"])
 
 
-def _result(path: Path, task: Task, metrics: Mapping[str, Any]) -> FitResult:
+def _result(path: Path, task: Task, metrics: Mapping[str, Any], precision: str) -> FitResult:
     return FitResult(
         out=path,
         monitor=task.monitor,
@@ -259,4 +260,5 @@ def _result(path: Path, task: Task, metrics: Mapping[str, Any]) -> FitResult:
         adapter_bytes=metrics["adapter_bytes"],
         seconds=metrics["seconds"],
         peak_memory=metrics["peak_memory_bytes"],
+        precision=precision,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,32 @@ def test_images_of_a_request_each_have_their_tasks(server: Server, home: Path) -
             labels = server.catalog.get(task).facts.labels
             agrees(output["tasks"][task], alone(home, task, image), labels)
             agrees(other["tasks"][task], alone(home, task, image), labels)
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_json_is_known_without_its_type(server: Server, kind: str) -> None:
+    """As ``curl --data`` sends it."""
+    headers = {"Content-Type": kind} if kind else {}
+    one = {"inputs": coded(picture())}
+    body = ("\n " + json.dumps(one)).encode()
+    found = server.ask("POST", "/predict/second", body, headers)
+    assert same(found.json, server.post("/predict/second", one).json)
+    mixed = {"inputs": [{"image": coded(picture()), "tasks": ["second"]}]}
+    answered = server.ask("POST", "/predict", json.dumps(mixed).encode(), headers).json["outputs"]
+    assert same(answered[0]["tasks"]["second"], found.json)
+
+
+def test_of_several_images_the_bad_one_is_named(server: Server) -> None:
+    bad = picture()[:40]
+    body, kind = form([("file", "a.png", picture()), ("file", "b.png", bad), ("file", "c.png", bad)])
+    reply = server.ask("POST", "/predict/first", body, {"Content-Type": kind})
+    assert (reply.status, reply.error[:28]) == (422, "Image 2 of 3: The image cann")
+    reply = server.post("/predict/first", {"inputs": [coded(picture()), coded(b"no image")]})
+    assert reply.error.startswith("Image 2 of 2: ")
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": [coded(picture()), coded(b"no image")]}
+    reply = server.post("/v2/models/first/infer", {"inputs": [tensor]})
+    assert reply.error.startswith("Image 2 of 2: ")
+    assert not server.post("/predict/first", bad).error.startswith("Image 1")
 
 
 def test_one_bad_image_spoils_no_other(server: Server) -> None:

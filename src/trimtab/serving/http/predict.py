@@ -17,6 +17,8 @@ from trimtab.serving.service import Outcome, Question, Service, Timings
 from trimtab.tasks.answers import AnswerOptions, Function
 
 _FORM, _JSON = "multipart/form-data", "application/json"
+_START = 64
+"""Bytes of a body that are looked at to tell JSON from an image."""
 
 
 async def predict_task(request: Request, service: Service, content: bytes) -> Response:
@@ -32,15 +34,13 @@ async def predict_task(request: Request, service: Service, content: bytes) -> Re
         options = options_of({**request.query_params, **form.texts})
         images = [file for _, file in form.files]
         many = len(images) > 1
-    elif kind == _JSON:
+    elif _is_json(kind, content):
         images, many, options = await service.in_pool(_of_json, content, service.config.max_images)
     else:
         images = [content]
         _check_sent(content)
     outcomes = await service.answer([Question(image, tasks, options) for image in images])
-    for outcome in outcomes:
-        if outcome.refused is not None:
-            raise outcome.refused
+    raise_first_refused(outcomes)
     answers = [outcome.answers[tasks[0]] for outcome in outcomes]
     return await _response(service, answers if many else answers[0], outcomes)
 
@@ -57,7 +57,7 @@ async def predict_mixed(request: Request, service: Service, content: bytes) -> R
         form = await _form(request, service, content)
         options = options_of({**request.query_params, **form.texts})
         questions = [Question(file, _names(field), options) for field, file in form.files]
-    elif kind == _JSON:
+    elif _is_json(kind, content):
         questions = await service.in_pool(_mixed_of_json, content, service.config.max_images)
     else:
         raise RefusedError(
@@ -99,6 +99,24 @@ def options_of(values: Mapping[str, Any]) -> AnswerOptions:
             )
         options = dataclasses.replace(options, function=function)
     return options
+
+
+def raise_first_refused(outcomes: Sequence[Outcome]) -> None:
+    """Refuse a request for the first of its images that is refused; of several it is said which.
+
+    Raises:
+        RefusedError: If there is one.
+    """
+    for number, outcome in enumerate(outcomes, 1):
+        if (refused := outcome.refused) is not None:
+            which = f"Image {number} of {len(outcomes)}: " if len(outcomes) > 1 else ""
+            raise RefusedError(refused.status, f"{which}{refused}", refused.headers)
+
+
+def _is_json(kind: str, content: bytes) -> bool:
+    """Whether a body is JSON, by its type or, as clients name that of themselves or not at all, by how it begins."""
+    # No image does.
+    return kind == _JSON or content[:_START].lstrip()[:1] == b"{"
 
 
 def _check_sent(content: bytes) -> None:

@@ -28,6 +28,7 @@ def described(task: ServedTask) -> dict[str, Any]:
         "method": facts.method,
         "backbone": task.bank.backbone.name,
         "image_size": list(facts.image_size),
+        "precision": facts.precision,
         "mixed": facts.mixed,
         "labels": list(facts.labels),
     }

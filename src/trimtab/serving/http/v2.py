@@ -23,7 +23,7 @@ from trimtab import __version__
 from trimtab.errors import ConfigError
 from trimtab.serving.catalog import ServedTask
 from trimtab.serving.http.bodies import image_of_base64, json_response, parsed_json
-from trimtab.serving.http.predict import options_of
+from trimtab.serving.http.predict import options_of, raise_first_refused
 from trimtab.serving.refused import RefusedError, check_count, quoted
 from trimtab.serving.service import Question, Service
 from trimtab.tasks.answers import AnswerOptions
@@ -73,9 +73,7 @@ async def infer(request: Request, service: Service, content: bytes) -> Response:
     length = request.headers.get(HEADER_LENGTH)
     asked = await service.in_pool(_read_request, content, length, service.config.max_images)
     outcomes = await service.answer([Question(image, (task.name,), asked.options) for image in asked.images])
-    for outcome in outcomes:
-        if outcome.refused is not None:
-            raise outcome.refused
+    raise_first_refused(outcomes)
     answers = [outcome.answers[task.name] for outcome in outcomes]
     return await service.in_pool(_response, task.name, asked, answers)
 
