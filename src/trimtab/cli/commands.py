@@ -317,8 +317,7 @@ def _add_eval(parser: _Parser) -> None:
     parser.add_argument("--json", type=_file_to_write, metavar="FILE", help=help_)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file of --json")
     _add_running(parser)
-    text = "auto (the default) is what the adapter was trained in, fp32 where the device has no matrix units for bf16"
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=text)
+    _add_precision(parser)
     _add_views(parser)
 
 
@@ -331,8 +330,7 @@ def _add_predict(parser: _Parser) -> None:
     parser.add_argument("--out", required=True, type=_or_stdout, metavar="OUT", help=help_)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     _add_running(parser)
-    text = "auto (the default) is what the adapter was trained in, fp32 where the device has no matrix units for bf16"
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=text)
+    _add_precision(parser)
     _add_views(parser)
 
 
@@ -424,6 +422,11 @@ def _add_running(parser: _Parser) -> None:
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at once (default: 64)")
     parser.add_argument("--threads", type=count, default=2, metavar="N", help="that decode images (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU if there is one")
+
+
+def _add_precision(parser: _Parser) -> None:
+    text = "auto (the default) is what the adapter was trained in, fp32 where the device has no matrix units for bf16"
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=text)
 
 
 def _running(args: argparse.Namespace) -> dict[str, Any]:
